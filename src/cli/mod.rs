@@ -1,0 +1,99 @@
+//! Floor 5: the commands. Arguments, progress bars and tables; no logic.
+
+mod doctor;
+mod embed;
+mod sample;
+mod score;
+mod sweep;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{Error, Result, models::device};
+
+/// Exit codes, also in `bdhs --help`.
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad input (file, field or \
+    tensor named), 4 reading or writing failed, 5 the run folder does not fit this run, \
+    130 interrupted (the same command resumes).";
+
+/// Bias-Driven Hallucination Sampling: rejected answers for DPO, written by the model's own language prior.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make pairs for every encoder x threshold cell and print the grid
+    Sweep(sweep::Sweep),
+    /// Make pairs for one encoder and one threshold
+    Sample(sample::Sample),
+    /// Embed texts with a sentence-transformers folder
+    Embed(embed::Embed),
+    /// Decide the grid for given references and candidates, without generating
+    Score(score::Score),
+    /// Show what this build and this machine can do
+    Doctor(doctor::Doctor),
+}
+
+/// Options that every command takes.
+#[derive(Args)]
+struct Global {
+    /// cpu, cuda or cuda:N
+    #[arg(long, global = true, default_value = "cpu")]
+    device: String,
+    /// Worker threads [default: all cores]
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Print one JSON document to stdout and nothing else
+    #[arg(long, global = true)]
+    json: bool,
+    /// No progress bars
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+impl Global {
+    fn device(&self) -> Result<candle_core::Device> {
+        device::open(&self.device)
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Some(threads) = cli.global.threads {
+        // SAFETY: nothing has started a thread yet; candle reads the variable for its own products.
+        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+    }
+    let done = match &cli.command {
+        Command::Sweep(command) => command.run(&cli.global),
+        Command::Sample(command) => command.run(&cli.global),
+        Command::Embed(command) => command.run(&cli.global),
+        Command::Score(command) => command.run(&cli.global),
+        Command::Doctor(command) => command.run(&cli.global),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Argument { .. } | Error::Invalid { .. } | Error::Unsupported { .. } => 3,
+        Error::Io { .. } => 4,
+        Error::Store { .. } => 5,
+        Error::Interrupted => 130,
+        Error::Candle(_) => 1,
+    }
+}

@@ -1,0 +1,36 @@
+//! `bdhs sample`: one cell.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{
+    Global,
+    sweep::{RunArgs, finish},
+};
+use crate::{Result, store::Shard};
+
+/// Arguments of `bdhs sample`.
+#[derive(Args)]
+pub(super) struct Sample {
+    #[command(flatten)]
+    run: RunArgs,
+    /// sentence-transformers folder that decides [default: the configuration's first]
+    #[arg(long, value_name = "DIR")]
+    encoder: Option<PathBuf>,
+    /// A candidate is accepted if its similarity to the reference is below X
+    #[arg(long, value_name = "X", default_value_t = 0.97, allow_negative_numbers = true)]
+    threshold: f64,
+}
+
+impl Sample {
+    pub(super) fn run(&self, global: &Global) -> Result<()> {
+        let mut config = self.run.config()?;
+        match &self.encoder {
+            Some(encoder) => config.grid.encoders = vec![encoder.clone()],
+            None => config.grid.encoders.truncate(1),
+        }
+        config.grid.thresholds = vec![self.threshold];
+        finish(&config, Shard::WHOLE, global)
+    }
+}

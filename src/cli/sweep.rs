@@ -1,0 +1,140 @@
+//! `bdhs sweep`: the whole grid.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{
+    Global,
+    ui::{Bars, print_json, print_text},
+};
+use crate::{
+    Result,
+    store::Shard,
+    sweep::{self, Config, Options, parse_shard},
+};
+
+/// Arguments of `bdhs sweep`.
+#[derive(Args)]
+pub(super) struct Sweep {
+    #[command(flatten)]
+    run: RunArgs,
+    /// sentence-transformers folder; repeat for several, replaces the file's list
+    #[arg(long = "encoder", value_name = "DIR")]
+    encoders: Vec<PathBuf>,
+    /// Similarity threshold in [-1, 1]; repeat for several, replaces the file's list
+    #[arg(long = "threshold", value_name = "X", allow_negative_numbers = true)]
+    thresholds: Vec<f64>,
+    /// Work on part I of N only; a later run without this option merges the parts and exports
+    #[arg(long, value_name = "I/N", value_parser = parse_shard)]
+    shard: Option<Shard>,
+}
+
+impl Sweep {
+    pub(super) fn run(&self, global: &Global) -> Result<()> {
+        let mut config = self.run.config()?;
+        if !self.encoders.is_empty() {
+            config.grid.encoders.clone_from(&self.encoders);
+        }
+        if !self.thresholds.is_empty() {
+            config.grid.thresholds.clone_from(&self.thresholds);
+        }
+        finish(&config, self.shard.unwrap_or(Shard::WHOLE), global)
+    }
+}
+
+/// Runs a configuration and prints its summary.
+pub(super) fn finish(config: &Config, shard: Shard, global: &Global) -> Result<()> {
+    let device = global.device()?;
+    let bars = Bars::new(global);
+    let summary = sweep::run(config, &Options { device, shard }, &bars)?;
+    bars.clear();
+    match (summary, global.json) {
+        (Some(summary), true) => print_json(&summary),
+        (Some(summary), false) => {
+            print_text(&format!("{}\nwritten to {}", summary.table(), config.run.out.display()))
+        }
+        (None, true) => print_json(&serde_json::json!({ "shard": shard.to_string() })),
+        (None, false) => print_text("this part is done; run without --shard once all parts are"),
+    }
+}
+
+/// Where a run's settings come from: a TOML file, then options that replace its fields.
+#[derive(Args)]
+pub(super) struct RunArgs {
+    /// Configuration; every field of docs/config.md
+    #[arg(value_name = "CONFIG.toml")]
+    config: Option<PathBuf>,
+    /// LLaVA folder in the Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Conversations: LLaVA's JSON, or JSONL
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Folder that image paths are relative to
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Only the first N samples
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// The run folder; an interrupted run continues in it
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Share of image tokens that is masked, in [0, 1]
+    #[arg(long, value_name = "R")]
+    rho: Option<f64>,
+    /// Most attempts a sample
+    #[arg(long, value_name = "N")]
+    attempts: Option<u32>,
+    /// Most tokens for one sentence
+    #[arg(long, value_name = "N")]
+    max_sentence_tokens: Option<u32>,
+    /// Most tokens for a full response
+    #[arg(long, value_name = "N")]
+    max_response_tokens: Option<u32>,
+    /// Seed of every random draw
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Storage type of the model: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<String>,
+    /// Key-value slots of one wave
+    #[arg(long, value_name = "N")]
+    token_budget: Option<u32>,
+    /// Every open choice set to the nearest literal reading of the paper
+    #[arg(long)]
+    paper: bool,
+}
+
+impl RunArgs {
+    pub(super) fn config(&self) -> Result<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::load(path)?,
+            None => Config::default(),
+        };
+        if self.paper {
+            config.sampling = config.sampling.with_paper_choices();
+        }
+        set(&mut config.model.path, &self.model);
+        set(&mut config.model.dtype, &self.dtype);
+        set(&mut config.data.file, &self.data);
+        set(&mut config.run.out, &self.out);
+        set(&mut config.run.seed, &self.seed);
+        set(&mut config.run.token_budget, &self.token_budget);
+        set(&mut config.sampling.rho, &self.rho);
+        set(&mut config.sampling.attempts, &self.attempts);
+        set(&mut config.sampling.max_sentence_tokens, &self.max_sentence_tokens);
+        set(&mut config.sampling.max_response_tokens, &self.max_response_tokens);
+        if self.images.is_some() {
+            config.data.images.clone_from(&self.images);
+        }
+        config.data.limit = self.limit.or(config.data.limit);
+        Ok(config)
+    }
+}
+
+fn set<T: Clone>(field: &mut T, option: &Option<T>) {
+    if let Some(value) = option {
+        field.clone_from(value);
+    }
+}

@@ -1,0 +1,206 @@
+//! JSON and JSONL files as rows that know their line.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// One object of a file.
+pub(super) struct Object {
+    pub path: PathBuf,
+    /// Line on which the object begins, from 1.
+    pub line: usize,
+    /// Element of the array, from 0, in a file that holds an array.
+    element: Option<usize>,
+    fields: Map<String, Value>,
+}
+
+impl Object {
+    /// An error at this object, or at one of its fields.
+    pub fn error(&self, field: &str, message: impl Into<String>) -> Error {
+        let mut at = format!("line {}", self.line);
+        if let Some(element) = self.element {
+            at.push_str(&format!(" (element {element})"));
+        }
+        if !field.is_empty() {
+            at.push_str(&format!(": field {field}"));
+        }
+        Error::invalid(&self.path, at, message)
+    }
+
+    /// A field, unless it is absent or null.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.fields.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A field that must be a string.
+    pub fn string(&self, name: &str) -> Result<&str> {
+        let value =
+            self.get(name).ok_or_else(|| self.error(name, "is missing, expected a string"))?;
+        value
+            .as_str()
+            .ok_or_else(|| self.error(name, format!("is {}, expected a string", kind(value))))
+    }
+
+    /// The field `id`: a string that is not blank, or an integer (as its digits).
+    pub fn id(&self) -> Result<String> {
+        match self.get("id") {
+            Some(Value::String(id)) if !id.trim().is_empty() => Ok(id.clone()),
+            Some(Value::Number(id)) if !id.is_f64() => Ok(id.to_string()),
+            Some(other) => {
+                Err(self.error("id", format!("is {}, expected a name or an integer", kind(other))))
+            }
+            None => Err(self.error("id", "is missing, expected a name or an integer")),
+        }
+    }
+}
+
+/// A value in the words of an error message.
+pub(super) fn kind(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::String(text) if text.trim().is_empty() => "blank".to_owned(),
+        Value::String(_) => "a string".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Remembers where each id was seen.
+#[derive(Default)]
+pub(super) struct Ids(HashMap<String, usize>);
+
+impl Ids {
+    /// # Errors
+    /// If the id was there before; the message names both lines.
+    pub fn add(&mut self, id: &str, object: &Object) -> Result<()> {
+        match self.0.insert(id.to_owned(), object.line) {
+            None => Ok(()),
+            Some(first) => Err(object
+                .error("id", format!("{id:?} is there already, on line {first}; ids must differ"))),
+        }
+    }
+}
+
+/// Reads the objects of a file: a JSON array of objects if it begins with `[`, else one object a line (JSONL).
+///
+/// A byte order mark, CRLF line ends and blank lines are accepted.
+///
+/// # Errors
+/// If the file cannot be read, is not UTF-8, or holds something else; the message names line and column.
+pub(super) fn read_objects(path: &Path) -> Result<Vec<Object>> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let line = line_of(&bytes, error.valid_up_to());
+        Error::invalid(path, format!("line {line}"), "is not UTF-8 text")
+    })?;
+    let body = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if body.trim_start().starts_with('[') {
+        let elements = array_elements(path, body)?;
+        elements
+            .into_iter()
+            .enumerate()
+            .map(|(n, (line, json))| parse(path, line, Some(n), json))
+            .collect()
+    } else {
+        let lines = body.lines().zip(1..).filter(|(json, _)| !json.trim().is_empty());
+        lines.map(|(json, line)| parse(path, (line, 0), None, json)).collect()
+    }
+}
+
+fn line_of(bytes: &[u8], at: usize) -> usize {
+    bytes[..at].iter().filter(|&&byte| byte == b'\n').count() + 1
+}
+
+/// Line of a piece of JSON, and how many bytes of that line are before it.
+type Place = (usize, usize);
+
+fn parse(path: &Path, (line, before): Place, element: Option<usize>, json: &str) -> Result<Object> {
+    let place = |line: usize| match element {
+        Some(element) => format!("line {line} (element {element})"),
+        None => format!("line {line}"),
+    };
+    match serde_json::from_str(json) {
+        Ok(Value::Object(fields)) => Ok(Object { path: path.to_owned(), line, element, fields }),
+        Ok(other) => Err(Error::invalid(
+            path,
+            place(line),
+            format!("is {}, expected an object", kind(&other)),
+        )),
+        Err(error) => {
+            let column = error.column() + if error.line() > 1 { 0 } else { before };
+            let at = place(line + error.line().saturating_sub(1));
+            // serde_json ends its message with its own line and column, which count from the start of the piece.
+            let reason = error.to_string();
+            let reason = reason.split(" at line ").next().unwrap_or_default();
+            Err(Error::invalid(
+                path,
+                at,
+                format!("is not valid JSON: {reason}, at column {column}"),
+            ))
+        }
+    }
+}
+
+/// Cuts an array into its elements, each with its line. Finds commas and brackets outside strings; what an element holds
+/// is checked when it is parsed.
+fn array_elements<'a>(path: &Path, text: &'a str) -> Result<Vec<(Place, &'a str)>> {
+    let mut elements = Vec::new();
+    let (mut depth, mut in_string, mut escaped, mut line) = (0usize, false, false, 1);
+    let mut element: Option<(usize, Place)> = None;
+    let mut line_start = 0;
+    let mut last_comma = None;
+    for (at, byte) in text.bytes().enumerate() {
+        if in_string {
+            in_string = escaped || byte != b'"';
+            escaped = !escaped && byte == b'\\';
+            if byte == b'\n' {
+                (line, line_start) = (line + 1, at + 1);
+            }
+            continue;
+        }
+        let closes = matches!(byte, b']' | b'}');
+        if depth == 1 && (closes || byte == b',') {
+            match element.take() {
+                Some((start, place)) => elements.push((place, text[start..at].trim_end())),
+                None if closes && elements.is_empty() => {}
+                None => {
+                    let line = last_comma.filter(|_| closes).unwrap_or(line);
+                    return Err(Error::invalid(
+                        path,
+                        format!("line {line}"),
+                        "has a comma without an element",
+                    ));
+                }
+            }
+            last_comma = (byte == b',').then_some(line);
+        } else if depth == 1 && element.is_none() && !byte.is_ascii_whitespace() {
+            element = Some((at, (line, at - line_start)));
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            b'\n' => (line, line_start) = (line + 1, at + 1),
+            _ => {}
+        }
+        if closes && depth == 0 {
+            return match text[at + 1..].trim() {
+                "" => Ok(elements),
+                _ => Err(Error::invalid(
+                    path,
+                    format!("line {line}"),
+                    "has text after the end of the array",
+                )),
+            };
+        }
+    }
+    // A broken element (a missing quote or bracket) is the likely reason: let the parser name it.
+    if let Some((start, place)) = element {
+        parse(path, place, Some(elements.len()), &text[start..])?;
+    }
+    Err(Error::invalid(path, format!("line {line}"), "the file ends inside the array, expected ]"))
+}

@@ -1,0 +1,9 @@
+//! Floor 3: data sets and images as they come from disk.
+
+mod dataset;
+pub mod image;
+mod json;
+mod texts;
+
+pub use dataset::{Dataset, DatasetOptions, Sample, TurnChoice};
+pub use texts::{TextRow, read_texts};

@@ -1,0 +1,116 @@
+//! Floor 3: the engine. Packed waves, key-value forks, decoding.
+//!
+//! An attempt at a sample is one teacher-forced prefill of (prompt, kept image tokens, reference) and
+//! one row for each sentence that forks from it at the sentence's cut. The rows of all attempts of a
+//! wave are decoded side by side. Masked image tokens are never computed: masking a token for every
+//! query of every layer is the same function as leaving it out with the other positions kept
+//! (method of arXiv 2407.02477, eq. 6).
+
+mod decode;
+mod prepare;
+mod progress;
+mod text;
+mod vision;
+mod waves;
+
+use candle_core::Tensor;
+
+pub use prepare::{Prepared, Request};
+pub use progress::{Progress, checkpoint};
+pub use vision::Images;
+pub use waves::waves;
+
+use crate::{
+    Result,
+    models::llava::Llava,
+    sampling::{Candidate, Fragment, Part, SamplingConfig, cuts::rebuild},
+};
+
+/// Generates candidates with one model under one configuration.
+pub struct Engine<'m> {
+    model: &'m Llava,
+    config: SamplingConfig,
+    seed: u64,
+    /// `[vocab]`: 0, or minus infinity for ids that stand for no text.
+    forbidden: Vec<f32>,
+}
+
+impl<'m> Engine<'m> {
+    /// An engine; `seed` keys every random draw.
+    pub fn new(model: &'m Llava, config: SamplingConfig, seed: u64) -> Self {
+        let format = &model.format;
+        let textless =
+            |id: &u32| *id == format.image_token() || format.tokenizer().token(*id).is_none();
+        let forbidden = (0..model.config().text.vocab as u32)
+            .map(|id| if textless(&id) { f32::NEG_INFINITY } else { 0.0 })
+            .collect();
+        Self { model, config, seed, forbidden }
+    }
+
+    /// Logits `[r, vocab]` (f32) of states `[r, H]`, with minus infinity for the image placeholder and
+    /// for ids that the tokenizer does not have (padding of the vocabulary).
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let forbidden = Tensor::new(self.forbidden.as_slice(), hidden.device())?;
+        Ok(self.model.language.logits(hidden)?.broadcast_add(&forbidden)?)
+    }
+
+    /// Lays out an attempt: tokens, masks, cuts. No network is run.
+    ///
+    /// # Errors
+    /// An unreadable image; a sample that the model has no positions for.
+    pub fn prepare<'a>(&self, request: Request<'a>) -> Result<Prepared<'a>> {
+        let layouts = vision::layouts(self.model, request.sample)?;
+        prepare::prepare(self.model, &self.config, self.seed, request, &layouts)
+    }
+
+    /// Generates a wave. `images` remembers features between the waves of a block.
+    ///
+    /// The result is a function of the wave as a whole: another grouping changes logits in the last
+    /// bits.
+    ///
+    /// # Errors
+    /// Unreadable images, failing tensor operations, logits that are not numbers, a requested stop.
+    pub fn generate(
+        &self,
+        wave: &[Prepared],
+        images: &mut Images,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Candidate>> {
+        let features: Vec<Option<Tensor>> = wave
+            .iter()
+            .map(|prepared| images.kept_features(self, prepared))
+            .collect::<Result<_>>()?;
+        let parts = decode::run(self, wave, &features, progress)?;
+        wave.iter().zip(parts).map(|(prepared, parts)| candidate(prepared, parts)).collect()
+    }
+}
+
+/// Joins the parts of an attempt with the reference's own bytes between them.
+fn candidate(prepared: &Prepared, mut parts: Vec<Part>) -> Result<Candidate> {
+    let request = &prepared.request;
+    let reference = &request.sample.reference;
+    let completions: Vec<&str> = parts.iter().map(|part| part.completion.as_str()).collect();
+    let text = if request.guided {
+        let fragments: Vec<Fragment> =
+            prepared.forks.iter().filter_map(|fork| fork.fragment.clone()).collect();
+        let text = rebuild(reference, &fragments, &completions)?;
+        for (part, fragment) in parts.iter_mut().zip(&fragments) {
+            part.separator = reference[fragment.separator.clone()].to_owned();
+        }
+        text
+    } else {
+        completions.concat()
+    };
+    Ok(Candidate {
+        sample: request.sample.index,
+        attempt: request.attempt,
+        guided: request.guided,
+        text,
+        parts,
+        image_tokens: prepared.image_tokens.iter().sum::<usize>() as u32,
+        kept: prepared.kept.clone(),
+    })
+}

@@ -1,0 +1,224 @@
+//! From a sample to the tokens that are computed: what is prefilled, and where each sentence forks.
+
+use super::vision::kept_tokens;
+use crate::{
+    Error, Result,
+    data::Sample,
+    models::llava::{ImageLayout, Llava, Piece},
+    ops::philox::Draws,
+    sampling::{Fragment, Positions, SamplingConfig, cuts::cut},
+};
+
+/// One attempt at one sample.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The sample.
+    pub sample: &'a Sample,
+    /// Attempt number, from 1.
+    pub attempt: u32,
+    /// Complete the reference's sentences, or write one free response.
+    pub guided: bool,
+}
+
+/// An attempt, ready to be computed: everything that needs no network.
+#[derive(Clone, Debug)]
+pub struct Prepared<'a> {
+    pub(super) request: Request<'a>,
+    /// Image tokens before masking, per image.
+    pub(super) image_tokens: Vec<usize>,
+    /// Image tokens that stay, ascending, counted over all images.
+    pub(super) kept: Vec<u32>,
+    /// The prefill: prompt, kept image tokens, reference up to the last fork.
+    pub(super) entries: Vec<Entry>,
+    /// Position of each entry.
+    pub(super) positions: Vec<u32>,
+    /// One row to decode for each sentence; one in all where unguided.
+    pub(super) forks: Vec<Fork>,
+}
+
+/// One place of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// A text token.
+    Token(u32),
+    /// An image token, counted over all images of the prompt.
+    Image(u32),
+}
+
+/// A sentence to complete: a row that shares the prefill up to `at`.
+#[derive(Clone, Debug)]
+pub(super) struct Fork {
+    /// Entries of the prefill that it sees.
+    pub(super) at: usize,
+    /// Position of its next token.
+    pub(super) position: u32,
+    /// Tokens of the kept text beyond the fork: a swapped yes/no, or a cut inside a token.
+    pub(super) residual: Vec<u32>,
+    /// Text tokens before the next one, for what reads them as context.
+    pub(super) history: Vec<u32>,
+    /// The sentence; none where unguided.
+    pub(super) fragment: Option<Fragment>,
+    /// Most tokens to draw.
+    pub(super) limit: usize,
+}
+
+impl Prepared<'_> {
+    /// Key-value slots that the attempt needs.
+    pub fn cost(&self) -> usize {
+        self.entries.len()
+            + self.forks.iter().map(|fork| fork.residual.len() + fork.limit).sum::<usize>()
+    }
+}
+
+/// Lays out an attempt. `layouts` are those of the sample's images, in order.
+///
+/// # Errors
+/// A sample whose prompt, reference and new tokens exceed the model's positions; an unusable prompt.
+pub(super) fn prepare<'a>(
+    model: &Llava,
+    config: &SamplingConfig,
+    seed: u64,
+    request: Request<'a>,
+    layouts: &[ImageLayout],
+) -> Result<Prepared<'a>> {
+    let Request { sample, attempt, guided } = request;
+    let draws = Draws { seed, sample: sample.index, attempt };
+    let image_tokens: Vec<usize> = layouts.iter().map(|layout| layout.tokens).collect();
+    let kept = kept_tokens(config, draws, guided, layouts)?;
+
+    let prompt = model.prompt(&sample.turns)?;
+    let expand = |text: &str| expand(sample, &model.encode(text)?, &image_tokens);
+    let (unmasked, drafts) = if guided {
+        let head = format!("{}{}", prompt.text, prompt.separator);
+        let reference = expand(&format!("{head}{}", sample.reference))?;
+        let mut drafts = Vec::new();
+        for fragment in cut(&sample.reference, &draws, config)? {
+            let text = context(&head, prompt.text.len(), &sample.reference, &fragment);
+            drafts.push((expand(&text)?, Some(fragment), config.max_sentence_tokens as usize));
+        }
+        (reference, drafts)
+    } else {
+        let whole = expand(&prompt.text)?;
+        (whole.clone(), vec![(whole, None, config.max_response_tokens as usize)])
+    };
+    fits(model, sample, &drafts)?;
+    Ok(assemble(request, config, image_tokens, kept, &unmasked, drafts))
+}
+
+/// A sentence to come: its whole unmasked context, the sentence and its token limit.
+type Draft = (Vec<Entry>, Option<Fragment>, usize);
+
+/// Masks the sequence, and finds each draft's fork: the longest run of entries that it shares with the
+/// teacher-forced sequence. So a fork computes what a run of its own would, token for token.
+fn assemble<'a>(
+    request: Request<'a>,
+    config: &SamplingConfig,
+    image_tokens: Vec<usize>,
+    kept: Vec<u32>,
+    unmasked: &[Entry],
+    drafts: Vec<Draft>,
+) -> Prepared<'a> {
+    let visible = |entry: &Entry| match entry {
+        Entry::Token(_) => true,
+        Entry::Image(i) => kept.binary_search(i).is_ok(),
+    };
+    // visible_before[i]: how many of the first i entries stay.
+    let mut visible_before = Vec::with_capacity(unmasked.len() + 1);
+    visible_before.push(0u32);
+    for entry in unmasked {
+        visible_before.push(visible_before[visible_before.len() - 1] + u32::from(visible(entry)));
+    }
+    let mut forks = Vec::with_capacity(drafts.len());
+    let mut longest = 0;
+    for (sequence, fragment, limit) in drafts {
+        let shared = sequence.iter().zip(unmasked).take_while(|(a, b)| a == b).count();
+        let at = visible_before[shared] as usize;
+        longest = longest.max(shared);
+        let position = match config.positions {
+            Positions::Original => shared as u32,
+            Positions::Compact => at as u32,
+        };
+        let tokens = |entry: &Entry| match entry {
+            Entry::Token(id) => Some(*id),
+            Entry::Image(_) => None,
+        };
+        forks.push(Fork {
+            at,
+            position,
+            residual: sequence[shared..].iter().filter_map(tokens).collect(),
+            history: sequence.iter().filter_map(tokens).collect(),
+            fragment,
+            limit,
+        });
+    }
+    let mut entries = Vec::with_capacity(visible_before[longest] as usize);
+    let mut positions = Vec::with_capacity(entries.capacity());
+    for (i, entry) in unmasked[..longest].iter().enumerate() {
+        if visible(entry) {
+            positions.push(match config.positions {
+                Positions::Original => i as u32,
+                Positions::Compact => entries.len() as u32,
+            });
+            entries.push(*entry);
+        }
+    }
+    Prepared { request, image_tokens, kept, entries, positions, forks }
+}
+
+/// The text that the model sees before it completes a sentence.
+///
+/// Where nothing of the sentence is kept, the white space before it is left for the model to write,
+/// as at every other cut; white space of the prompt itself stays.
+fn context(head: &str, prompt: usize, reference: &str, fragment: &Fragment) -> String {
+    let mut text = format!("{head}{}", &reference[..fragment.sentence.start]);
+    if fragment.kept.is_empty() {
+        let end = prompt + text[prompt..].trim_end().len();
+        text.truncate(end);
+    }
+    text.push_str(&fragment.kept);
+    text
+}
+
+/// Pieces of an encoded prompt as single places.
+fn expand(sample: &Sample, pieces: &[Piece], image_tokens: &[usize]) -> Result<Vec<Entry>> {
+    let images = pieces.iter().filter(|piece| matches!(piece, Piece::Image(_))).count();
+    if images != image_tokens.len() {
+        return Err(refuse(
+            sample,
+            format!("{images} image placeholders in its text, but {} images", image_tokens.len()),
+        ));
+    }
+    let mut entries = Vec::new();
+    let mut next = 0;
+    for piece in pieces {
+        match piece {
+            Piece::Tokens(ids) => entries.extend(ids.iter().map(|&id| Entry::Token(id))),
+            Piece::Image(i) => {
+                let end = next + image_tokens[*i] as u32;
+                entries.extend((next..end).map(Entry::Image));
+                next = end;
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// Refuses a sample that the model has no positions for.
+fn fits(model: &Llava, sample: &Sample, drafts: &[Draft]) -> Result<()> {
+    let needed = drafts.iter().map(|(sequence, _, limit)| sequence.len() + limit).max();
+    let most = model.config().text.max_positions;
+    match needed {
+        Some(needed) if needed > most => Err(refuse(
+            sample,
+            format!(
+                "{needed} positions for images, prompt, reference and new tokens, but the model has {most}"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn refuse(sample: &Sample, message: String) -> Error {
+    let at = format!("line {}", sample.line);
+    Error::invalid("", at, format!("sample {:?} has {message}", sample.id))
+}

@@ -1,0 +1,102 @@
+//! The one error type of the crate.
+
+use std::path::PathBuf;
+
+/// Result with [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong. Every message names the place, the value seen and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An op was called with an argument outside its contract. Nothing was computed.
+    #[error("{op}: {what} is {got}, expected {expected}")]
+    Argument {
+        /// The op, as `pool` or `cosine::rows`.
+        op: &'static str,
+        /// The argument or quantity.
+        what: &'static str,
+        /// The value seen.
+        got: String,
+        /// What the contract asks for.
+        expected: String,
+    },
+
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+
+    /// A file was read, but what it holds is not usable.
+    #[error("{}{}{at}: {message}", path.display(), if at.is_empty() { "" } else { ": " })]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Where in it: `line 7`, `field sampling.rho`, `tensor model.norm.weight`, or empty.
+        at: String,
+        /// The value seen and what was expected.
+        message: String,
+    },
+
+    /// Well-formed, but something that this build or version does not do.
+    #[error("{what} is not supported: {message}")]
+    Unsupported {
+        /// The format, architecture or option.
+        what: String,
+        /// Why, and what to use instead.
+        message: String,
+    },
+
+    /// A run's store does not fit this run, or cannot be used.
+    #[error("{}: {message}", path.display())]
+    Store {
+        /// The database file or run folder.
+        path: PathBuf,
+        /// What does not fit.
+        message: String,
+    },
+
+    /// The user interrupted the run; everything committed so far is kept.
+    #[error("interrupted; what was finished is kept, the same command resumes")]
+    Interrupted,
+}
+
+impl Error {
+    /// An [`Error::Argument`].
+    pub fn argument(
+        op: &'static str,
+        what: &'static str,
+        got: impl ToString,
+        expected: impl ToString,
+    ) -> Self {
+        Self::Argument { op, what, got: got.to_string(), expected: expected.to_string() }
+    }
+
+    /// An [`Error::Invalid`].
+    pub fn invalid(
+        path: impl Into<PathBuf>,
+        at: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self::Invalid { path: path.into(), at: at.into(), message: message.into() }
+    }
+
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(what: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into(), message: message.into() }
+    }
+
+    /// Turns an I/O error into one that names its file; for `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

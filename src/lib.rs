@@ -1,0 +1,36 @@
+//! Bias-Driven Hallucination Sampling (BDHS): rejected answers for aligning multimodal LLMs, written by the model's own
+//! language prior while its access to the image is cut (arXiv 2407.02477, Sec. 3.4).
+//!
+//! Five floors, each of which knows only those below it:
+//!
+//! - `cli`: the `bdhs` command;
+//! - `sweep`: the ablation, all (encoder, threshold) cells from one set of candidates;
+//! - `sampling`, `data`, `engine`, `store`: the method, its input, generation, results;
+//! - `models`: LLaVA and sentence encoders on ragged batches;
+//! - [`ops`]: the kernels, for anyone.
+//!
+//! All but [`ops`] belong to the default feature `toolkit`. `ARCHITECTURE.md` says why it is built like this.
+
+pub mod ops;
+
+#[cfg(feature = "toolkit")]
+pub mod cli;
+#[cfg(feature = "toolkit")]
+pub mod data;
+#[cfg(feature = "toolkit")]
+pub mod engine;
+#[cfg(feature = "toolkit")]
+pub mod models;
+#[cfg(feature = "toolkit")]
+pub mod sampling;
+#[cfg(feature = "toolkit")]
+pub mod store;
+#[cfg(feature = "toolkit")]
+pub mod sweep;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+mod error;
+pub use error::{Error, Result};

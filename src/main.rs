@@ -1,0 +1,5 @@
+//! The `bdhs` command. All logic is in the library.
+
+fn main() -> std::process::ExitCode {
+    bdhs::cli::main()
+}

@@ -1,0 +1,48 @@
+//! Devices and storage types by name.
+
+use candle_core::{DType, Device};
+
+use crate::{Error, Result};
+
+/// Opens `cpu`, `cuda` (the first GPU) or `cuda:N`.
+///
+/// CUDA devices get a stream of their own rather than the thread's default one, so that work from
+/// several host threads is ordered by the device and not by accident. The ops have no CUDA path yet:
+/// tensors can be put on such a device, but the networks of this crate refuse to run there.
+///
+/// # Errors
+/// An unknown name, a build without CUDA, or a GPU that the driver does not report.
+pub fn open(name: &str) -> Result<Device> {
+    let ordinal = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => 0,
+        _ => match name.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(n)) => n,
+            _ => {
+                return Err(Error::unsupported(
+                    format!("device {name:?}"),
+                    "expected cpu, cuda or cuda:N with N from 0",
+                ));
+            }
+        },
+    };
+    if !cfg!(feature = "cuda") {
+        return Err(Error::unsupported(
+            format!("device {name:?}"),
+            "this build has no CUDA; rebuild with `--features cuda`, or use --device cpu",
+        ));
+    }
+    Ok(Device::new_cuda_with_stream(ordinal)?)
+}
+
+/// Parses a storage type: `f32`, `f16` or `bf16`.
+pub fn dtype(name: &str) -> Result<DType> {
+    match name {
+        "f32" => Ok(DType::F32),
+        "f16" => Ok(DType::F16),
+        "bf16" => Ok(DType::BF16),
+        _ => {
+            Err(Error::unsupported(format!("dtype {name:?}"), "expected one of f32, f16 and bf16"))
+        }
+    }
+}

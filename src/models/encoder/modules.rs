@@ -1,0 +1,344 @@
+//! The JSON files of a sentence-transformers folder.
+
+use crate::ops::act::Activation;
+use crate::ops::pool::Mode;
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// How the token states become one vector.
+#[derive(Debug)]
+pub(super) struct Pooling {
+    /// Concatenated in this order.
+    pub(super) modes: Vec<Mode>,
+    /// The width of the token states that the file declares, if it does.
+    declared: Option<usize>,
+}
+
+impl Pooling {
+    /// The pooled width for states of width `hidden`; `path` is for the error.
+    pub(super) fn width(&self, hidden: usize, path: &Path) -> Result<usize> {
+        match self.declared {
+            Some(declared) if declared != hidden => {
+                let message = format!("{declared}, expected hidden_size {hidden}");
+                Err(Error::invalid(path, "field word_embedding_dimension", message))
+            }
+            _ => Ok(hidden * self.modes.len()),
+        }
+    }
+}
+
+/// A linear layer with an activation, after pooling.
+#[derive(Debug)]
+pub(super) struct Dense {
+    pub(super) dir: PathBuf,
+    pub(super) input: usize,
+    pub(super) output: usize,
+    pub(super) bias: bool,
+    pub(super) activation: Activation,
+}
+
+/// A module after pooling.
+#[derive(Debug)]
+pub(super) enum Module {
+    Normalize,
+    Dense(Dense),
+}
+
+/// What the folder's JSON files say.
+#[derive(Debug)]
+pub(super) struct Modules {
+    pub(super) transformer_dir: PathBuf,
+    pub(super) pooling: Pooling,
+    pub(super) pooling_path: PathBuf,
+    pub(super) head: Vec<Module>,
+    /// Put before every text.
+    pub(super) prompt: String,
+    pub(super) max_tokens: Option<usize>,
+    pub(super) lower_case: bool,
+}
+
+#[derive(Deserialize)]
+struct ModuleEntry {
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+impl Modules {
+    pub(super) fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("modules.json");
+        let entries: Vec<ModuleEntry> = read(&path)?;
+        let kinds: Vec<&str> =
+            entries.iter().map(|e| e.kind.rsplit('.').next().unwrap_or_default()).collect();
+        let (&["Transformer", "Pooling", ..], [transformer, pooling, rest @ ..]) =
+            (&kinds[..], &entries[..])
+        else {
+            return Err(Error::unsupported(
+                format!("the module list {kinds:?} in {}", path.display()),
+                "it must begin with Transformer and Pooling",
+            ));
+        };
+        let transformer_dir = inside(dir, &transformer.path, &path)?;
+        let pooling_path = inside(dir, &pooling.path, &path)?.join("config.json");
+        let pooling = read_pooling(&pooling_path)?;
+        let prompt = read_prompt(&dir.join("config_sentence_transformers.json"), &pooling)?;
+        let mut head = Vec::new();
+        for (entry, kind) in rest.iter().zip(&kinds[2..]) {
+            head.push(match *kind {
+                "Normalize" => read_normalize(&inside(dir, &entry.path, &path)?)?,
+                "Dense" => Module::Dense(read_dense(inside(dir, &entry.path, &path)?)?),
+                _ => {
+                    return Err(Error::unsupported(
+                        format!("module {:?} in {}", entry.kind, path.display()),
+                        "after Pooling there may be Normalize and Dense",
+                    ));
+                }
+            });
+        }
+        let (max_tokens, lower_case) = read_limits(&transformer_dir)?;
+        Ok(Self {
+            transformer_dir,
+            pooling: pooling.pooling,
+            pooling_path,
+            head,
+            prompt,
+            max_tokens,
+            lower_case,
+        })
+    }
+}
+
+/// A module's folder, which must lie in the model's.
+fn inside(dir: &Path, path: &str, file: &Path) -> Result<PathBuf> {
+    use std::path::Component;
+    if Path::new(path).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Ok(dir.join(path));
+    }
+    let message = format!("path {path:?}, expected a folder inside the model's");
+    Err(Error::invalid(file, "field path", message))
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|e| Error::invalid(path, "", e.to_string()))
+}
+
+/// The pooling modes, and whether a prompt's tokens take part.
+struct PoolingFile {
+    pooling: Pooling,
+    include_prompt: bool,
+}
+
+/// By the names of newer files (`pooling_mode`).
+fn pooling_mode(name: &str) -> Option<Mode> {
+    Some(match name {
+        "cls" => Mode::Cls,
+        "max" => Mode::Max,
+        "mean" => Mode::Mean,
+        "mean_sqrt_len_tokens" => Mode::MeanSqrtLen,
+        "weightedmean" => Mode::WeightedMean,
+        "lasttoken" => Mode::Last,
+        _ => return None,
+    })
+}
+
+/// The flags of older files, in the order in which their vectors are concatenated.
+const POOLING_FLAGS: [(&str, Mode); 6] = [
+    ("pooling_mode_cls_token", Mode::Cls),
+    ("pooling_mode_max_tokens", Mode::Max),
+    ("pooling_mode_mean_tokens", Mode::Mean),
+    ("pooling_mode_mean_sqrt_len_tokens", Mode::MeanSqrtLen),
+    ("pooling_mode_weightedmean_tokens", Mode::WeightedMean),
+    ("pooling_mode_lasttoken", Mode::Last),
+];
+
+fn read_pooling(path: &Path) -> Result<PoolingFile> {
+    let mut fields: Map<String, Value> = read(path)?;
+    let flag = |field: &str, value: Value| {
+        value.as_bool().ok_or_else(|| {
+            Error::invalid(path, format!("field {field}"), format!("{value}, expected a boolean"))
+        })
+    };
+    let mut modes = Vec::new();
+    for (name, mode) in POOLING_FLAGS {
+        if let Some(value) = fields.shift_remove(name)
+            && flag(name, value)?
+        {
+            modes.push(mode);
+        }
+    }
+    if let Some(value) = fields.shift_remove("pooling_mode") {
+        let names = match value {
+            Value::Array(names) => names,
+            one => vec![one],
+        };
+        let known = |name: &Value| name.as_str().and_then(pooling_mode);
+        modes = names
+            .iter()
+            .map(|name| known(name).ok_or_else(|| unknown_pooling(&name.to_string(), path)))
+            .collect::<Result<_>>()?;
+    }
+    let include_prompt = match fields.shift_remove("include_prompt") {
+        Some(value) => flag("include_prompt", value)?,
+        None => true,
+    };
+    let mut declared = None;
+    for field in ["word_embedding_dimension", "embedding_dimension"] {
+        if let Some(value) = fields.shift_remove(field) {
+            declared = value.as_u64().map(|n| n as usize);
+        }
+    }
+    if let Some(field) = fields.keys().next() {
+        return Err(unknown_pooling(field, path));
+    }
+    if modes.is_empty() {
+        // What sentence-transformers does when no flag is set.
+        modes.push(Mode::Mean);
+    }
+    Ok(PoolingFile { pooling: Pooling { modes, declared }, include_prompt })
+}
+
+fn unknown_pooling(what: &str, path: &Path) -> Error {
+    Error::unsupported(
+        format!("pooling option {what} in {}", path.display()),
+        "known are cls, max, mean, mean_sqrt_len_tokens, weightedmean and lasttoken",
+    )
+}
+
+fn read_prompt(path: &Path, pooling: &PoolingFile) -> Result<String> {
+    #[derive(Deserialize)]
+    struct File {
+        #[serde(default)]
+        prompts: Map<String, Value>,
+        #[serde(default)]
+        default_prompt_name: Option<String>,
+    }
+    if !path.is_file() {
+        return Ok(String::new());
+    }
+    let file: File = read(path)?;
+    let Some(name) = file.default_prompt_name else { return Ok(String::new()) };
+    let Some(prompt) = file.prompts.get(&name).and_then(Value::as_str) else {
+        let message = format!("{name:?}, expected one of the prompts");
+        return Err(Error::invalid(path, "field default_prompt_name", message));
+    };
+    if !prompt.is_empty() && !pooling.include_prompt {
+        return Err(Error::unsupported(
+            format!("include_prompt = false with the default prompt {prompt:?}"),
+            "pooling without the prompt's tokens is not implemented",
+        ));
+    }
+    Ok(prompt.to_owned())
+}
+
+/// Modules after pooling work on the sentence vector; files may say so, or say otherwise.
+fn check_names(fields: &Map<String, Value>, path: &Path) -> Result<()> {
+    for name in ["module_input_name", "module_output_name"] {
+        match fields.get(name) {
+            None | Some(Value::Null) => {}
+            Some(value) if value == "sentence_embedding" => {}
+            Some(value) => {
+                return Err(Error::unsupported(
+                    format!("{name} = {value} in {}", path.display()),
+                    "modules after Pooling work on sentence_embedding",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_normalize(dir: &Path) -> Result<Module> {
+    let path = dir.join("config.json");
+    if path.is_file() {
+        check_names(&read(&path)?, &path)?;
+    }
+    Ok(Module::Normalize)
+}
+
+fn read_dense(dir: PathBuf) -> Result<Dense> {
+    let path = dir.join("config.json");
+    let fields: Map<String, Value> = read(&path)?;
+    check_names(&fields, &path)?;
+    let size = |name: &str| match fields.get(name).and_then(Value::as_u64) {
+        Some(n) if n > 0 => Ok(n as usize),
+        _ => {
+            let message = format!("{:?}, expected a positive integer", fields.get(name));
+            Err(Error::invalid(&path, format!("field {name}"), message))
+        }
+    };
+    let (input, output) = (size("in_features")?, size("out_features")?);
+    let on = |name: &str, default: bool| match fields.get(name) {
+        None | Some(Value::Null) => Ok(default),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(value) => {
+            let message = format!("{value}, expected a boolean");
+            Err(Error::invalid(&path, format!("field {name}"), message))
+        }
+    };
+    let bias = on("bias", true)?;
+    if on("use_residual", false)? {
+        let what = format!("use_residual in {}", path.display());
+        return Err(Error::unsupported(what, "a Dense module without a residual is expected"));
+    }
+    let name = match fields.get("activation_function") {
+        None => "Tanh",
+        Some(value) => value.as_str().and_then(|s| s.rsplit('.').next()).unwrap_or_default(),
+    };
+    let activation = match name {
+        "Tanh" => Activation::Tanh,
+        "Identity" => Activation::Identity,
+        "GELU" => Activation::GeluErf,
+        "ReLU" => Activation::Relu,
+        _ => {
+            return Err(Error::unsupported(
+                format!("activation_function {name:?} in {}", path.display()),
+                "known are Tanh, Identity, GELU and ReLU",
+            ));
+        }
+    };
+    Ok(Dense { dir, input, output, bias, activation })
+}
+
+/// The length limit and whether to lower the case, from the file beside the network or the tokenizer's.
+fn read_limits(dir: &Path) -> Result<(Option<usize>, bool)> {
+    #[derive(Default, Deserialize)]
+    struct Limits {
+        max_seq_length: Option<usize>,
+        #[serde(default)]
+        do_lower_case: bool,
+        transformer_task: Option<String>,
+    }
+    #[derive(Default, Deserialize)]
+    struct TokenizerLimits {
+        // A float: "no limit" is written as 1e30.
+        model_max_length: Option<f64>,
+    }
+    const NAMES: [&str; 7] = [
+        "sentence_bert_config.json",
+        "sentence_roberta_config.json",
+        "sentence_distilbert_config.json",
+        "sentence_camembert_config.json",
+        "sentence_albert_config.json",
+        "sentence_xlm-roberta_config.json",
+        "sentence_xlnet_config.json",
+    ];
+    let path = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
+    let limits: Limits = path.as_deref().map(read).transpose()?.unwrap_or_default();
+    match limits.transformer_task.as_deref() {
+        None | Some("feature-extraction") => {}
+        Some(other) => {
+            let what = format!("transformer_task {other:?} in {}", dir.display());
+            return Err(Error::unsupported(what, "only \"feature-extraction\" gives vectors"));
+        }
+    }
+    let tokenizer = dir.join("tokenizer_config.json");
+    let fallback: TokenizerLimits =
+        if tokenizer.is_file() { read(&tokenizer)? } else { TokenizerLimits::default() };
+    // A float beyond the integers becomes the largest one: no limit.
+    let max = limits.max_seq_length.or(fallback.model_max_length.map(|n| n as usize));
+    Ok((max, limits.do_lower_case))
+}

@@ -1,0 +1,218 @@
+//! From text to vector: a sentence-transformers folder as one pipeline.
+//!
+//! What is read: `modules.json` (Transformer, Pooling, Normalize, Dense), `config.json`, `tokenizer.json`,
+//! `sentence_bert_config.json` or its older names, `tokenizer_config.json` (the length limit, if no other file has one),
+//! `config_sentence_transformers.json` (the default prompt), and safetensors weights. Anything else that would change
+//! the vectors is refused, never ignored.
+
+use super::modules::{Dense, Module, Modules, Pooling};
+use super::{Encoder, load_network};
+use crate::models::tokenizer::{Encoding, Tokenizer};
+use crate::models::weights::{self, Weights};
+use crate::ops::act::bias_act;
+use crate::ops::pool::{Mode, Options, Rows, pool};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+use std::path::Path;
+
+/// Tokens packed into one forward pass, by default. Large enough for full GEMM speed, small enough for the caches.
+const TOKEN_BUDGET: usize = 2048;
+
+/// Vectors of some texts, in the order of the texts.
+#[derive(Clone, Debug)]
+pub struct Embeddings {
+    /// `[B, D]`, f32.
+    pub vectors: Tensor,
+    /// Tokens of each text before truncation, prompt and special tokens included.
+    pub tokens: Vec<u32>,
+    /// Whether a text had more tokens than the encoder takes, so that its end is invisible in the vector.
+    pub truncated: Vec<bool>,
+}
+
+/// A sentence encoder.
+pub struct SentenceEncoder {
+    name: String,
+    fingerprint: String,
+    tokenizer: Tokenizer,
+    network: Box<dyn Encoder>,
+    pooling: Pooling,
+    /// What follows pooling.
+    head: Vec<Head>,
+    prompt: String,
+    max_tokens: usize,
+    dim: usize,
+    token_budget: usize,
+}
+
+enum Head {
+    Normalize,
+    Dense { weight: Tensor, bias: Option<Tensor>, dense: Dense },
+}
+
+impl SentenceEncoder {
+    /// Loads a sentence-transformers folder; the network computes in `dtype` (F32, F16, BF16) on `device`, while
+    /// pooling and all that follows is f32.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming file and field or tensor; [`Error::Unsupported`] for weights that are not safetensors
+    /// and for architectures, modules, pooling modes or options that we do not have; [`Error::Io`].
+    pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: DType) -> Result<Self> {
+        let dir = dir.as_ref();
+        let modules = Modules::load(dir)?;
+        let weights = Weights::open(&modules.transformer_dir, device, dtype)?;
+        let network = load_network(&modules.transformer_dir, &weights)?;
+        let mut tokenizer = Tokenizer::load(&modules.transformer_dir)?;
+        if modules.lower_case {
+            tokenizer.lower_case()?;
+        }
+        let max_tokens = modules.max_tokens.unwrap_or(usize::MAX).min(network.max_tokens());
+        if max_tokens <= tokenizer.special_tokens_added() {
+            let message = format!("max_seq_length {max_tokens} leaves no room for text");
+            return Err(Error::invalid(dir, "", message));
+        }
+        let mut dim = modules.pooling.width(network.hidden_size(), &modules.pooling_path)?;
+        let mut head = Vec::new();
+        for module in modules.head {
+            head.push(match module {
+                Module::Normalize => Head::Normalize,
+                Module::Dense(dense) => load_dense(dense, &mut dim, device)?,
+            });
+        }
+        let full = dir.canonicalize().map_err(Error::io(dir))?;
+        let name = full.file_name().map(|n| n.to_string_lossy().into_owned());
+        Ok(Self {
+            name: name.unwrap_or_default(),
+            fingerprint: weights::fingerprint(dir)?,
+            tokenizer,
+            network,
+            pooling: modules.pooling,
+            head,
+            prompt: modules.prompt,
+            max_tokens,
+            dim,
+            token_budget: TOKEN_BUDGET,
+        })
+    }
+
+    /// Packs about this many tokens into a forward pass (at least one text). Vectors change by rounding only.
+    pub fn with_token_budget(mut self, tokens: usize) -> Self {
+        self.token_budget = tokens;
+        self
+    }
+
+    /// The vectors of these texts. Empty texts and an empty list are valid. A text's vector does not depend on the
+    /// other texts beyond rounding (below 1e-6 a component).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the tokenizer cannot encode a text; [`Error::Candle`] if the device fails.
+    pub fn embed<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Embeddings> {
+        let encodings =
+            texts.par_iter().map(|t| self.encode(t.as_ref())).collect::<Result<Vec<_>>>()?;
+        // Longest first, ties by place: a batch then holds sequences of like length, which share rayon's tasks evenly.
+        let mut order: Vec<usize> = (0..texts.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(encodings[i].ids.len()));
+        let mut batches = Vec::new();
+        let mut rest = &order[..];
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let fits = |&&i: &&usize| {
+                tokens += encodings[i].ids.len();
+                tokens <= self.token_budget
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (batch, after) = rest.split_at(count);
+            batches.push(self.embed_batch(batch, &encodings)?);
+            rest = after;
+        }
+        let vectors = if batches.is_empty() {
+            Tensor::zeros((0, self.dim), DType::F32, &Device::Cpu)?
+        } else {
+            let mut place = vec![0u32; order.len()];
+            for (row, &i) in order.iter().enumerate() {
+                place[i] = row as u32;
+            }
+            let sorted = Tensor::cat(&batches, 0)?;
+            sorted.index_select(&Tensor::new(place, sorted.device())?, 0)?
+        };
+        Ok(Embeddings {
+            vectors,
+            tokens: encodings.iter().map(|e| e.total as u32).collect(),
+            truncated: encodings.iter().map(|e| e.total > self.max_tokens).collect(),
+        })
+    }
+
+    fn encode(&self, text: &str) -> Result<Encoding> {
+        match self.prompt.is_empty() {
+            true => self.tokenizer.encode_truncated(text, self.max_tokens),
+            false => {
+                let text = format!("{}{text}", self.prompt);
+                self.tokenizer.encode_truncated(&text, self.max_tokens)
+            }
+        }
+    }
+
+    fn embed_batch(&self, batch: &[usize], encodings: &[Encoding]) -> Result<Tensor> {
+        let mut ids = Vec::new();
+        let mut cu_seqlens = vec![0u32];
+        for &i in batch {
+            ids.extend_from_slice(&encodings[i].ids);
+            cu_seqlens.push(ids.len() as u32);
+        }
+        let states = self.network.forward(&ids, &cu_seqlens)?;
+        let rows = Rows::Packed { cu_seqlens: &cu_seqlens };
+        let parts = self.pooling.modes.iter();
+        let parts = parts.map(|&mode| pool(&states, rows, &Options::new(mode), None));
+        let mut x = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 1)?;
+        for head in &self.head {
+            x = match head {
+                Head::Normalize => normalize(&x)?,
+                Head::Dense { weight, bias, dense } => {
+                    bias_act(&x.matmul(weight)?, bias.as_ref(), dense.activation)?
+                }
+            };
+        }
+        Ok(x)
+    }
+
+    /// The folder's name, as `all-mpnet-base-v2`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// D: the length of a vector.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The most tokens of a text that the vector can depend on, prompt and special tokens included.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// What identifies the files: see [`weights::fingerprint`].
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+/// Unit vectors: pooling of sequences of one row each.
+fn normalize(x: &Tensor) -> Result<Tensor> {
+    let rows = x.dims()[0] as u32;
+    let cu_seqlens: Vec<u32> = (0..=rows).collect();
+    let options = Options { normalize: true, ..Options::new(Mode::Cls) };
+    pool(x, Rows::Packed { cu_seqlens: &cu_seqlens }, &options, None)
+}
+
+/// Reads a Dense module's weights; `dim` is the width before it and becomes the one after it.
+fn load_dense(dense: Dense, dim: &mut usize, device: &Device) -> Result<Head> {
+    if dense.input != *dim {
+        let message = format!("{}, expected {dim} from the module before", dense.input);
+        return Err(Error::invalid(dense.dir.join("config.json"), "field in_features", message));
+    }
+    let weights = Weights::open(&dense.dir, device, DType::F32)?.pp("linear");
+    let weight = weights.get(&[dense.output, dense.input], "weight")?.t()?.contiguous()?;
+    let bias = dense.bias.then(|| weights.get(&[dense.output], "bias")).transpose()?;
+    *dim = dense.output;
+    Ok(Head::Dense { weight, bias, dense })
+}

@@ -1,0 +1,185 @@
+//! AnyRes of LLaVA-NeXT: which resolution an image gets, how many tokens that makes, and how they are packed.
+//!
+//! An image is shown twice: squeezed to one square tile (the base), and scaled to the best of a list of resolutions,
+//! padded and cut into tiles. The tiles' patches form one large grid; rows or columns that lie wholly in the padding are
+//! dropped, and a learned newline is put after every row. The token sequence is: base patches, then the grid.
+//!
+//! Source: LLaVA-NeXT as in transformers 5 (`select_best_resolution`, `pack_image_features`), including its rounding.
+
+use candle_core::Tensor;
+
+use super::config::Config;
+use crate::ops::mask::TokenGrid;
+use crate::{Error, Result};
+
+/// How the tokens of one image are laid out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageLayout {
+    /// Number of rows that the image takes in the token sequence.
+    pub tokens: usize,
+    /// Where its patches are. Tokens in no grid are the class token (`full` strategy) or newlines.
+    pub grids: Vec<TokenGrid>,
+    /// Number of tiles that the vision tower sees.
+    pub tiles: usize,
+    /// The AnyRes part; `None` for LLaVA-1.5.
+    pub anyres: Option<AnyRes>,
+}
+
+/// The tile grid of an image and the part of its patch grid that is not padding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnyRes {
+    /// Chosen resolution, pixels.
+    pub height: usize,
+    /// Chosen resolution, pixels.
+    pub width: usize,
+    /// First patch row that is kept.
+    pub top: usize,
+    /// First patch column that is kept.
+    pub left: usize,
+    /// Patch rows kept.
+    pub rows: usize,
+    /// Patch columns kept.
+    pub cols: usize,
+}
+
+impl ImageLayout {
+    /// The layout of an image of `width` x `height` pixels.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a side is 0, or the image is so long and thin that no resolution of the list shows it.
+    pub fn new(config: &Config, width: usize, height: usize) -> Result<Self> {
+        if width == 0 || height == 0 {
+            return Err(Error::argument(
+                "ImageLayout::new",
+                "image size",
+                format!("{width}x{height}"),
+                "both sides positive",
+            ));
+        }
+        let side = config.vision.side();
+        let class = usize::from(!config.drop_class_token);
+        let base = TokenGrid { start: class, rows: side, cols: side, stride: side };
+        let base_tokens = class + side * side;
+        if config.pinpoints.is_empty() {
+            return Ok(Self { tokens: base_tokens, grids: vec![base], tiles: 1, anyres: None });
+        }
+        let anyres = AnyRes::new(config, width, height)?;
+        let stride = anyres.cols + 1;
+        let grid = TokenGrid { start: base_tokens, rows: anyres.rows, cols: anyres.cols, stride };
+        let tile = config.vision.image_size;
+        Ok(Self {
+            tokens: base_tokens + anyres.rows * stride,
+            grids: vec![base, grid],
+            tiles: 1 + (anyres.height / tile) * (anyres.width / tile),
+            anyres: Some(anyres),
+        })
+    }
+}
+
+impl AnyRes {
+    fn new(config: &Config, width: usize, height: usize) -> Result<Self> {
+        let (best_h, best_w) =
+            best_resolution(width, height, &config.pinpoints).ok_or_else(|| {
+                Error::argument(
+                    "ImageLayout::new",
+                    "image size",
+                    format!("{width}x{height}"),
+                    "a shape of which some AnyRes resolution shows at least one pixel",
+                )
+            })?;
+        let (tile, side) = (config.vision.image_size, config.vision.side());
+        let (grid_h, grid_w) = (best_h / tile * side, best_w / tile * side);
+        // The wider image (against the grid) has padding above and below, the other left and right.
+        let wider = width as f64 / height as f64 > grid_w as f64 / grid_h as f64;
+        let (top, left) = if wider {
+            (margin(grid_h, scaled(height, grid_w as f64 / width as f64)), 0)
+        } else {
+            (0, margin(grid_w, scaled(width, grid_h as f64 / height as f64)))
+        };
+        let (rows, cols) = (grid_h - 2 * top, grid_w - 2 * left);
+        Ok(Self { height: best_h, width: best_w, top, left, rows, cols })
+    }
+}
+
+/// `int(round(length * scale, 7))`: rounding to seven decimals undoes a product just below an integer.
+fn scaled(length: usize, scale: f64) -> usize {
+    let product = length as f64 * scale;
+    // The decimal form is correctly rounded, as Python's round is.
+    format!("{product:.7}").parse().map_or(product, |x: f64| x) as usize
+}
+
+/// Patches dropped on each of the two sides; an odd one stays, as upstream.
+fn margin(grid: usize, kept: usize) -> usize {
+    grid.saturating_sub(kept) / 2
+}
+
+/// Of the resolutions (height, width): most of the image's own pixels, then least waste, then the earliest.
+pub(super) fn best_resolution(
+    width: usize,
+    height: usize,
+    resolutions: &[(usize, usize)],
+) -> Option<(usize, usize)> {
+    let (w, h) = (width as f64, height as f64);
+    let mut best = None;
+    let mut most = 0;
+    let mut least_waste = usize::MAX;
+    for &(rows, cols) in resolutions {
+        let scale = (cols as f64 / w).min(rows as f64 / h);
+        let shown = ((w * scale) as usize * (h * scale) as usize).min(width * height);
+        let waste = rows * cols - shown;
+        if shown > most || (shown == most && waste < least_waste && shown > 0) {
+            (best, most, least_waste) = (Some((rows, cols)), shown, waste);
+        }
+    }
+    best
+}
+
+/// Size (width, height) of the image inside the resolution: one side fills it, the other is rounded up.
+pub(super) fn inner_size(
+    width: usize,
+    height: usize,
+    (rows, cols): (usize, usize),
+) -> (usize, usize) {
+    let scale_w = cols as f64 / width as f64;
+    let scale_h = rows as f64 / height as f64;
+    if scale_w < scale_h {
+        (cols, ((height as f64 * scale_w).ceil() as usize).min(rows))
+    } else {
+        (((width as f64 * scale_h).ceil() as usize).min(cols), rows)
+    }
+}
+
+/// Packs projected tiles `[tiles, side^2, H]` into the token sequence `[tokens, H]`; `newline` `[H]`.
+pub(super) fn pack(
+    tiles: &Tensor,
+    newline: &Tensor,
+    side: usize,
+    tile_size: usize,
+    layout: &ImageLayout,
+) -> Result<Tensor> {
+    let (count, patches, hidden) = tiles.dims3()?;
+    let base = tiles.get(0)?;
+    let Some(AnyRes { height, width, top, left, rows, cols }) = layout.anyres else {
+        return Ok(base);
+    };
+    let (down, across) = (height / tile_size, width / tile_size);
+    if patches != side * side || count != 1 + down * across {
+        return Err(Error::argument(
+            "anyres::pack",
+            "tiles",
+            format!("{count} of {patches} patches"),
+            format!("{} of {} patches", 1 + down * across, side * side),
+        ));
+    }
+    // [down, across, side, side, H]: a patch row of the whole picture runs through all tiles across.
+    let grid = tiles
+        .narrow(0, 1, down * across)?
+        .reshape((down, across, side, side, hidden))?
+        .permute((0, 2, 1, 3, 4))?
+        .reshape((down * side, across * side, hidden))?
+        .narrow(0, top, rows)?
+        .narrow(1, left, cols)?;
+    let newlines = newline.reshape((1, 1, hidden))?.expand((rows, 1, hidden))?;
+    let grid = Tensor::cat(&[&grid, &newlines], 1)?.reshape((rows * (cols + 1), hidden))?;
+    Ok(Tensor::cat(&[base, grid], 0)?)
+}

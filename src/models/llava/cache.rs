@@ -1,0 +1,118 @@
+//! The key-value arena of the language model, and the rotary tables that go with it.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::config::TextConfig;
+use crate::{Error, Result};
+
+/// Keys and values of every layer, each an arena `[slots, kv heads, head dim]` in the model's dtype.
+///
+/// The cache has no notion of a sequence: who reads which slots is said by the attention plan of each forward pass, so
+/// that many sequences can share a prefix and a fork costs nothing. A slot is valid once some pass has written it; the
+/// caller owns their allocation. Not cleared between uses.
+pub struct KvCache {
+    keys: Vec<Tensor>,
+    values: Vec<Tensor>,
+    slots: usize,
+    rotary: RotaryTable,
+}
+
+impl KvCache {
+    pub(super) fn new(
+        config: &TextConfig,
+        slots: usize,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let arena = || Tensor::zeros((slots, config.kv_heads, config.head_dim), dtype, device);
+        Ok(Self {
+            keys: (0..config.layers).map(|_| arena()).collect::<Result<_, _>>()?,
+            values: (0..config.layers).map(|_| arena()).collect::<Result<_, _>>()?,
+            slots,
+            rotary: RotaryTable::new(config.rope.frequencies(config.head_dim), device),
+        })
+    }
+
+    /// Number of slots: token rows that fit at one time.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Bytes of all arenas of a cache with `slots` slots.
+    pub fn bytes(config: &TextConfig, slots: usize, dtype: DType) -> usize {
+        2 * config.layers * slots * config.kv_heads * config.head_dim * dtype.size_in_bytes()
+    }
+
+    /// Keys and values of a layer.
+    pub(super) fn layer(&self, layer: usize) -> (&Tensor, &Tensor) {
+        (&self.keys[layer], &self.values[layer])
+    }
+
+    /// Cosines and sines for these positions, each `[n, 1, head dim / 2]` in f32.
+    pub(super) fn rotary(&mut self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
+        self.rotary.rows(positions)
+    }
+
+    /// Every slot must be inside the arena and named once: two rows in one slot would race.
+    pub(super) fn check_slots(&self, slots: &[u32]) -> Result<()> {
+        let mut seen = vec![false; self.slots];
+        for &slot in slots {
+            match seen.get_mut(slot as usize) {
+                Some(used) if !*used => *used = true,
+                Some(_) => {
+                    return Err(Error::argument(
+                        "Language::forward",
+                        "slots",
+                        format!("slot {slot} twice"),
+                        "each slot at most once",
+                    ));
+                }
+                None => {
+                    return Err(Error::argument(
+                        "Language::forward",
+                        "slots",
+                        slot,
+                        format!("slots below {}", self.slots),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `cos` and `sin` of position x frequency in f32, one row a position, grown when a later position comes.
+struct RotaryTable {
+    frequencies: Vec<f32>,
+    device: Device,
+    table: Option<(Tensor, Tensor)>,
+    rows: usize,
+}
+
+impl RotaryTable {
+    fn new(frequencies: Vec<f32>, device: &Device) -> Self {
+        Self { frequencies, device: device.clone(), table: None, rows: 0 }
+    }
+
+    fn rows(&mut self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
+        let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
+        let (cos, sin) = match &self.table {
+            Some(table) if self.rows >= needed => table,
+            _ => {
+                self.rows = needed.next_power_of_two().max(256);
+                self.table.insert(self.build(self.rows)?)
+            }
+        };
+        let index = Tensor::new(positions, &self.device)?;
+        Ok((cos.index_select(&index, 0)?.unsqueeze(1)?, sin.index_select(&index, 0)?.unsqueeze(1)?))
+    }
+
+    fn build(&self, rows: usize) -> Result<(Tensor, Tensor)> {
+        let pairs = self.frequencies.len();
+        let angles: Vec<f32> =
+            (0..rows).flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f)).collect();
+        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| a.sin_cos()).unzip();
+        let tensor = |v| Tensor::from_vec(v, (rows, pairs), &self.device);
+        Ok((tensor(cos)?, tensor(sin)?))
+    }
+}

@@ -1,0 +1,274 @@
+//! From a conversation to token pieces, images as placeholders.
+
+use std::path::Path;
+
+use super::config::Config;
+use super::fields::Fields;
+use super::template::{Message, Template, special_token};
+use crate::models::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+pub use super::template::Role;
+
+/// What stands for an image in the text of a [`Turn`], as in LLaVA's data files.
+pub const IMAGE: &str = "<image>";
+
+/// A private-use character: what is put in place of the answer to find where answers go.
+const SENTINEL: &str = "\u{F8FF}\u{F8FE}\u{F8FF}";
+
+/// One message of a conversation; every [`IMAGE`] in its text is an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub text: String,
+}
+
+/// A rendered conversation, up to where the model's answer begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// The text before the answer, with the checkpoint's placeholder for each image.
+    pub text: String,
+    /// What the template puts between that text and an answer, usually one blank. In decoding, a model writes it
+    /// itself; in a teacher-forced sequence it must be inserted.
+    pub separator: String,
+    /// Number of images.
+    pub images: usize,
+}
+
+impl Prompt {
+    /// The whole text with an answer, to be encoded at once so that tokens form as in training.
+    pub fn with_answer(&self, answer: &str) -> String {
+        format!("{}{}{answer}", self.text, self.separator)
+    }
+}
+
+/// A run of a token sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Text tokens.
+    Tokens(Vec<u32>),
+    /// The rows of an image, counted from 0 in order of appearance.
+    Image(usize),
+}
+
+/// An encoded text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Tokens and images in order.
+    pub pieces: Vec<Piece>,
+    /// For every token and every image (one entry each, in order) its byte range in the text; special tokens that the
+    /// tokenizer puts in front have an empty range at 0.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+/// The conversation format of a checkpoint: template, tokenizer, image placeholder, end tokens.
+pub struct PromptFormat {
+    template: Template,
+    tokenizer: Tokenizer,
+    placeholder: String,
+    image_token: u32,
+    /// Ids the tokenizer puts in front of a text, and the text of the first if it has one.
+    front: Vec<u32>,
+    bos: Option<String>,
+    eos: Vec<u32>,
+}
+
+impl PromptFormat {
+    /// Reads tokenizer, template and generation settings in `dir`.
+    ///
+    /// # Errors
+    /// A missing or broken file; an image token that the tokenizer does not know; no end-of-sequence token anywhere.
+    pub fn read(dir: &Path, config: &Config) -> Result<Self> {
+        let tokenizer = Tokenizer::load(dir)?;
+        let settings = Fields::read_if_present(&dir.join("tokenizer_config.json"))?;
+        let placeholder = tokenizer.token(config.image_token).ok_or_else(|| {
+            Error::invalid(
+                dir.join("tokenizer.json"),
+                "",
+                format!(
+                    "has no token {}, which config.json names as the image",
+                    config.image_token
+                ),
+            )
+        })?;
+        let template = match Template::read(dir, settings.as_ref())? {
+            Some(template) => template,
+            None => Template::known(fallback(config, &tokenizer), settings.as_ref())?,
+        };
+        let this = Self {
+            front: front(&tokenizer)?,
+            bos: settings.as_ref().and_then(|s| special_token(s, "bos_token")),
+            eos: eos(dir, config, settings.as_ref(), &tokenizer)?,
+            image_token: config.image_token,
+            placeholder,
+            template,
+            tokenizer,
+        };
+        this.check_placeholder(dir)?;
+        Ok(this)
+    }
+
+    fn check_placeholder(&self, dir: &Path) -> Result<()> {
+        let ids = self.tokenizer.encode(&self.placeholder, false)?.ids;
+        if ids == [self.image_token] {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            dir.join("tokenizer.json"),
+            "",
+            format!(
+                "splits the image placeholder {:?} into {ids:?}, expected the one token {}",
+                self.placeholder, self.image_token
+            ),
+        ))
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Ids that end an answer: those of `generation_config.json`, else of `config.json`, else of the tokenizer.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// The id that stands for an image; it must never be generated.
+    pub fn image_token(&self) -> u32 {
+        self.image_token
+    }
+
+    /// Where the template is from: a file, or the name of a known one if the checkpoint has none.
+    pub fn template_name(&self) -> &str {
+        self.template.name()
+    }
+
+    /// Renders a conversation that awaits an answer.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are no turns or the last is the assistant's; [`Error::Unsupported`] if the template
+    /// refuses the conversation or loses an image of it.
+    pub fn prompt(&self, turns: &[Turn]) -> Result<Prompt> {
+        if turns.last().is_none_or(|t| t.role == Role::Assistant) {
+            let got = if turns.is_empty() { "no turns" } else { "a conversation that is answered" };
+            return Err(Error::argument("prompt", "turns", got, "turns that end with the user's"));
+        }
+        let texts: Vec<String> =
+            turns.iter().map(|t| t.text.replace(IMAGE, &self.placeholder)).collect();
+        let mut messages: Vec<Message> =
+            turns.iter().zip(&texts).map(|(t, text)| Message { role: t.role, text }).collect();
+        let open = self.template.render(&messages, &self.placeholder, true)?;
+        messages.push(Message { role: Role::Assistant, text: SENTINEL });
+        let answered = self.template.render(&messages, &self.placeholder, false)?;
+
+        let expected = turns.iter().map(|t| t.text.matches(IMAGE).count()).sum();
+        let prompt = self.split(open, &answered, expected)?;
+        let images = prompt.text.matches(&self.placeholder).count();
+        if images != expected {
+            return Err(self.refusal(format!(
+                "the turns have {expected} images, the rendered prompt {images}"
+            )));
+        }
+        Ok(prompt)
+    }
+
+    /// Finds the separator: what an answered conversation has between the open one and the answer.
+    fn split(&self, open: String, answered: &str, images: usize) -> Result<Prompt> {
+        let Some((before, _)) = answered.rsplit_once(SENTINEL) else {
+            return Err(self.refusal("it does not print the assistant's answer".into()));
+        };
+        if let Some(separator) = before.strip_prefix(&open) {
+            return Ok(Prompt { separator: separator.to_owned(), text: open, images });
+        }
+        // The open form is not how answered conversations begin (some templates end it with a blank, or have no open
+        // form): then the answered form is what the model was trained on.
+        let text = before.trim_end();
+        Ok(Prompt { text: text.to_owned(), separator: before[text.len()..].to_owned(), images })
+    }
+
+    fn refusal(&self, message: String) -> Error {
+        Error::unsupported(format!("chat template of {}", self.template.name()), message)
+    }
+
+    /// Encodes a text (a prompt, with or without an answer), with the special tokens that the tokenizer puts in front
+    /// unless the text already begins with them; nothing is put behind.
+    pub fn encode(&self, text: &str) -> Result<Vec<Piece>> {
+        Ok(self.encode_with_offsets(text)?.pieces)
+    }
+
+    /// As [`PromptFormat::encode`], with byte offsets.
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Encoded> {
+        let encoding = self.tokenizer.encode(text, false)?;
+        let has_bos = self.bos.as_ref().is_some_and(|b| !b.is_empty() && text.starts_with(b));
+        let front = if has_bos { &[][..] } else { &self.front };
+        let mut offsets = vec![(0, 0); front.len()];
+        offsets.extend(&encoding.offsets);
+        let mut pieces = Vec::new();
+        let mut run = front.to_vec();
+        let mut images = 0;
+        for &id in &encoding.ids {
+            if id != self.image_token {
+                run.push(id);
+                continue;
+            }
+            if !run.is_empty() {
+                pieces.push(Piece::Tokens(std::mem::take(&mut run)));
+            }
+            pieces.push(Piece::Image(images));
+            images += 1;
+        }
+        if !run.is_empty() {
+            pieces.push(Piece::Tokens(run));
+        }
+        Ok(Encoded { pieces, offsets })
+    }
+}
+
+/// The known template for a checkpoint without one.
+fn fallback(config: &Config, tokenizer: &Tokenizer) -> &'static str {
+    if tokenizer.token_id("<|im_start|>").is_some() {
+        "chatml"
+    } else if config.text.model_type == "mistral" {
+        "mistral_instruct"
+    } else {
+        "vicuna_v1"
+    }
+}
+
+/// The ids that the tokenizer's post-processor puts in front of a text (usually one: BOS).
+fn front(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let bare = tokenizer.encode("a", false)?.ids;
+    let full = tokenizer.encode("a", true)?.ids;
+    let start = full.windows(bare.len().max(1)).position(|w| w == bare).unwrap_or(0);
+    Ok(full[..start].to_vec())
+}
+
+fn eos(
+    dir: &Path,
+    config: &Config,
+    settings: Option<&Fields>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u32>> {
+    if let Some(generation) = Fields::read_if_present(&dir.join("generation_config.json"))? {
+        let ids = generation.ids("eos_token_id")?;
+        if !ids.is_empty() {
+            return Ok(ids);
+        }
+    }
+    if !config.eos.is_empty() {
+        return Ok(config.eos.clone());
+    }
+    settings
+        .and_then(|s| special_token(s, "eos_token"))
+        .and_then(|token| tokenizer.token_id(&token))
+        .map(|id| vec![id])
+        .ok_or_else(|| {
+            Error::invalid(
+                dir,
+                "",
+                "no end-of-sequence token: none in generation_config.json, config.json or tokenizer_config.json",
+            )
+        })
+}

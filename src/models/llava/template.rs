@@ -1,0 +1,281 @@
+//! Chat templates: Jinja as checkpoints carry it.
+//!
+//! Templates are written against Python, so besides plain Jinja they need some of its string and dict methods and
+//! transformers' settings: blocks trimmed, `raise_exception`, and `{% generation %}` marks (rendered as always true,
+//! which keeps their white-space control). `strftime_now` is refused: a prompt must not depend on the day.
+
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error as JinjaError, ErrorKind, State, Value, context};
+use serde_json::Value as Json;
+
+use super::fields::Fields;
+use crate::{Error, Result};
+
+/// Templates used where a checkpoint has none, after the conversations of the LLaVA code.
+const KNOWN: [(&str, &str); 3] = [
+    (
+        "vicuna_v1",
+        "{% if messages[0]['role'] != 'system' %}{{ \"A chat between a curious human and an artificial intelligence \
+         assistant. The assistant gives helpful, detailed, and polite answers to the human's questions. \" }}{% endif %}\
+         {% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + ' ' }}\
+         {% elif m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ' }}\
+         {% else %}{{ 'ASSISTANT: ' + m['content'] + '</s>' }}{% endif %}{% endfor %}\
+         {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+    ),
+    (
+        "mistral_instruct",
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '</s>' }}\
+         {% elif m['role'] == 'system' %}{{ '<<SYS>>\n' + m['content'] + '\n<</SYS>>\n\n' }}\
+         {% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}",
+    ),
+    (
+        "chatml",
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
+         {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    ),
+];
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions before the conversation.
+    System,
+    /// The human.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// A message, its images in their place.
+pub(super) struct Message<'a> {
+    pub role: Role,
+    /// Text with the checkpoint's own image placeholder.
+    pub text: &'a str,
+}
+
+/// A chat template ready to render.
+pub(super) struct Template {
+    env: Environment<'static>,
+    name: String,
+    source: String,
+    /// Content as a list of parts (`{"type": "image"}`, `{"type": "text"}`) rather than as one string.
+    parts: bool,
+}
+
+impl Template {
+    /// The template of the checkpoint in `dir`, looked for where transformers does: `chat_template.jinja`,
+    /// `chat_template.json`, `processor_config.json`, `tokenizer_config.json`. `None` if there is none.
+    pub fn read(dir: &Path, tokenizer: Option<&Fields>) -> Result<Option<Self>> {
+        let path = dir.join("chat_template.jinja");
+        if path.is_file() {
+            let source = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+            return Self::new(path.display().to_string(), source, tokenizer).map(Some);
+        }
+        for file in ["chat_template.json", "processor_config.json", "tokenizer_config.json"] {
+            let path = dir.join(file);
+            let Some(fields) = Fields::read_if_present(&path)? else { continue };
+            if let Some(source) = chosen(&fields)? {
+                let name = format!("{}, field chat_template", path.display());
+                return Self::new(name, source, tokenizer).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A template by the name of its LLaVA conversation: `vicuna_v1`, `mistral_instruct` or `chatml`.
+    pub fn known(name: &str, tokenizer: Option<&Fields>) -> Result<Self> {
+        let source = KNOWN.iter().find(|(n, _)| *n == name).map(|(_, source)| *source);
+        let source = source.ok_or_else(|| {
+            Error::unsupported(
+                format!("chat template \"{name}\""),
+                "known are vicuna_v1, mistral_instruct and chatml",
+            )
+        })?;
+        Self::new(name.to_owned(), source.to_owned(), tokenizer)
+    }
+
+    fn new(name: String, source: String, tokenizer: Option<&Fields>) -> Result<Self> {
+        let source = without_generation_marks(&source)?;
+        let mut this = Self { env: environment(tokenizer)?, name, source, parts: false };
+        this.parts = this.takes_parts();
+        Ok(this)
+    }
+
+    /// A short name for messages: a file or a known template.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Renders the messages; `image` is the placeholder that stands for an image in their text.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        image: &str,
+        answer_follows: bool,
+    ) -> Result<String> {
+        let list: Vec<Value> = messages.iter().map(|m| message(m, image, self.parts)).collect();
+        self.render_values(list, answer_follows).map_err(|e| {
+            Error::unsupported(format!("chat template of {}", self.name), format!("{e:#}"))
+        })
+    }
+
+    fn render_values(
+        &self,
+        messages: Vec<Value>,
+        answer_follows: bool,
+    ) -> Result<String, JinjaError> {
+        let context = context! { messages, add_generation_prompt => answer_follows };
+        self.env.template_from_str(&self.source)?.render(context)
+    }
+
+    /// Whether the template understands lists of parts: tried out, since templates do not say.
+    fn takes_parts(&self) -> bool {
+        const PROBE: &str = "probe of the content";
+        let probe = Message { role: Role::User, text: PROBE };
+        match self.render_values(vec![message(&probe, "\u{0}", true)], true) {
+            // A template for strings either fails on a list or prints it with its keys.
+            Ok(text) => {
+                text.contains(PROBE) && !text.contains("\"type\"") && !text.contains("'type'")
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// The template text of a settings file; of a list of named ones, `default`.
+fn chosen(fields: &Fields) -> Result<Option<String>> {
+    const NAME: &str = "chat_template";
+    match fields.value(NAME) {
+        None => Ok(None),
+        Some(Json::String(source)) => Ok(Some(source.clone())),
+        Some(Json::Array(list)) => list
+            .iter()
+            .find(|t| t["name"] == "default")
+            .and_then(|t| t["template"].as_str())
+            .map(|source| Some(source.to_owned()))
+            .ok_or_else(|| fields.invalid(NAME, "is a list without a template named \"default\"")),
+        Some(other) => Err(fields.wrong(NAME, other, "a template or a list of named templates")),
+    }
+}
+
+fn without_generation_marks(source: &str) -> Result<String> {
+    let pattern = regex::Regex::new(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+        .map_err(|e| Error::unsupported("chat template", e.to_string()))?;
+    let swap = |c: &regex::Captures| {
+        let statement = if c.get(2).is_some() { "endif" } else { "if true" };
+        format!("{{%{} {statement} {}%}}", &c[1], &c[3])
+    };
+    Ok(pattern.replace_all(source, swap).into_owned())
+}
+
+fn message(message: &Message, image: &str, parts: bool) -> Value {
+    let role = message.role.name();
+    if !parts {
+        return context! { role, content => message.text };
+    }
+    let mut content = Vec::new();
+    for (i, piece) in message.text.split(image).enumerate() {
+        if i > 0 {
+            content.push(context! { type => "image" });
+        }
+        // Line breaks around a placeholder belong to LLaVA's data format; the template writes its own.
+        let piece = if message.text.contains(image) { piece.trim_matches('\n') } else { piece };
+        if !piece.is_empty() {
+            content.push(context! { type => "text", text => piece });
+        }
+    }
+    context! { role, content }
+}
+
+fn environment(tokenizer: Option<&Fields>) -> Result<Environment<'static>> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.map_err(|e| Error::unsupported("chat template", e.to_string()))?);
+    env.set_recursion_limit(200);
+    let refuse = |message: String| -> Result<Value, JinjaError> {
+        Err(JinjaError::new(ErrorKind::InvalidOperation, message))
+    };
+    env.add_function("raise_exception", move |message: String| refuse(message));
+    env.add_function("strftime_now", move |_: String| {
+        refuse("strftime_now would make prompts depend on the date".into())
+    });
+    env.set_unknown_method_callback(python_method);
+    for name in ["bos_token", "eos_token", "unk_token", "pad_token"] {
+        let text = tokenizer.and_then(|fields| special_token(fields, name)).unwrap_or_default();
+        env.add_global(name, text);
+    }
+    Ok(env)
+}
+
+/// A special token of `tokenizer_config.json`: a string, or an object with its `content`.
+pub(super) fn special_token(fields: &Fields, name: &str) -> Option<String> {
+    let value = fields.value(name)?;
+    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
+}
+
+/// The Python methods that published templates call on strings and dicts.
+fn python_method(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, JinjaError> {
+    let unknown = || JinjaError::from(ErrorKind::UnknownMethod);
+    if value.kind() == ValueKind::Map {
+        return match method {
+            "items" | "keys" | "values" => {
+                let filter = if method == "items" { "items" } else { "list" };
+                if method == "values" {
+                    let values = value.try_iter()?.map(|k| value.get_item(&k));
+                    return values.collect::<Result<Vec<_>, _>>().map(Value::from);
+                }
+                state.apply_filter(filter, std::slice::from_ref(value))
+            }
+            "get" => {
+                let key =
+                    args.first().ok_or_else(|| JinjaError::from(ErrorKind::MissingArgument))?;
+                let found = value.get_item(key)?;
+                let default = args.get(1).cloned().unwrap_or(Value::from(()));
+                Ok(if found.is_undefined() { default } else { found })
+            }
+            _ => Err(unknown()),
+        };
+    }
+    let Some(text) = value.as_str() else { return Err(unknown()) };
+    let arg = |i: usize| args.get(i).and_then(Value::as_str);
+    let set = |c: char| arg(0).map_or(c.is_whitespace(), |set| set.contains(c));
+    Ok(match (method, args.len()) {
+        ("upper", 0) => Value::from(text.to_uppercase()),
+        ("lower", 0) => Value::from(text.to_lowercase()),
+        ("title" | "capitalize", 0) => state.apply_filter(method, std::slice::from_ref(value))?,
+        ("strip", _) => Value::from(text.trim_matches(set)),
+        ("lstrip", _) => Value::from(text.trim_start_matches(set)),
+        ("rstrip", _) => Value::from(text.trim_end_matches(set)),
+        ("startswith", 1) => Value::from(text.starts_with(arg(0).ok_or_else(unknown)?)),
+        ("endswith", 1) => Value::from(text.ends_with(arg(0).ok_or_else(unknown)?)),
+        ("replace", 2) => {
+            Value::from(text.replace(arg(0).ok_or_else(unknown)?, arg(1).ok_or_else(unknown)?))
+        }
+        ("split", 0) => text.split_whitespace().map(Value::from).collect(),
+        ("split", 1) => text.split(arg(0).ok_or_else(unknown)?).map(Value::from).collect(),
+        ("split", 2) => {
+            let times = args[1].as_usize().ok_or_else(unknown)?;
+            text.splitn(times + 1, arg(0).ok_or_else(unknown)?).map(Value::from).collect()
+        }
+        ("join", 1) => state.apply_filter("join", &[args[0].clone(), value.clone()])?,
+        _ => return Err(unknown()),
+    })
+}

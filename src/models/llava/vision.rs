@@ -1,0 +1,187 @@
+//! The CLIP vision tower, up to the last layer that is used.
+//!
+//! transformers numbers states as `hidden_states[0]` = embeddings after the pre-norm, `hidden_states[i]` = after layer
+//! i. The default -2 of a tower of 24 is 23: after layer 23, with layer 24 and the post-norm not used. They are not
+//! even loaded.
+
+use candle_core::Tensor;
+
+use super::config::{Config, VisionConfig};
+use super::language::Linear;
+use crate::models::weights::Weights;
+use crate::ops::act::bias_act;
+use crate::ops::attend::{AttendPlan, attend};
+use crate::ops::norm::{Add, layer_norm, layer_norm_sum};
+use crate::{Error, Result};
+
+/// The tower.
+pub struct Vision {
+    config: VisionConfig,
+    wanted: Vec<usize>,
+    drop_class_token: bool,
+    class: Tensor,
+    patch: Tensor,
+    positions: Tensor,
+    pre_norm: Norm,
+    layers: Vec<Layer>,
+}
+
+struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl Norm {
+    fn load(weights: &Weights, name: &str, size: usize, eps: f64) -> Result<Self> {
+        let weights = weights.pp(name);
+        Ok(Self {
+            weight: weights.get(&[size], "weight")?,
+            bias: weights.get(&[size], "bias")?,
+            eps,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        layer_norm(x, None, &self.weight, Some(&self.bias), self.eps)
+    }
+
+    /// `(x + before, its norm)`.
+    fn forward_sum(&self, x: &Tensor, before: Add) -> Result<(Tensor, Tensor)> {
+        layer_norm_sum(x, before, &self.weight, Some(&self.bias), self.eps)
+    }
+}
+
+impl Vision {
+    /// Loads the tower from `weights` (the prefix before `embeddings` and `encoder`).
+    pub(super) fn load(config: &Config, weights: &Weights) -> Result<Self> {
+        let v = &config.vision;
+        let (h, p, tokens) = (v.hidden, v.patch_size, 1 + v.side() * v.side());
+        let embeddings = weights.pp("embeddings");
+        let used = config.vision_layers.iter().copied().max().unwrap_or(0);
+        let layers = (0..used)
+            .map(|i| Layer::load(v, &weights.pp(format!("encoder.layers.{i}"))))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            class: embeddings.get(&[h], "class_embedding")?,
+            patch: embeddings
+                .get(&[h, 3, p, p], "patch_embedding.weight")?
+                .reshape((h, 3 * p * p))?,
+            positions: embeddings.get(&[tokens, h], "position_embedding.weight")?,
+            // The tensor really is spelled so.
+            pre_norm: Norm::load(weights, "pre_layrnorm", h, v.eps)?,
+            layers,
+            wanted: config.vision_layers.clone(),
+            drop_class_token: config.drop_class_token,
+            config: v.clone(),
+        })
+    }
+
+    /// Features `[tiles, patches, H * chosen layers]` of `[tiles, 3, side, side]`; one patch more with the class token
+    /// kept. Every tile is seen whole: masks act in the language model only.
+    pub fn forward(&self, tiles: &Tensor) -> Result<Tensor> {
+        let (count, channels, height, width) = tiles.dims4()?;
+        let size = self.config.image_size;
+        if (channels, height, width) != (3, size, size) {
+            return Err(Error::argument(
+                "Vision::forward",
+                "tiles",
+                format!("{:?}", tiles.dims()),
+                format!("[tiles, 3, {size}, {size}]"),
+            ));
+        }
+        let tokens = 1 + self.config.side().pow(2);
+        let mut x = self.pre_norm.forward(&self.embed(tiles)?)?;
+        let bounds: Vec<u32> = (0..=count).map(|i| (i * tokens) as u32).collect();
+        let plan = AttendPlan::ragged(&bounds, false);
+        let mut states = vec![(0, x.clone())];
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&self.config, &x, &plan)?;
+            if self.wanted.contains(&(i + 1)) {
+                states.push((i + 1, x.clone()));
+            }
+        }
+        self.select(&states, count, tokens)
+    }
+
+    /// Patch, class and position embeddings, packed: `[tiles * tokens, H]`.
+    fn embed(&self, tiles: &Tensor) -> Result<Tensor> {
+        let c = &self.config;
+        let (count, side, p) = (tiles.dim(0)?, c.side(), c.patch_size);
+        // A convolution whose stride is its kernel is a product over flattened patches; pixels past the last whole
+        // patch do not count.
+        let patches = tiles
+            .to_dtype(self.patch.dtype())?
+            .narrow(2, 0, side * p)?
+            .narrow(3, 0, side * p)?
+            .reshape((count, 3, side, p, side, p))?
+            .permute((0, 2, 4, 1, 3, 5))?
+            .reshape((count * side * side, 3 * p * p))?
+            .matmul(&self.patch.t()?)?
+            .reshape((count, side * side, c.hidden))?;
+        let class = self.class.reshape((1, 1, c.hidden))?.expand((count, 1, c.hidden))?;
+        let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.positions)?;
+        Ok(x.reshape((count * (1 + side * side), c.hidden))?)
+    }
+
+    fn select(&self, states: &[(usize, Tensor)], count: usize, tokens: usize) -> Result<Tensor> {
+        let hidden = self.config.hidden;
+        let skip = usize::from(self.drop_class_token);
+        let mut chosen = Vec::with_capacity(self.wanted.len());
+        for &layer in &self.wanted {
+            for (_, state) in states.iter().filter(|(i, _)| *i == layer) {
+                let state = state.reshape((count, tokens, hidden))?;
+                chosen.push(state.narrow(1, skip, tokens - skip)?);
+            }
+        }
+        match chosen.as_slice() {
+            [one] => Ok(one.contiguous()?),
+            all => Ok(Tensor::cat(all, 2)?),
+        }
+    }
+}
+
+struct Layer {
+    norm1: Norm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    norm2: Norm,
+    up: Linear,
+    down: Linear,
+}
+
+impl Layer {
+    fn load(c: &VisionConfig, weights: &Weights) -> Result<Self> {
+        let (attention, mlp) = (weights.pp("self_attn"), weights.pp("mlp"));
+        let project = |name| Linear::load(&attention, name, c.hidden, c.hidden, true);
+        Ok(Self {
+            norm1: Norm::load(weights, "layer_norm1", c.hidden, c.eps)?,
+            query: project("q_proj")?,
+            key: project("k_proj")?,
+            value: project("v_proj")?,
+            output: project("out_proj")?,
+            norm2: Norm::load(weights, "layer_norm2", c.hidden, c.eps)?,
+            up: Linear::load(&mlp, "fc1", c.hidden, c.inner, true)?,
+            down: Linear::load(&mlp, "fc2", c.inner, c.hidden, true)?,
+        })
+    }
+
+    fn forward(&self, c: &VisionConfig, x: &Tensor, plan: &AttendPlan) -> Result<Tensor> {
+        let rows = x.dim(0)?;
+        let width = c.hidden / c.heads;
+        let split = |t: Tensor| t.reshape((rows, c.heads, width));
+        let h = self.norm1.forward(x)?;
+        let query = split(self.query.forward(&h)?)?;
+        let key = split(self.key.forward(&h)?)?;
+        let value = split(self.value.forward(&h)?)?;
+        let scale = 1.0 / (width as f32).sqrt();
+        let seen = attend(&query, &key, &value, plan, scale, None)?.reshape((rows, c.hidden))?;
+        let add = Add { residual: x, bias: self.output.bias() };
+        let (x, h) = self.norm2.forward_sum(&self.output.product(&seen)?, add)?;
+        let h = self.up.product(&h)?;
+        let h = bias_act(&h, self.up.bias(), c.act)?;
+        Ok((x + self.down.forward(&h)?)?)
+    }
+}

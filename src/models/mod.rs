@@ -1,0 +1,7 @@
+//! Floor 2: networks and their files.
+
+pub mod device;
+pub mod encoder;
+pub mod llava;
+pub mod tokenizer;
+pub mod weights;

@@ -1,0 +1,367 @@
+//! Weights from safetensors files: one `model.safetensors`, or shards with `model.safetensors.index.json`.
+//!
+//! Every tensor is checked when it is asked for: present, of the shape the network expects, a float (F32, F16, BF16),
+//! and finite both as stored and after conversion. Pickle files are refused: loading them can run code.
+
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Tensors of one checkpoint by name, read from the mapped files on demand. Cloning and [`Weights::pp`] are cheap.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    files: Arc<Files>,
+    prefix: String,
+    device: Device,
+    dtype: DType,
+}
+
+#[derive(Debug)]
+struct Files {
+    /// What was opened: names errors about absent tensors.
+    path: PathBuf,
+    shards: Vec<(PathBuf, Mmap)>,
+    entries: HashMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Bytes within the shard.
+    start: usize,
+    end: usize,
+}
+
+impl Weights {
+    /// Opens a model folder, or one `.safetensors` file. Tensors come as `dtype` (F32, F16 or BF16) on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the folder has weights in other formats only; [`Error::Invalid`] where it has none,
+    /// or a file is damaged; [`Error::Io`]; [`Error::Argument`] for another dtype.
+    pub fn open(path: impl AsRef<Path>, device: &Device, dtype: DType) -> Result<Self> {
+        let path = path.as_ref();
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            let got = format!("{dtype:?}");
+            return Err(Error::argument("Weights::open", "dtype", got, "F32, F16 or BF16"));
+        }
+        let files = if path.is_dir() { open_folder(path)? } else { open_file(path)? };
+        Ok(Self { files: Arc::new(files), prefix: String::new(), device: device.clone(), dtype })
+    }
+
+    /// The same weights below `prefix` (no trailing dot): `w.pp("encoder").pp(3)` reads `encoder.3.*`.
+    pub fn pp(&self, prefix: impl std::fmt::Display) -> Self {
+        Self { prefix: self.full_name(&prefix.to_string()), ..self.clone() }
+    }
+
+    /// Whether a tensor of this name exists below the current prefix.
+    pub fn contains(&self, name: &str) -> bool {
+        self.files.entries.contains_key(&self.full_name(name))
+    }
+
+    /// The shape of a tensor as stored, if it exists.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.files.entries.get(&self.full_name(name)).map(|e| &e.shape[..])
+    }
+
+    /// All full names, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.files.entries.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.files.path
+    }
+
+    /// Where tensors go.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What tensors become.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The tensor `name` below the prefix, of exactly this shape.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming file and tensor: absent, another shape, not a float, or a value that is not finite.
+    pub fn get(&self, shape: &[usize], name: &str) -> Result<Tensor> {
+        self.get_as(shape, name, self.dtype)
+    }
+
+    /// [`Weights::get`] in a dtype of its own, for the few parameters that stay f32.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_as(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
+        let name = self.full_name(name);
+        let at = || format!("tensor {name}");
+        let Some(entry) = self.files.entries.get(&name) else {
+            let message = format!("absent, expected shape {shape:?}");
+            return Err(Error::invalid(&self.files.path, at(), message));
+        };
+        let (path, map) = &self.files.shards[entry.shard];
+        let invalid = |message: String| Error::invalid(path, at(), message);
+        if entry.shape != shape {
+            return Err(invalid(format!("shape {:?}, expected {shape:?}", entry.shape)));
+        }
+        let bytes = &map[entry.start..entry.end];
+        let tensor = match dtype {
+            DType::F32 => self.tensor(convert(bytes, entry.dtype, |x| x, f32::is_finite), shape),
+            DType::F16 => {
+                self.tensor(convert(bytes, entry.dtype, f16::from_f32, |x| x.is_finite()), shape)
+            }
+            DType::BF16 => {
+                self.tensor(convert(bytes, entry.dtype, bf16::from_f32, |x| x.is_finite()), shape)
+            }
+            other => {
+                return Err(Error::argument(
+                    "Weights::get",
+                    "dtype",
+                    format!("{other:?}"),
+                    "a float",
+                ));
+            }
+        };
+        tensor?.map_err(invalid)
+    }
+
+    /// Puts converted values on the device; a conversion error stays one.
+    fn tensor<T: candle_core::WithDType>(
+        &self,
+        values: Result<Vec<T>, String>,
+        shape: &[usize],
+    ) -> Result<Result<Tensor, String>> {
+        Ok(match values {
+            Ok(values) => Ok(Tensor::from_vec(values, shape, &self.device)?),
+            Err(message) => Err(message),
+        })
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+/// Converts stored floats, each through f32; the error says what is wrong with them.
+fn convert<T: Copy + Default + Send + Sync>(
+    bytes: &[u8],
+    dtype: Dtype,
+    to: impl Fn(f32) -> T + Sync,
+    finite: impl Fn(T) -> bool + Sync,
+) -> Result<Vec<T>, String> {
+    match dtype {
+        Dtype::F32 => convert_from::<4, T>(bytes, f32::from_le_bytes, to, finite),
+        Dtype::F16 => convert_from::<2, T>(bytes, |b| f16::from_le_bytes(b).to_f32(), to, finite),
+        Dtype::BF16 => convert_from::<2, T>(bytes, |b| bf16::from_le_bytes(b).to_f32(), to, finite),
+        other => Err(format!("dtype {other:?}, expected F32, F16 or BF16")),
+    }
+}
+
+fn convert_from<const N: usize, T: Copy + Default + Send + Sync>(
+    bytes: &[u8],
+    from: impl Fn([u8; N]) -> f32 + Sync,
+    to: impl Fn(f32) -> T + Sync,
+    finite: impl Fn(T) -> bool + Sync,
+) -> Result<Vec<T>, String> {
+    const CHUNK: usize = 1 << 16;
+    let (values, _) = bytes.as_chunks::<N>();
+    let mut out = vec![T::default(); values.len()];
+    let bad = out
+        .par_chunks_mut(CHUNK)
+        .zip(values.par_chunks(CHUNK))
+        .enumerate()
+        .filter_map(|(chunk, (out, values))| {
+            let mut all = true;
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = to(from(*value));
+                all &= finite(*out);
+            }
+            if all {
+                return None;
+            }
+            let i = out.iter().position(|&x| !finite(x))?;
+            Some((chunk * CHUNK + i, from(values[i])))
+        })
+        .min_by_key(|&(i, _)| i);
+    match bad {
+        None => Ok(out),
+        Some((i, x)) if x.is_finite() => {
+            Err(format!("value {i} is {x}, which overflows the dtype asked for"))
+        }
+        Some((i, x)) => Err(format!("value {i} is {x}, expected finite values")),
+    }
+}
+
+fn open_file(path: &Path) -> Result<Files> {
+    refuse_pickle(path)?;
+    let mut files = Files { path: path.into(), shards: Vec::new(), entries: HashMap::new() };
+    add_shard(&mut files, path.into())?;
+    Ok(files)
+}
+
+fn open_folder(dir: &Path) -> Result<Files> {
+    let single = dir.join(SINGLE);
+    if single.is_file() {
+        return open_file(&single);
+    }
+    let index = dir.join(INDEX);
+    if index.is_file() {
+        return open_shards(dir, index);
+    }
+    let mut names: Vec<PathBuf> = fs::read_dir(dir)
+        .map_err(Error::io(dir))?
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .collect();
+    names.sort();
+    for path in &names {
+        refuse_pickle(path)?;
+    }
+    Err(Error::invalid(dir, "", format!("no weights found, expected {SINGLE} or {INDEX}")))
+}
+
+/// Refuses weight files of other frameworks and formats, by their extension.
+fn refuse_pickle(path: &Path) -> Result<()> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let reason = match extension {
+        "bin" | "pt" | "pth" | "ckpt" => "a pickle, which can run any code when it is loaded",
+        "ot" | "h5" | "msgpack" | "onnx" | "gguf" => "in another framework's format",
+        _ => return Ok(()),
+    };
+    let message =
+        format!("it is {reason}; use the model's safetensors files, or convert it to safetensors");
+    Err(Error::unsupported(format!("weight file {}", path.display()), message))
+}
+
+fn open_shards(dir: &Path, index: PathBuf) -> Result<Files> {
+    let text = fs::read_to_string(&index).map_err(Error::io(&index))?;
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Error::invalid(&index, "", e.to_string()))?;
+    let Some(map) = json.get("weight_map").and_then(|m| m.as_object()) else {
+        return Err(Error::invalid(&index, "field weight_map", "absent, expected an object"));
+    };
+    let mut shards: Vec<&str> = Vec::new();
+    for (name, file) in map {
+        // A shard outside the folder would let an index read any file.
+        match file.as_str() {
+            Some(file)
+                if !file.is_empty() && Path::new(file).file_name() == Some(file.as_ref()) =>
+            {
+                shards.push(file);
+            }
+            _ => {
+                let message = format!("{file}, expected the name of a file beside the index");
+                return Err(Error::invalid(&index, format!("field weight_map.{name}"), message));
+            }
+        }
+    }
+    shards.sort_unstable();
+    shards.dedup();
+    let mut files = Files { path: index.clone(), shards: Vec::new(), entries: HashMap::new() };
+    for shard in shards {
+        refuse_pickle(Path::new(shard))?;
+        add_shard(&mut files, dir.join(shard))?;
+    }
+    for (name, file) in map {
+        if !files.entries.contains_key(name) {
+            let message = format!("absent from {file}, where the index places it");
+            return Err(Error::invalid(&index, format!("tensor {name}"), message));
+        }
+    }
+    Ok(files)
+}
+
+fn add_shard(files: &mut Files, path: PathBuf) -> Result<()> {
+    let file = File::open(&path).map_err(Error::io(&path))?;
+    // SAFETY: the map is read only; that nobody rewrites a checkpoint in use is the same trust as in reading it twice.
+    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+    let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+        let message = format!("not a whole safetensors file of {} bytes: {e}", map.len());
+        Error::invalid(&path, "", message)
+    })?;
+    // Eight bytes of header length come before the header, the tensors after it.
+    let data = 8 + header;
+    for name in metadata.offset_keys() {
+        let Some(info) = metadata.info(&name) else { continue };
+        let entry = Entry {
+            shard: files.shards.len(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            start: data + info.data_offsets.0,
+            end: data + info.data_offsets.1,
+        };
+        if files.entries.insert(name.clone(), entry).is_some() {
+            return Err(Error::invalid(&path, format!("tensor {name}"), "also in another shard"));
+        }
+    }
+    files.shards.push((path, map));
+    Ok(())
+}
+
+/// A hash (64 hex digits) of all that decides what a model computes: every `.json`, `.jinja` and `.safetensors` file
+/// in the folder and in its numbered module folders (`1_Pooling`), by relative name and content.
+///
+/// # Errors
+/// [`Error::Io`] if the folder or a file cannot be read.
+pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
+    let dir = dir.as_ref();
+    let mut files = hashed_files(dir, "")?;
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let entry = entry.map_err(Error::io(dir))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let numbered = name.split_once('_').is_some_and(|(n, _)| n.parse::<u32>().is_ok());
+        if numbered && entry.path().is_dir() {
+            files.extend(hashed_files(&entry.path(), &format!("{name}/"))?);
+        }
+    }
+    files.sort();
+    let mut all = blake3::Hasher::new();
+    for (name, path) in files {
+        all.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+        all.update(hash_file(&path)?.as_bytes());
+    }
+    Ok(all.finalize().to_hex().to_string())
+}
+
+fn hashed_files(dir: &Path, prefix: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let entry = entry.map_err(Error::io(dir))?;
+        let path = entry.path();
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        if matches!(extension, "json" | "jinja" | "safetensors") && path.is_file() {
+            files.push((format!("{prefix}{}", entry.file_name().to_string_lossy()), path));
+        }
+    }
+    Ok(files)
+}
+
+/// Length and the hashes of 4 MiB pieces, taken in parallel.
+fn hash_file(path: &Path) -> Result<blake3::Hash> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    // SAFETY: as in `add_shard`.
+    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+    let pieces: Vec<blake3::Hash> = map.par_chunks(4 << 20).map(blake3::hash).collect();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(map.len() as u64).to_le_bytes());
+    for piece in pieces {
+        hasher.update(piece.as_bytes());
+    }
+    Ok(hasher.finalize())
+}

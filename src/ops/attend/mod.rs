@@ -1,0 +1,268 @@
+//! Ragged attention over a key/value arena: one op for encoders, prefill and decode.
+//!
+//! * q `[R, Hq, D]`; k, v `[S, Hkv, D]` with Hq a multiple of Hkv (query head h reads key head h / (Hq / Hkv)); out `[R, Hq, D]`.
+//!   f32, f16 or bf16 (all alike); scores, softmax and sums in f32, rounded once at the end.
+//! * An [`AttendPlan`] is a list of [`Block`]s of query rows, each with the arena segments its rows see, as if concatenated.
+//!   In a causal block of n rows, row t does not see the last n - 1 - t keys. So a fork of a cached prefix is another
+//!   block whose first segment is that prefix: nothing is copied.
+//! * `out = softmax(scale q.k + bias) v`; the softmax subtracts the row's maximum first, in two passes.
+//! * A row with no keys, and a row in no block, gives zeros. NaN in q reaches its own row only; NaN or infinity in k or v
+//!   reaches every row that sees it and, in a causal block, may reach rows of the block that do not.
+//! * A row's result depends on its own keys only. Row counts choose the code path, so it may differ in the last bits
+//!   (about 1e-6 of the largest |v|) with the size of its block; it never depends on other blocks or on threads.
+//! * Error: within 1e-5 of the largest |v| in f32 for scores within +-100.
+//! * Bytes (floor): q and out once; of k and v, each segment once per block that names it.
+//! * No gradient: `backward` through q, k or v is an error, and a tracked bias table is refused.
+//!
+//! Source: scaled dot-product attention (Vaswani et al. 2017); grouped queries (Ainslie et al. 2023).
+
+mod cpu;
+
+use super::host::{Stored, by_float, contiguous};
+use crate::{Error, Result};
+use candle_core::{CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Shape, Tensor, bail};
+use std::ops::Range;
+
+/// A run of arena slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The first slot.
+    pub start: usize,
+    /// How many; 0 is allowed.
+    pub len: usize,
+}
+
+/// Query rows that see the same keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Rows of q.
+    pub rows: Range<usize>,
+    /// What they see, in order. Empty: the rows give zeros.
+    pub keys: Vec<Segment>,
+    /// Whether row t of n sees all but the last n - 1 - t keys.
+    pub causal: bool,
+}
+
+/// Who sees what. Blocks must not share rows; rows in no block give zeros.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttendPlan {
+    /// The blocks, in any order.
+    pub blocks: Vec<Block>,
+}
+
+impl AttendPlan {
+    /// One block per sequence of a packed batch, each seeing itself: `cu_seqlens` is `[0, T_0, T_0 + T_1, ..]`.
+    pub fn ragged(cu_seqlens: &[u32], causal: bool) -> Self {
+        let block = |w: &[u32]| {
+            let (start, end) = (w[0] as usize, w[1].max(w[0]) as usize);
+            Block { rows: start..end, keys: vec![Segment { start, len: end - start }], causal }
+        };
+        Self { blocks: cu_seqlens.windows(2).map(block).collect() }
+    }
+
+    /// Checks every block against R query rows and S slots.
+    fn check(&self, rows: usize, slots: usize) -> Result<()> {
+        const OP: &str = "attend";
+        let mut seen = vec![false; rows];
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (start, end) = (block.rows.start, block.rows.end);
+            if start > end || end > rows {
+                let got = format!("{start}..{end} in block {i}");
+                return Err(Error::argument(OP, "rows", got, format!("within 0..{rows}")));
+            }
+            if let Some(row) = (start..end).find(|&row| std::mem::replace(&mut seen[row], true)) {
+                let got = format!("row {row} again in block {i}");
+                return Err(Error::argument(OP, "rows", got, "each row in one block"));
+            }
+            for s in &block.keys {
+                if s.start.checked_add(s.len).is_none_or(|end| end > slots) {
+                    let got = format!("{} slots from {} in block {i}", s.len, s.start);
+                    return Err(Error::argument(OP, "segment", got, format!("within 0..{slots}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A bias added to the scaled scores by distance: `table[h, key - query + max - 1]`, as in MPNet and T5.
+#[derive(Clone, Debug)]
+pub struct RelativeBias {
+    /// `[Hq, 2 max - 1]`, f32.
+    pub table: Tensor,
+    /// The longest sequence the table serves.
+    pub max: usize,
+}
+
+/// Attention by plan. `scale` multiplies q.k. With `bias`, each block must see exactly its own number of keys in one
+/// segment (key j is the position of query j), at most `bias.max`.
+///
+/// # Errors
+/// [`Error::Argument`] for shapes or dtypes outside the contract, rows in two blocks, and rows or slots out of range.
+pub fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    plan: &AttendPlan,
+    scale: f32,
+    bias: Option<&RelativeBias>,
+) -> Result<Tensor> {
+    const OP: &str = "attend";
+    let shape = |t: &Tensor| format!("{:?} {:?}", t.dims(), t.dtype());
+    if !matches!(q.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+        return Err(Error::argument(OP, "dtype", format!("{:?}", q.dtype()), "F32, F16 or BF16"));
+    }
+    let &[rows, q_heads, dim] = q.dims() else {
+        return Err(Error::argument(OP, "q", shape(q), "[R, Hq, D]"));
+    };
+    let &[slots, kv_heads, k_dim] = k.dims() else {
+        return Err(Error::argument(OP, "k", shape(k), "[S, Hkv, D]"));
+    };
+    if k_dim != dim || dim == 0 || k.dtype() != q.dtype() {
+        return Err(Error::argument(OP, "k", shape(k), format!("D and dtype of q: {}", shape(q))));
+    }
+    if v.dims() != k.dims() || v.dtype() != k.dtype() {
+        return Err(Error::argument(OP, "v", shape(v), format!("as k: {}", shape(k))));
+    }
+    if kv_heads == 0 || q_heads % kv_heads != 0 {
+        return Err(Error::argument(OP, "Hq", q_heads, format!("a multiple of Hkv = {kv_heads}")));
+    }
+    if !scale.is_finite() {
+        return Err(Error::argument(OP, "scale", scale, "finite"));
+    }
+    plan.check(rows, slots)?;
+    let bias = bias.map(|b| check_bias(b, plan, q_heads)).transpose()?;
+    let op = Attend { plan: plan.clone(), scale, bias };
+    Ok(rows_contiguous(q)?.apply_op3(&rows_contiguous(k)?, &rows_contiguous(v)?, op)?)
+}
+
+/// Lets heads and rows have any pitch, as in a slice of a fused q/k/v product; copies otherwise.
+fn rows_contiguous(t: &Tensor) -> Result<Tensor> {
+    let (dim, stride) = (t.dims()[2], t.stride());
+    if stride[2] == 1 && stride[1] == dim { Ok(t.clone()) } else { Ok(t.contiguous()?) }
+}
+
+fn check_bias(bias: &RelativeBias, plan: &AttendPlan, heads: usize) -> Result<Bias> {
+    const OP: &str = "attend";
+    let t = &bias.table;
+    let width = (2 * bias.max).saturating_sub(1);
+    if t.dims() != [heads, width] || t.dtype() != DType::F32 {
+        let got = format!("{:?} {:?}", t.dims(), t.dtype());
+        return Err(Error::argument(OP, "bias.table", got, format!("[{heads}, {width}] F32")));
+    }
+    if t.track_op() {
+        return Err(Error::argument(OP, "bias.table", "tracked", "detached: there is no gradient"));
+    }
+    for (i, block) in plan.blocks.iter().enumerate() {
+        let len = block.rows.len();
+        let own = matches!(block.keys[..], [s] if s.len == len) || (len == 0);
+        if !own || len > bias.max {
+            let got = format!("{len} rows and {:?} in block {i}", block.keys);
+            let expected = format!("one segment as long as the rows, at most {}", bias.max);
+            return Err(Error::argument(OP, "keys with a relative bias", got, expected));
+        }
+    }
+    Ok(Bias { table: t.contiguous()?, max: bias.max })
+}
+
+/// Writes `rows` `[n, ..]` into the arena `[S, ..]`, row i at `slots[i]`, in place and without a gradient.
+///
+/// # Errors
+/// [`Error::Argument`] if shapes or dtypes differ, a slot is out of range or named twice, or the arena is not
+/// contiguous; nothing is written then.
+pub fn write_rows(arena: &Tensor, rows: &Tensor, slots: &[u32]) -> Result<()> {
+    const OP: &str = "attend::write_rows";
+    if arena.rank() == 0 || !arena.is_contiguous() {
+        let got = format!("{:?} with strides {:?}", arena.dims(), arena.stride());
+        return Err(Error::argument(OP, "arena", got, "contiguous [S, ..]"));
+    }
+    let expected = [&[slots.len()], &arena.dims()[1..]].concat();
+    if rows.dims() != expected || rows.dtype() != arena.dtype() {
+        let got = format!("{:?} {:?}", rows.dims(), rows.dtype());
+        return Err(Error::argument(OP, "rows", got, format!("{expected:?} {:?}", arena.dtype())));
+    }
+    let mut sorted = slots.to_vec();
+    sorted.sort_unstable();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Error::argument(OP, "slots", format!("{} twice", pair[0]), "distinct slots"));
+    }
+    match sorted.last() {
+        None => return Ok(()),
+        Some(&last) if last as usize >= arena.dims()[0] => {
+            let expected = format!("below {}", arena.dims()[0]);
+            return Err(Error::argument(OP, "slots", last, expected));
+        }
+        Some(_) => {}
+    }
+    Ok(arena.inplace_op2(&rows.contiguous()?, &WriteRows { slots })?)
+}
+
+// candle's view of the ops. `bwd` is candle's default: an error.
+
+struct Bias {
+    table: Tensor,
+    max: usize,
+}
+
+struct Attend {
+    plan: AttendPlan,
+    scale: f32,
+    bias: Option<Bias>,
+}
+
+impl CustomOp3 for Attend {
+    fn name(&self) -> &'static str {
+        "attend"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_l: &Layout,
+        k: &CpuStorage,
+        k_l: &Layout,
+        v: &CpuStorage,
+        v_l: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        by_float!(q, "attend", T => {
+            let operands = cpu::Operands {
+                q: cpu::Heads::<T>::new(q, q_l)?,
+                k: cpu::Heads::<T>::new(k, k_l)?,
+                v: cpu::Heads::<T>::new(v, v_l)?,
+            };
+            let out = cpu::attend(&operands, self)?;
+            Ok((<T as Stored>::wrap(out), q_l.shape().clone()))
+        })
+    }
+}
+
+struct WriteRows<'a> {
+    slots: &'a [u32],
+}
+
+impl InplaceOp2 for WriteRows<'_> {
+    fn name(&self) -> &'static str {
+        "write_rows"
+    }
+
+    fn cpu_fwd(
+        &self,
+        arena: &mut CpuStorage,
+        arena_l: &Layout,
+        rows: &CpuStorage,
+        rows_l: &Layout,
+    ) -> candle_core::Result<()> {
+        by_float!(rows, "write_rows", T => {
+            let rows = contiguous::<T>(rows, rows_l, "write_rows")?;
+            let Some(arena) = <T as Stored>::slice_mut(arena) else {
+                bail!("write_rows: operands differ in dtype")
+            };
+            let width = rows.len() / self.slots.len();
+            for (row, &slot) in rows.chunks(width.max(1)).zip(self.slots) {
+                let at = arena_l.start_offset() + slot as usize * width;
+                arena[at..at + width].copy_from_slice(row);
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,188 @@
+//! The values of a candle tensor that lives on the host, as a typed slice.
+
+use candle_core::{CpuStorage, Layout, Storage, Tensor, bail};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::simd::{self, Element};
+use crate::{Error, Result};
+
+/// A float tensor's values, row-major.
+#[derive(Clone, Copy)]
+pub(crate) enum Floats<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+}
+
+impl<'a> Floats<'a> {
+    /// The slice of a contiguous tensor; other layouts and dtypes are refused under the name `what`.
+    pub(crate) fn new(
+        op: &'static str,
+        what: &'static str,
+        storage: &'a CpuStorage,
+        layout: &Layout,
+    ) -> Result<Self> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            return Err(Error::argument(
+                op,
+                what,
+                format!("strided {layout:?}"),
+                "a contiguous tensor",
+            ));
+        };
+        match storage {
+            CpuStorage::F32(v) => Ok(Self::F32(&v[start..end])),
+            CpuStorage::F16(v) => Ok(Self::F16(&v[start..end])),
+            CpuStorage::BF16(v) => Ok(Self::BF16(&v[start..end])),
+            other => {
+                let dtype = candle_core::backend::BackendStorage::dtype(other);
+                Err(Error::argument(op, what, format!("{dtype:?}"), "f32, f16 or bf16"))
+            }
+        }
+    }
+}
+
+/// Runs `f` on the values of `tensor`. A strided tensor is copied first.
+pub(crate) fn with_floats<R>(
+    op: &'static str,
+    what: &'static str,
+    tensor: &Tensor,
+    f: impl FnOnce(Floats<'_>) -> Result<R>,
+) -> Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => f(Floats::new(op, what, storage, layout)?),
+        _ => Err(Error::unsupported(
+            format!("{op} on {:?}", tensor.device().location()),
+            "this build has the CPU path only; move the tensor with to_device(&Device::Cpu)",
+        )),
+    }
+}
+
+/// One body for the three float types: `each_float!(floats, x => f(x))`.
+macro_rules! each_float {
+    ($floats:expr, $x:ident => $body:expr) => {
+        match $floats {
+            $crate::ops::host::Floats::F32($x) => $body,
+            $crate::ops::host::Floats::F16($x) => $body,
+            $crate::ops::host::Floats::BF16($x) => $body,
+        }
+    };
+}
+pub(crate) use each_float;
+
+/// An element type, and the storages that hold it.
+pub(crate) trait Stored: Element {
+    /// The values themselves, if they are f32.
+    fn as_f32(values: &[Self]) -> Option<&[f32]>;
+    /// Rounds `src` to this type. Slices of one length.
+    fn store(src: &[f32], dst: &mut [Self]);
+    /// The typed slice inside a storage, `None` for another dtype.
+    fn slice(storage: &CpuStorage) -> Option<&[Self]>;
+    /// The same, to write to.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// Wraps values into a storage.
+    fn wrap(values: Vec<Self>) -> CpuStorage;
+
+    /// The values as f32.
+    fn to_f32_vec(values: &[Self]) -> Vec<f32> {
+        let mut out = vec![0f32; values.len()];
+        simd::widen(values, &mut out);
+        out
+    }
+}
+
+macro_rules! stored {
+    ($ty:ty, $variant:ident, $as_f32:expr, $store:expr) => {
+        impl Stored for $ty {
+            fn as_f32(values: &[Self]) -> Option<&[f32]> {
+                let f: fn(&[Self]) -> Option<&[f32]> = $as_f32;
+                f(values)
+            }
+            fn store(src: &[f32], dst: &mut [Self]) {
+                let f: fn(&[f32], &mut [Self]) = $store;
+                f(src, dst);
+            }
+            fn slice(storage: &CpuStorage) -> Option<&[Self]> {
+                match storage {
+                    CpuStorage::$variant(values) => Some(values),
+                    _ => None,
+                }
+            }
+            fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+                match storage {
+                    CpuStorage::$variant(values) => Some(values),
+                    _ => None,
+                }
+            }
+            fn wrap(values: Vec<Self>) -> CpuStorage {
+                CpuStorage::$variant(values)
+            }
+        }
+    };
+}
+stored!(f32, F32, |values| Some(values), |src, dst| dst.copy_from_slice(src));
+stored!(f16, F16, |_| None, |src, dst| dst.convert_from_f32_slice(src));
+stored!(bf16, BF16, |_| None, |src, dst| dst.convert_from_f32_slice(src));
+
+/// The elements of a contiguous operand, inside a candle op.
+pub(crate) fn contiguous<'a, T: Stored>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+    op: &'static str,
+) -> candle_core::Result<&'a [T]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{op}: operand is not contiguous")
+    };
+    match T::slice(storage) {
+        Some(values) => Ok(&values[start..end]),
+        None => bail!("{op}: operands differ in dtype"),
+    }
+}
+
+/// Runs `$body` with `$ty` bound to the element type of `$storage`; other dtypes are an error.
+macro_rules! by_float {
+    ($storage:expr, $op:expr, $ty:ident => $body:expr) => {
+        match $storage {
+            candle_core::CpuStorage::F32(_) => {
+                type $ty = f32;
+                $body
+            }
+            candle_core::CpuStorage::F16(_) => {
+                type $ty = half::f16;
+                $body
+            }
+            candle_core::CpuStorage::BF16(_) => {
+                type $ty = half::bf16;
+                $body
+            }
+            _ => candle_core::bail!("{}: dtype is not f32, f16 or bf16", $op),
+        }
+    };
+}
+pub(crate) use by_float;
+
+/// A pointer that rayon tasks may share, each writing elements that no other one touches.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMut<T>(*mut T, usize);
+
+// SAFETY: the users of `SharedMut` write disjoint ranges, as each call of `range` must promise.
+unsafe impl<T: Send> Send for SharedMut<T> {}
+unsafe impl<T: Send> Sync for SharedMut<T> {}
+
+impl<T> SharedMut<T> {
+    pub(crate) fn new(values: &mut [T]) -> Self {
+        Self(values.as_mut_ptr(), values.len())
+    }
+
+    /// # Safety
+    /// No other live reference covers any of these elements, and the slice outlives the use.
+    #[inline]
+    pub(crate) unsafe fn range<'a>(self, start: usize, len: usize) -> &'a mut [T] {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.1), "range outside the slice");
+        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}

@@ -1,0 +1,12 @@
+//! Floor 1: the kernels, for anyone.
+
+pub mod act;
+pub mod attend;
+pub mod cosine;
+mod host;
+pub mod mask;
+pub mod norm;
+pub mod philox;
+pub mod pool;
+mod simd;
+pub mod token;

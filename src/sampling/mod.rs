@@ -1,0 +1,16 @@
+//! Floor 3: the method. Sentences, cuts, corruption, attempts, acceptance. No networks here.
+
+pub mod acceptance;
+pub mod attempts;
+mod candidate;
+mod config;
+pub mod corruption;
+pub mod cuts;
+mod sentences;
+
+pub use acceptance::Decision;
+pub use attempts::{Attempt, CandidateKey};
+pub use candidate::{Candidate, Flag, Part, Stop};
+pub use config::{Law, Newlines, Positions, SETTINGS, SamplingConfig, Setting};
+pub use cuts::{CutUnit, Fragment, YesNoRule};
+pub use sentences::{End, SentenceRule};

@@ -1,0 +1,198 @@
+//! A run as its TOML file and the command line describe it.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, data::TurnChoice, sampling::SamplingConfig};
+
+/// Everything that defines a run. `docs/config.md` lists every field.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The multimodal LLM.
+    pub model: Model,
+    /// Images, prompts and preferred answers.
+    pub data: Data,
+    /// The method's settings.
+    pub sampling: SamplingConfig,
+    /// The ablation's axes.
+    pub grid: Grid,
+    /// How the run is carried out.
+    pub run: Run,
+    /// What the exports hold.
+    pub export: Export,
+}
+
+/// The multimodal LLM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// LLaVA folder in the Hugging Face layout.
+    pub path: PathBuf,
+    /// Storage type of its weights and states: `f32`, `f16` or `bf16`.
+    pub dtype: String,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { path: PathBuf::new(), dtype: "f32".into() }
+    }
+}
+
+/// Images, prompts and preferred answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Conversations: LLaVA's JSON, or JSONL.
+    pub file: PathBuf,
+    /// Folder that image paths are relative to; the data file's own folder where absent.
+    pub images: Option<PathBuf>,
+    /// Which turn of a conversation is the reference.
+    pub turn: TurnChoice,
+    /// Only the first so many samples.
+    pub limit: Option<usize>,
+}
+
+/// The ablation's axes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grid {
+    /// sentence-transformers folders.
+    pub encoders: Vec<PathBuf>,
+    /// Storage type of the encoders.
+    pub dtype: String,
+    /// Similarity thresholds, each in [-1, 1].
+    pub thresholds: Vec<f64>,
+}
+
+/// The thresholds of the ablation.
+pub const THRESHOLDS: [f64; 5] = [0.90, 0.93, 0.95, 0.97, 0.99];
+
+impl Default for Grid {
+    fn default() -> Self {
+        Self { encoders: Vec::new(), dtype: "f32".into(), thresholds: THRESHOLDS.to_vec() }
+    }
+}
+
+/// How the run is carried out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Key-value slots that one wave may hold: prompts, references and room for new tokens.
+    pub token_budget: u32,
+    /// Samples in a block. A block is worked on as one: its waves mix only its own samples, so a
+    /// shard holds whole blocks and gives the same results as a single run.
+    pub block: usize,
+    /// The run folder.
+    pub out: PathBuf,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { seed: 0, token_budget: 16_384, block: 256, out: "runs/sweep".into() }
+    }
+}
+
+/// What the exports hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Export {
+    /// Leave out pairs that carry a flag (empty, identical to the reference, cut by the token limit).
+    /// The method itself drops nothing `[C]`.
+    pub exclude_flagged: bool,
+    /// Put the images' bytes into the Parquet files, once a cell; else these hold absolute paths.
+    pub embed_images: bool,
+}
+
+impl Config {
+    /// Reads a TOML file. Relative paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// An unreadable file; unknown fields and wrong types, with their line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let mut config: Self = toml::from_str(&text).map_err(|error| {
+            let at = error.span().map(|span| {
+                format!("line {}", text[..span.start].bytes().filter(|&b| b == b'\n').count() + 1)
+            });
+            Error::invalid(path, at.unwrap_or_default(), error.message())
+        })?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        let relative = |p: &mut PathBuf| {
+            if !p.as_os_str().is_empty() {
+                *p = base.join(&*p);
+            }
+        };
+        relative(&mut config.model.path);
+        relative(&mut config.data.file);
+        config.data.images.as_mut().map(relative);
+        config.grid.encoders.iter_mut().for_each(relative);
+        relative(&mut config.run.out);
+        Ok(config)
+    }
+
+    /// Checks everything that can be checked without opening other files.
+    ///
+    /// # Errors
+    /// The first field that is missing or outside its range, with the value seen.
+    pub fn validate(&self) -> Result<()> {
+        let invalid = |field: &str, message: String| {
+            Err(Error::invalid("configuration", format!("field {field}"), message))
+        };
+        for (field, path) in [("model.path", &self.model.path), ("data.file", &self.data.file)] {
+            if path.as_os_str().is_empty() {
+                return invalid(
+                    field,
+                    "is not set; give it in the file or on the command line".into(),
+                );
+            }
+        }
+        if self.grid.encoders.is_empty() {
+            return invalid("grid.encoders", "is empty; name at least one encoder".into());
+        }
+        check_thresholds(&self.grid.thresholds)?;
+        for (field, value) in
+            [("run.token_budget", self.run.token_budget as usize), ("run.block", self.run.block)]
+        {
+            if value == 0 {
+                return invalid(field, "is 0, expected at least 1".into());
+            }
+        }
+        if self.data.limit == Some(0) {
+            return invalid("data.limit", "is 0, expected at least 1".into());
+        }
+        self.sampling.validate()
+    }
+}
+
+/// Thresholds: at least one, each a number in [-1, 1], none twice.
+pub fn check_thresholds(thresholds: &[f64]) -> Result<()> {
+    let field = |i: usize| format!("field grid.thresholds[{i}]");
+    if thresholds.is_empty() {
+        return Err(Error::invalid(
+            "configuration",
+            "field grid.thresholds",
+            "is empty; name at least one threshold",
+        ));
+    }
+    for (i, &threshold) in thresholds.iter().enumerate() {
+        if !(-1.0..=1.0).contains(&threshold) {
+            return Err(Error::invalid(
+                "configuration",
+                field(i),
+                format!("is {threshold}, expected a cosine in [-1, 1]"),
+            ));
+        }
+        if thresholds[..i].contains(&threshold) {
+            return Err(Error::invalid(
+                "configuration",
+                field(i),
+                format!("{threshold} is given twice"),
+            ));
+        }
+    }
+    Ok(())
+}

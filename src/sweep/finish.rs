@@ -1,0 +1,91 @@
+//! The end of a run: decide all cells from the store, export them, sum up.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{
+    atomic::write_file,
+    export::{ExportOptions, Exporter},
+    grid::{Attempts, Cell, ScoreTable, Slot, decide_cells},
+    run::Runner,
+    summary::{Summary, SummaryInput, Truncation},
+};
+use crate::{
+    Error, Result,
+    sampling::Flag,
+    store::{EncoderInfo, ScoreRow},
+};
+
+/// Flags that `export.exclude_flagged` leaves out: pairs that teach nothing, or something else.
+const EXCLUDED: [Flag; 4] = [Flag::Empty, Flag::Identical, Flag::SameWords, Flag::TokenLimit];
+
+/// Decides every cell, writes the exports and `summary.json` into the run folder.
+pub(super) fn finish(runner: &Runner) -> Result<Summary> {
+    let sampling = &runner.config.sampling;
+    let rule = Attempts { count: sampling.attempts, guidance: sampling.guidance };
+    let rows = runner
+        .encoders
+        .iter()
+        .map(|encoder| runner.store.score_rows(encoder.fingerprint()))
+        .collect::<Result<Vec<Vec<ScoreRow>>>>()?;
+    let tables: Vec<ScoreTable> = runner
+        .encoders
+        .iter()
+        .zip(&rows)
+        .map(|(encoder, rows)| ScoreTable::new(encoder.name(), rows, rule))
+        .collect();
+    let truncation: Vec<Truncation> = runner
+        .encoders
+        .iter()
+        .zip(&rows)
+        .map(|(encoder, rows)| Truncation::new(&EncoderInfo::of(encoder), rows))
+        .collect();
+    let samples: Vec<u32> = runner.dataset.samples.iter().map(|sample| sample.index).collect();
+    let cells = decide_cells(&tables, &samples, &runner.config.grid.thresholds, rule)?;
+    export(runner, &cells)?;
+    let summary = Summary::new(&SummaryInput {
+        samples: &samples,
+        attempts: rule,
+        tables: &tables,
+        cells: &cells,
+        flags: &flags(runner)?,
+        truncation: &truncation,
+        seconds: &runner.seconds,
+        budget_lowered: runner.store.budget_changes()?.len() as u64,
+    });
+    let path = runner.config.run.out.join("summary.json");
+    let text = serde_json::to_string_pretty(&summary)
+        .map_err(|error| Error::Io { path: path.clone(), source: error.into() })?;
+    write_file(&path, format!("{text}\n").as_bytes())?;
+    Ok(summary)
+}
+
+fn export(runner: &Runner, cells: &[Cell]) -> Result<()> {
+    let data = &runner.config.data;
+    let folder = data.images.as_deref().or(data.file.parent()).unwrap_or(Path::new("."));
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let samples = &runner.dataset.samples;
+    let exporter = Exporter::new(&runner.store, samples, folder, &runner.config.sampling)?;
+    let exclude = match runner.config.export.exclude_flagged {
+        true => EXCLUDED.to_vec(),
+        false => Vec::new(),
+    };
+    let embed_images = runner.config.export.embed_images;
+    let options = ExportOptions { exclude, embed_images, ..ExportOptions::default() };
+    for cell in cells {
+        exporter.export(cell, &runner.config.run.out, &options)?;
+    }
+    Ok(())
+}
+
+/// The flags of every candidate of this run's samples.
+fn flags(runner: &Runner) -> Result<BTreeMap<Slot, Vec<Flag>>> {
+    let rule = runner.config.sampling.sentences;
+    let mut flags = BTreeMap::new();
+    for (_, candidate) in runner.store.candidates()? {
+        if let Some(sample) = runner.dataset.samples.get(candidate.sample as usize) {
+            let slot = (candidate.sample, candidate.attempt, candidate.guided);
+            flags.insert(slot, candidate.flags(&sample.reference, rule));
+        }
+    }
+    Ok(flags)
+}

@@ -1,0 +1,17 @@
+//! Floor 4: the ablation. Every cell (encoder, threshold) from candidates that are generated once.
+
+pub mod atomic;
+mod config;
+pub mod export;
+mod finish;
+pub mod grid;
+pub mod npy;
+mod plan;
+mod run;
+mod score;
+pub mod summary;
+
+pub use config::{Config, Data, Export, Grid, Model, Run, THRESHOLDS, check_thresholds};
+pub use plan::{blocks, parse_shard};
+pub use run::{Options, load_encoders, run};
+pub use score::score;
