@@ -1,0 +1,284 @@
+// Batched token sampling: one token and its log-probability a row of logits. Contract:
+// src/ops/token.rs, whose order of filters and order of the draw this follows.
+//
+// One block a row. Weights exp((logit - max) / t) are turned into integers in steps of 2^-40 and
+// summed as such: sums do not depend on the order of threads, top-p and the draw are exact selections
+// in them, and what is lost per token is below 2^-40 of the largest weight. The logits are read
+// again in each pass, from the L2 cache after the first: three passes without filters, three more
+// for each of top-k and top-p.
+#include "common/dtype.cuh"
+#include "common/philox.cuh"
+#include "common/select.cuh"
+
+namespace bdhs {
+
+struct TokenRow {
+    uint64_t seed;
+    uint64_t step;
+    uint64_t history_start;
+    double top_p, min_p;
+    float scale;    // 1 / temperature; 0 = greedy
+    float penalty;  // 1 = off
+    uint32_t sample, attempt, sentence;
+    uint32_t top_k;  // 0 = off
+    uint32_t history;
+    uint32_t reserved;
+};
+static_assert(sizeof(TokenRow) == 72, "mirrored in src/ops/cuda/token.rs");
+
+struct TokenArgs {
+    const void* logits;
+    const TokenRow* rows;
+    const uint32_t* history;
+    uint32_t* penalised;  // [rows, ceil(vocab / 32)] bits, written here; null: no row has a penalty
+    uint32_t* token;
+    float* log_prob;
+    uint32_t* status;
+    int64_t row_stride;  // in elements
+    uint32_t vocab;      // at most 2^22, so that sums of weights fit 64 bits
+    uint32_t aligned;    // every row starts at a multiple of 16 bytes
+};
+static_assert(sizeof(TokenArgs) == 72, "mirrored in src/ops/cuda/token.rs");
+
+// `status` of a row: why it has no distribution.
+enum TokenStatus : uint32_t { TOKEN_OK = 0, TOKEN_NAN = 1, TOKEN_INFINITE = 2, TOKEN_EMPTY = 3 };
+
+constexpr int TOKEN_THREADS = 512;
+constexpr float MASS_ONE = 1099511627776.0f;  // 2^40
+constexpr uint32_t PURPOSE_TOKEN = 3;
+
+// What is left of a row after the filters, as far as known.
+struct Filter {
+    float max, scale;
+    float lowest;        // top-k: logits below it go
+    uint32_t cut;        // top-p: keys below it go
+    uint64_t cut_stays;  // top-p: how many tokens with the key `cut` stay, by index
+    double min_p;
+};
+
+BDHS_DEVICE uint64_t mass_of(const Filter& f, float logit) {
+    if (!(logit >= f.lowest)) return 0;
+    return (uint64_t)(expf((logit - f.max) * f.scale) * MASS_ONE);
+}
+
+// The mass after min-p: a weight is relative to the largest, which is exp(0) = 1.
+BDHS_DEVICE uint64_t mass_after_min_p(const Filter& f, float logit) {
+    if (!(logit >= f.lowest)) return 0;
+    const float weight = expf((logit - f.max) * f.scale);
+    return (double)weight < f.min_p ? 0 : (uint64_t)(weight * MASS_ONE);
+}
+
+template <class T> struct Logits {
+    const typename T::storage* row;
+    const uint32_t* bits;  // null: no penalty
+    float penalty;
+    uint32_t vocab;
+    bool aligned;
+
+    // VEC neighbours from `first` on; -inf past the end.
+    __device__ __forceinline__ void load(uint32_t first, float (&out)[T::VEC]) const {
+        load_vec<T>(row + first, (int64_t)vocab - first, aligned, out);
+        const uint32_t penalised = bits ? bits[first / 32] >> (first % 32) : 0;
+#pragma unroll
+        for (int i = 0; i < T::VEC; ++i) {
+            if (penalised >> i & 1u) out[i] = out[i] < 0.0f ? out[i] * penalty : out[i] / penalty;
+            if (first + i >= vocab) out[i] = -INFINITY;
+        }
+    }
+
+    // visit(token, logit) for the calling thread's share.
+    template <class Visit> __device__ __forceinline__ void each(Visit visit) const {
+        for (uint32_t first = threadIdx.x * T::VEC; first < vocab; first += TOKEN_THREADS * T::VEC) {
+            float l[T::VEC];
+            load(first, l);
+#pragma unroll
+            for (int i = 0; i < T::VEC; ++i)
+                if (first + i < vocab) visit(first + i, l[i]);
+        }
+    }
+};
+
+struct TokenScratch {
+    unsigned long long* bins;
+    uint64_t *words, *found;
+};
+
+BDHS_DEVICE void mark_history(const TokenArgs& args, const TokenRow& row, uint32_t* bits) {
+    const uint32_t words = (args.vocab + 31) / 32;
+    for (uint32_t i = threadIdx.x; i < words; i += TOKEN_THREADS) bits[i] = 0;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < row.history; i += TOKEN_THREADS) {
+        const uint32_t token = args.history[row.history_start + i];
+        atomicOr(&bits[token / 32], 1u << (token % 32));
+    }
+    __syncthreads();
+}
+
+// The largest logit and the first token that has it, as key << 32 | ~token; all ones if there is
+// a NaN.
+template <class T> BDHS_DEVICE uint64_t peak(const Logits<T>& logits, uint64_t* scratch) {
+    uint64_t best = 0;
+    logits.each([&](uint32_t token, float l) {
+        // -0 counts as +0 here: ties go by index.
+        const uint64_t key = l == l ? ordered_key(l + 0.0f) : 0xffffffffu;
+        const uint64_t packed = key << 32 | (l == l ? ~token : 0xffffffffu);
+        best = packed > best ? packed : best;
+    });
+    return block_reduce<Max>(best, scratch);
+}
+
+// Applies top-k, then top-p; the mass left is what `draw_token` sums.
+template <class T>
+BDHS_DEVICE void apply_filters(const Logits<T>& logits, const TokenRow& row, const TokenScratch& s,
+                               Filter& f) {
+    if (row.top_k != 0 && row.top_k < logits.vocab) {
+        const Selected kth = radix_select(row.top_k - 1, s.bins, s.words, s.found, [&](auto visit) {
+            logits.each([&](uint32_t, float l) { visit(~ordered_key(l), 1ull); });
+        });
+        f.lowest = key_to_float(~kth.key);
+    }
+    if (row.top_p < 1.0) {
+        uint64_t own = 0;
+        logits.each([&](uint32_t, float l) { own += mass_of(f, l); });
+        const uint64_t total = block_reduce<Sum>(own, s.words);
+        // A token stays iff the mass before it is below p * total: the last to stay covers the
+        // unit of mass number ceil(p * total) - 1.
+        uint64_t covered = (uint64_t)ceil(row.top_p * (double)total);
+        covered = covered < 1 ? 1 : covered > total ? total : covered;
+        const Selected last = radix_select(covered - 1, s.bins, s.words, s.found, [&](auto visit) {
+            logits.each([&](uint32_t, float l) {
+                const uint64_t mass = mass_of(f, l);
+                if (mass) visit(~ordered_key(l), (unsigned long long)mass);
+            });
+        });
+        f.cut = ~last.key;
+        // Tokens of one key have one mass.
+        f.cut_stays = last.within / mass_of(f, key_to_float(f.cut)) + 1;
+    }
+}
+
+struct Drawn {
+    uint32_t token;
+    uint64_t total;
+};
+
+// floor(u * total) for u = (word / 256 + 0.5) / 2^24, exactly.
+BDHS_DEVICE uint64_t scale_draw(uint32_t word, uint64_t total) {
+    const uint64_t odd = 2 * (uint64_t)(word >> 8) + 1;
+    return (total >> 32) * odd * 128 + ((total & 0xffffffffu) * odd >> 25);
+}
+
+// The first token, in index order, at which the running mass exceeds u * total.
+template <class T>
+BDHS_DEVICE Drawn draw_token(const Logits<T>& logits, const TokenRow& row, const TokenScratch& s,
+                             const Filter& f) {
+    uint64_t own = 0, own_cut = 0;
+    logits.each([&](uint32_t, float l) {
+        const uint32_t key = ordered_key(l);
+        if (key > f.cut) own += mass_after_min_p(f, l);
+        if (key == f.cut) ++own_cut;
+    });
+    uint64_t total = block_reduce<Sum>(own, s.words);
+    const uint64_t ties = block_reduce<Sum>(own_cut, s.words);
+    const uint64_t stay = ties < f.cut_stays ? ties : f.cut_stays;
+    if (stay) total += stay * mass_after_min_p(f, key_to_float(f.cut));
+
+    const Stream stream = {row.seed, row.sample, row.attempt, PURPOSE_TOKEN << 24 | row.sentence};
+    const uint64_t target = scale_draw(draw_word(stream, row.step), total);
+    if (threadIdx.x == 0) s.found[0] = ~(uint64_t)0;
+    __syncthreads();
+    uint64_t running = 0, ties_seen = 0;
+    for (uint64_t base = 0; base < logits.vocab && running <= target; base += TOKEN_THREADS * T::VEC) {
+        const uint32_t first = (uint32_t)base + threadIdx.x * T::VEC;
+        uint64_t mass[T::VEC];
+        uint64_t tied = 0, seen = 0, sum = 0, all = 0;
+        float l[T::VEC];
+#pragma unroll
+        for (int i = 0; i < T::VEC; ++i) l[i] = -INFINITY;
+        if (first < logits.vocab) logits.load(first, l);
+#pragma unroll
+        for (int i = 0; i < T::VEC; ++i) tied += ordered_key(l[i]) == f.cut;
+        if (f.cut) {  // of tokens tied at the cut the first ones stay
+            uint64_t rank = ties_seen + block_exclusive_scan<uint64_t>(tied, s.words, &seen);
+            ties_seen += seen;
+#pragma unroll
+            for (int i = 0; i < T::VEC; ++i) {
+                const uint32_t key = ordered_key(l[i]);
+                const bool stays = key > f.cut || (key == f.cut && rank < f.cut_stays);
+                rank += key == f.cut;
+                mass[i] = stays ? mass_after_min_p(f, l[i]) : 0;
+                sum += mass[i];
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < T::VEC; ++i) sum += mass[i] = mass_after_min_p(f, l[i]);
+        }
+        uint64_t before = running + block_exclusive_scan<uint64_t>(sum, s.words, &all);
+#pragma unroll
+        for (int i = 0; i < T::VEC; ++i) {
+            if (before <= target && target < before + mass[i]) s.found[0] = first + i;
+            before += mass[i];
+        }
+        running += all;
+    }
+    __syncthreads();
+    return {(uint32_t)s.found[0], total};
+}
+
+BDHS_DEVICE uint32_t status_of(uint64_t best) {
+    if (best == ~(uint64_t)0) return TOKEN_NAN;
+    const float max = key_to_float((uint32_t)(best >> 32));
+    return max == INFINITY ? TOKEN_INFINITE : max == -INFINITY ? TOKEN_EMPTY : TOKEN_OK;
+}
+
+template <class T> BDHS_DEVICE void sample_row(const TokenArgs& args, const TokenScratch& s) {
+    const uint64_t r = blockIdx.x;
+    const TokenRow row = args.rows[r];
+    const bool penalise = row.penalty != 1.0f && row.history != 0;
+    uint32_t* bits = penalise ? args.penalised + r * ((args.vocab + 31) / 32) : nullptr;
+    if (penalise) mark_history(args, row, bits);
+    const Logits<T> logits = {
+        static_cast<const typename T::storage*>(args.logits) + (int64_t)r * args.row_stride, bits,
+        row.penalty, args.vocab, args.aligned != 0};
+
+    const uint64_t best = peak(logits, s.words);
+    const uint32_t status = status_of(best);
+    if (status != TOKEN_OK) {
+        if (threadIdx.x == 0) {
+            args.status[r] = status;
+            args.token[r] = 0;
+            args.log_prob[r] = NAN;
+        }
+        return;
+    }
+    const bool greedy = row.scale == 0.0f;
+    Filter f = {key_to_float((uint32_t)(best >> 32)), greedy ? 1.0f : row.scale, -INFINITY, 0, 0,
+                greedy ? 0.0 : row.min_p};
+    if (!greedy) apply_filters(logits, row, s, f);
+    Drawn drawn = draw_token(logits, row, s, f);
+    if (greedy) drawn.token = ~(uint32_t)best;
+    if (threadIdx.x == 0) {
+        args.status[r] = TOKEN_OK;
+        args.token[r] = drawn.token;
+    }
+    // Whoever owns the token's place has its logit, penalty applied.
+    logits.each([&](uint32_t token, float l) {
+        if (token == drawn.token)
+            args.log_prob[r] = (float)((double)((l - f.max) * f.scale) -
+                                       log((double)drawn.total / (double)MASS_ONE));
+    });
+}
+
+#define BDHS_TOKEN_KERNEL(name, T)                                                              \
+    extern "C" __global__ void __launch_bounds__(TOKEN_THREADS, 1) name(const TokenArgs args) {    \
+        BDHS_SHARED(unsigned long long, bins, RADIX_BINS);                                      \
+        BDHS_SHARED(uint64_t, words, TOKEN_THREADS / 32);                                       \
+        BDHS_SHARED(uint64_t, found, 2);                                                        \
+        sample_row<T>(args, {bins, words, found});                                              \
+    }
+
+BDHS_TOKEN_KERNEL(token_sample_f32, F32)
+BDHS_TOKEN_KERNEL(token_sample_f16, F16)
+BDHS_TOKEN_KERNEL(token_sample_bf16, BF16)
+
+}  // namespace bdhs
