@@ -53,7 +53,7 @@ struct CosineRowsArgs {
     uint32_t threshold_count;
     uint32_t aligned;
 };
-static_assert(sizeof(CosineRowsArgs) == 112, "mirrored in src/ops/cuda/cosine.rs");
+static_assert(sizeof(CosineRowsArgs) == 112, "the launch code relies on this layout");
 
 constexpr int COSINE_ROW_THREADS = 256;
 constexpr double SAFE_LOW = 0x1p-90, SAFE_HIGH = 0x1p100;
@@ -158,7 +158,7 @@ struct CosinePrepareArgs {
     uint64_t count, padded;
     int64_t d, padded_d, stride;
 };
-static_assert(sizeof(CosinePrepareArgs) == 88, "mirrored in src/ops/cuda/cosine.rs");
+static_assert(sizeof(CosinePrepareArgs) == 88, "the launch code relies on this layout");
 
 template <class T> BDHS_DEVICE void prepare_row(const CosinePrepareArgs& args, uint64_t r) {
     const auto* x = static_cast<const typename T::storage*>(args.rows) + (int64_t)r * args.stride;
@@ -235,7 +235,7 @@ struct CosineTileArgs {
     uint32_t strict;            // above means > rather than >=
     uint32_t dtype;             // of the original rows
 };
-static_assert(sizeof(CosineTileArgs) == 232, "mirrored in src/ops/cuda/cosine.rs");
+static_assert(sizeof(CosineTileArgs) == 232, "the launch code relies on this layout");
 
 constexpr int COSINE_TILE_THREADS = 256, COSINE_THRESHOLDS = 64;
 // A row of 32 values takes 40 places: the eight rows of a fragment then lie in different banks.
@@ -436,11 +436,14 @@ template <class T> BDHS_DEVICE void count_tile(const CosineTileArgs& args, const
         each_pair(args, at, m, n, c, [&](int row, int col, float score) {
             if (args.a.nan[at.a * TILE + row] | args.b.nan[at.b * TILE + col]) return;
             bool near = false;
+            // Not unrolled: this code is repeated for each of a thread's 64 scores.
+#pragma unroll 1
             for (uint32_t t = 0; t < args.threshold_count; ++t) near |= score >= args.low[t] && score <= args.high[t];
             if (near) {
                 enqueue(s, row, col);
                 return;
             }
+#pragma unroll 1
             for (uint32_t t = 0; t < args.threshold_count; ++t)
                 if (score > args.high[t]) atomicAdd(&s.counts[t], 1u);
         });
@@ -536,7 +539,7 @@ struct TopKArgs {
     int64_t d, a_stride, b_stride;
     double margin;        // twice the bound of the scores' error
 };
-static_assert(sizeof(TopKArgs) == 120, "mirrored in src/ops/cuda/cosine.rs");
+static_assert(sizeof(TopKArgs) == 120, "the launch code relies on this layout");
 
 constexpr int TOP_K_THREADS = 256;
 
@@ -647,7 +650,7 @@ template <class T> BDHS_DEVICE void top_k_row(const TopKArgs& args, const TopKSh
 }
 
 #define BDHS_TOP_K_KERNEL(name, T)                                                       \
-    extern "C" __global__ void __launch_bounds__(TOP_K_THREADS) name(const TopKArgs args) { \
+    extern "C" __global__ void __launch_bounds__(TOP_K_THREADS, 1) name(const TopKArgs args) { \
         BDHS_SHARED(uint32_t, bins, RADIX_BINS);                                         \
         BDHS_SHARED(uint64_t, scratch, TOP_K_THREADS / 32);                              \
         BDHS_SHARED(uint64_t, found, 2);                                                 \

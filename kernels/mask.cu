@@ -27,7 +27,7 @@ struct MaskRow {
     uint32_t keep;  // exact-k: how many of the drawn tokens stay
     uint32_t drawn;  // exact-k: how many are drawn
 };
-static_assert(sizeof(MaskRow) == 56, "mirrored in src/ops/cuda/mask.rs");
+static_assert(sizeof(MaskRow) == 56, "the launch code relies on this layout");
 
 struct MaskArgs {
     const MaskRow* rows;
@@ -37,7 +37,7 @@ struct MaskArgs {
     uint64_t bar;       // a word below it goes; 2^32 = all go
     uint32_t law, block, exempt_newlines, row_count;
 };
-static_assert(sizeof(MaskArgs) == 56, "mirrored in src/ops/cuda/mask.rs");
+static_assert(sizeof(MaskArgs) == 56, "the launch code relies on this layout");
 
 constexpr int MASK_THREADS = 256;
 
@@ -163,7 +163,7 @@ struct PackArgs {
     uint32_t unit;  // 16, 4 or 2: divides row_bytes and every base address
     uint32_t reserved;
 };
-static_assert(sizeof(PackArgs) == 56, "mirrored in src/ops/cuda/mask.rs");
+static_assert(sizeof(PackArgs) == 56, "the launch code relies on this layout");
 
 constexpr int PACK_THREADS = 256;
 

@@ -43,7 +43,7 @@ struct PoolArgs {
     float eps;
     uint32_t reserved;
 };
-static_assert(sizeof(PoolArgs) == 176, "mirrored in src/ops/cuda/pool.rs");
+static_assert(sizeof(PoolArgs) == 176, "the launch code relies on this layout");
 
 constexpr int POOL_THREADS = 512, POOL_PART = 64, POOL_SHARED_ROW = 2048;
 
@@ -310,7 +310,7 @@ struct PoolMaskArgs {
     uint32_t mask_bytes;  // 1, 4 or 8 an element
     uint32_t reserved;
 };
-static_assert(sizeof(PoolMaskArgs) == 40, "mirrored in src/ops/cuda/pool.rs");
+static_assert(sizeof(PoolMaskArgs) == 40, "the launch code relies on this layout");
 
 constexpr int POOL_MASK_THREADS = 256;
 
@@ -346,7 +346,7 @@ struct PoolGradArgs {
     uint32_t batch, mode, normalize;
     uint32_t chunks;  // blocks a sequence: parts of 64 tokens, or for max POOL_GRAD_THREADS columns
 };
-static_assert(sizeof(PoolGradArgs) == 104, "mirrored in src/ops/cuda/pool.rs");
+static_assert(sizeof(PoolGradArgs) == 104, "the launch code relies on this layout");
 
 constexpr int POOL_GRAD_THREADS = 256;
 

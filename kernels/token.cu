@@ -24,7 +24,7 @@ struct TokenRow {
     uint32_t history;
     uint32_t reserved;
 };
-static_assert(sizeof(TokenRow) == 72, "mirrored in src/ops/cuda/token.rs");
+static_assert(sizeof(TokenRow) == 72, "the launch code relies on this layout");
 
 struct TokenArgs {
     const void* logits;
@@ -38,7 +38,7 @@ struct TokenArgs {
     uint32_t vocab;      // at most 2^22, so that sums of weights fit 64 bits
     uint32_t aligned;    // every row starts at a multiple of 16 bytes
 };
-static_assert(sizeof(TokenArgs) == 72, "mirrored in src/ops/cuda/token.rs");
+static_assert(sizeof(TokenArgs) == 72, "the launch code relies on this layout");
 
 // `status` of a row: why it has no distribution.
 enum TokenStatus : uint32_t { TOKEN_OK = 0, TOKEN_NAN = 1, TOKEN_INFINITE = 2, TOKEN_EMPTY = 3 };
@@ -88,6 +88,8 @@ template <class T> struct Logits {
 
     // visit(token, logit) for the calling thread's share.
     template <class Visit> __device__ __forceinline__ void each(Visit visit) const {
+        // Eight logits a step are enough in flight; more only lengthen the code.
+#pragma unroll 1
         for (uint32_t first = threadIdx.x * T::VEC; first < vocab; first += TOKEN_THREADS * T::VEC) {
             float l[T::VEC];
             load(first, l);
@@ -119,8 +121,7 @@ BDHS_DEVICE void mark_history(const TokenArgs& args, const TokenRow& row, uint32
 template <class T> BDHS_DEVICE uint64_t peak(const Logits<T>& logits, uint64_t* scratch) {
     uint64_t best = 0;
     logits.each([&](uint32_t token, float l) {
-        // -0 counts as +0 here: ties go by index.
-        const uint64_t key = l == l ? ordered_key(l + 0.0f) : 0xffffffffu;
+        const uint64_t key = l == l ? ordered_key(l) : 0xffffffffu;
         const uint64_t packed = key << 32 | (l == l ? ~token : 0xffffffffu);
         best = packed > best ? packed : best;
     });
@@ -188,6 +189,7 @@ BDHS_DEVICE Drawn draw_token(const Logits<T>& logits, const TokenRow& row, const
     if (threadIdx.x == 0) s.found[0] = ~(uint64_t)0;
     __syncthreads();
     uint64_t running = 0, ties_seen = 0;
+#pragma unroll 1
     for (uint64_t base = 0; base < logits.vocab && running <= target; base += TOKEN_THREADS * T::VEC) {
         const uint32_t first = (uint32_t)base + threadIdx.x * T::VEC;
         uint64_t mass[T::VEC];

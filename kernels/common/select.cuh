@@ -8,9 +8,10 @@ namespace bdhs {
 
 constexpr int RADIX_BITS = 11, RADIX_BINS = 1 << RADIX_BITS;
 
-// Order-preserving map from f32 (no NaN) to u32: the total order, -0 below +0.
+// Order-preserving map from f32 (no NaN) to u32: a < b iff key(a) < key(b); adding 0 makes -0 a 0, so
+// that they tie.
 BDHS_DEVICE uint32_t ordered_key(float x) {
-    const uint32_t bits = __float_as_uint(x);
+    const uint32_t bits = __float_as_uint(x + 0.0f);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 

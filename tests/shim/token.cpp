@@ -47,7 +47,7 @@ Expected reference(const std::vector<float>& logits, const TokenRow& row, const 
     std::vector<uint32_t> order(vocab);
     for (size_t i = 0; i < vocab; ++i) order[i] = (uint32_t)i;
     std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
-        return ordered_key(logits[a]) > ordered_key(logits[b]);
+        return logits[a] > logits[b];
     });
     if (!greedy && row.top_k && row.top_k < vocab)
         for (size_t i = 0; i < vocab; ++i)
