@@ -18,6 +18,8 @@ pub mod cli;
 #[cfg(feature = "toolkit")]
 pub mod data;
 #[cfg(feature = "toolkit")]
+pub mod demo;
+#[cfg(feature = "toolkit")]
 pub mod engine;
 #[cfg(feature = "toolkit")]
 pub mod models;

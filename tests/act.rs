@@ -152,7 +152,7 @@ fn nan_and_infinity() {
 }
 
 #[test]
-fn misuse_is_named_and_gradients_are_refused() {
+fn misuse_is_named() {
     let x = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
     let wrong = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
     let message = bias_act(&x, Some(&wrong), Activation::Relu).unwrap_err().to_string();
@@ -160,11 +160,63 @@ fn misuse_is_named_and_gradients_are_refused() {
     let ids = x.to_dtype(DType::U32).unwrap();
     assert!(bias_act(&ids, None, Activation::Relu).unwrap_err().to_string().contains("U32"));
     assert!(silu_mul(&x, &x.t().unwrap()).is_err());
-    let variable = Var::ones((2, 3), DType::F32, &Device::Cpu).unwrap();
-    for y in
-        [bias_act(&variable, None, Activation::Silu).unwrap(), silu_mul(&x, &variable).unwrap()]
-    {
-        let message = y.sum_all().unwrap().backward().unwrap_err().to_string();
-        assert!(message.contains("backward"), "{message}");
+}
+
+/// The slope of `f`, by central differences of the float64 formula.
+fn slope(f: Activation, x: f64) -> f64 {
+    let step = 1e-5;
+    (reference(f, x + step) - reference(f, x - step)) / (2.0 * step)
+}
+
+fn var(random: &mut Random, dims: &[usize]) -> Var {
+    let n = dims.iter().product();
+    Var::from_tensor(&Tensor::from_vec(random.values(n, 6.0), dims, &Device::Cpu).unwrap()).unwrap()
+}
+
+#[test]
+fn gradients_equal_the_slopes_of_the_float64_formulas() {
+    let mut random = Random(11);
+    for f in ALL {
+        for (rows, h) in [(1, 1), (3, 7), (500, 40)] {
+            let (x, bias) = (var(&mut random, &[rows, h]), var(&mut random, &[h]));
+            let g = var(&mut random, &[rows, h]);
+            let y = bias_act(&x, Some(&bias), f).unwrap();
+            let grads = (y * g.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+            let (xs, bs, gs) = (values(&x), values(&bias), values(&g));
+            let exact: Vec<f64> = (0..xs.len())
+                .map(|i| f64::from(gs[i]) * slope(f, f64::from(xs[i] + bs[i % h])))
+                .collect();
+            for (i, (a, b)) in values(grads.get(&x).unwrap()).iter().zip(&exact).enumerate() {
+                assert!((f64::from(*a) - b).abs() < 1e-4, "{f:?} {rows} x {h} at {i}: {a}, {b}");
+            }
+            for (c, a) in values(grads.get(&bias).unwrap()).iter().enumerate() {
+                let b: f64 = exact.iter().skip(c).step_by(h).sum();
+                assert!(
+                    (f64::from(*a) - b).abs() < 1e-3 * b.abs().max(1.0),
+                    "{f:?} bias: {a}, {b}"
+                );
+            }
+            let plain = bias_act(&x, None, f).unwrap().sum_all().unwrap().backward().unwrap();
+            for (a, x) in values(plain.get(&x).unwrap()).iter().zip(&xs) {
+                assert!((f64::from(*a) - slope(f, f64::from(*x))).abs() < 1e-5, "{f:?} {x}: {a}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_the_gated_product() {
+    let mut random = Random(12);
+    let [gate, up, g] = [(); 3].map(|()| var(&mut random, &[9, 300]));
+    let y = silu_mul(&gate, &up).unwrap();
+    let grads = (y * g.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+    let [dgate, dup] = [&gate, &up].map(|v| values(grads.get(v).unwrap()));
+    let [gate, up, g] = [&gate, &up, &g].map(|v| values(v));
+    for i in 0..gate.len() {
+        let [x, u, g] = [gate[i], up[i], g[i]].map(f64::from);
+        let exact = g * u * slope(Activation::Silu, x);
+        assert!((f64::from(dgate[i]) - exact).abs() < 1e-4, "gate {i}");
+        let exact = g * reference(Activation::Silu, x);
+        assert!((f64::from(dup[i]) - exact).abs() < 1e-4, "up {i}");
     }
 }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     Result,
     data::read_texts,
+    demo::embedded::resolve,
     engine::{Progress, checkpoint},
     models::{device, encoder::SentenceEncoder},
     sweep::npy::MatrixWriter,
@@ -52,8 +53,11 @@ impl Embed {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
         let rows = read_texts(&self.input)?;
         let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
-        let encoder =
-            SentenceEncoder::load(&self.encoder, &global.device()?, device::dtype(&self.dtype)?)?;
+        let encoder = SentenceEncoder::load(
+            resolve(&self.encoder)?,
+            &global.device()?,
+            device::dtype(&self.dtype)?,
+        )?;
         let bars = Bars::new(global);
         bars.begin("embedding", Some(texts.len() as u64));
         let begun = std::time::Instant::now();

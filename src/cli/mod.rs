@@ -1,5 +1,6 @@
 //! Floor 5: the commands. Arguments, progress bars and tables; no logic.
 
+mod demo;
 mod doctor;
 mod embed;
 mod sample;
@@ -38,6 +39,8 @@ enum Command {
     Embed(embed::Embed),
     /// Decide the grid for given references and candidates, without generating
     Score(score::Score),
+    /// The embedded demo's models
+    Demo(demo::Demo),
     /// Show what this build and this machine can do
     Doctor(doctor::Doctor),
 }
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Sample(command) => command.run(&cli.global),
         Command::Embed(command) => command.run(&cli.global),
         Command::Score(command) => command.run(&cli.global),
+        Command::Demo(command) => command.run(&cli.global),
         Command::Doctor(command) => command.run(&cli.global),
     };
     match done {

@@ -40,6 +40,7 @@ impl Score {
         let mut config = Config::default();
         config.grid.encoders.clone_from(&self.encoders);
         config.grid.dtype.clone_from(&self.dtype);
+        let config = config.resolved()?;
         let encoders = sweep::load_encoders(&config.grid, &global.device()?)?;
         let bars = Bars::new(global);
         let summary =

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     Result,
+    demo::embedded,
     store::Shard,
     sweep::{self, Config, Options, parse_shard},
 };
@@ -19,7 +20,7 @@ use crate::{
 pub(super) struct Sweep {
     #[command(flatten)]
     run: RunArgs,
-    /// sentence-transformers folder; repeat for several, replaces the file's list
+    /// sentence-transformers folder, or a demo-* encoder; repeat for several, replaces the file's list
     #[arg(long = "encoder", value_name = "DIR")]
     encoders: Vec<PathBuf>,
     /// Similarity threshold in [-1, 1]; repeat for several, replaces the file's list
@@ -47,6 +48,7 @@ impl Sweep {
 pub(super) fn finish(config: &Config, shard: Shard, global: &Global) -> Result<()> {
     let device = global.device()?;
     let bars = Bars::new(global);
+    let config = &config.clone().resolved()?;
     let summary = sweep::run(config, &Options { device, shard }, &bars)?;
     bars.clear();
     match (summary, global.json) {
@@ -62,13 +64,13 @@ pub(super) fn finish(config: &Config, shard: Shard, global: &Global) -> Result<(
 /// Where a run's settings come from: a TOML file, then options that replace its fields.
 #[derive(Args)]
 pub(super) struct RunArgs {
-    /// Configuration; every field of docs/config.md
+    /// Configuration; every field of docs/config.md. Without it, --model and --data, the embedded demo is run
     #[arg(value_name = "CONFIG.toml")]
     config: Option<PathBuf>,
-    /// LLaVA folder in the Hugging Face layout
+    /// LLaVA folder in the Hugging Face layout, or demo-llava
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Conversations: LLaVA's JSON, or JSONL
+    /// Conversations: LLaVA's JSON, or JSONL, or demo-scenes
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Folder that image paths are relative to
@@ -108,8 +110,11 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     pub(super) fn config(&self) -> Result<Config> {
+        // Nothing said about what to run: the embedded demo.
+        let demo = self.config.is_none() && self.model.is_none() && self.data.is_none();
         let mut config = match &self.config {
             Some(path) => Config::load(path)?,
+            None if demo => embedded::config(),
             None => Config::default(),
         };
         if self.paper {

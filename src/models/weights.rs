@@ -2,6 +2,8 @@
 //!
 //! Every tensor is checked when it is asked for: present, of the shape the network expects, a float (F32, F16, BF16),
 //! and finite both as stored and after conversion. Pickle files are refused: loading them can run code.
+//!
+//! Tensors can also be given as they are ([`Weights::from_tensors`]), which is how networks are trained.
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -17,7 +19,7 @@ use std::sync::Arc;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Tensors of one checkpoint by name, read from the mapped files on demand. Cloning and [`Weights::pp`] are cheap.
+/// Tensors of one checkpoint by name, read from the mapped files on demand, or given. Cloning and [`Weights::pp`] are cheap.
 #[derive(Clone, Debug)]
 pub struct Weights {
     files: Arc<Files>,
@@ -32,6 +34,14 @@ struct Files {
     path: PathBuf,
     shards: Vec<(PathBuf, Mmap)>,
     entries: HashMap<String, Entry>,
+    /// Tensors that come from no file.
+    given: HashMap<String, Tensor>,
+}
+
+impl Files {
+    fn new(path: PathBuf) -> Self {
+        Self { path, shards: Vec::new(), entries: HashMap::new(), given: HashMap::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -60,6 +70,18 @@ impl Weights {
         Ok(Self { files: Arc::new(files), prefix: String::new(), device: device.clone(), dtype })
     }
 
+    /// Tensors as they are, by full name; gradients reach those that are tracked. `name` stands for the file in errors.
+    /// All are on one device and of one dtype, which is what networks get.
+    pub fn from_tensors(
+        name: &str,
+        tensors: HashMap<String, Tensor>,
+        device: &Device,
+        dtype: DType,
+    ) -> Self {
+        let files = Files { given: tensors, ..Files::new(name.into()) };
+        Self { files: Arc::new(files), prefix: String::new(), device: device.clone(), dtype }
+    }
+
     /// The same weights below `prefix` (no trailing dot): `w.pp("encoder").pp(3)` reads `encoder.3.*`.
     pub fn pp(&self, prefix: impl std::fmt::Display) -> Self {
         Self { prefix: self.full_name(&prefix.to_string()), ..self.clone() }
@@ -67,17 +89,21 @@ impl Weights {
 
     /// Whether a tensor of this name exists below the current prefix.
     pub fn contains(&self, name: &str) -> bool {
-        self.files.entries.contains_key(&self.full_name(name))
+        let name = self.full_name(name);
+        self.files.entries.contains_key(&name) || self.files.given.contains_key(&name)
     }
 
     /// The shape of a tensor as stored, if it exists.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.files.entries.get(&self.full_name(name)).map(|e| &e.shape[..])
+        let name = self.full_name(name);
+        let stored = self.files.entries.get(&name).map(|e| &e.shape[..]);
+        stored.or_else(|| Some(self.files.given.get(&name)?.dims()))
     }
 
     /// All full names, sorted.
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.files.entries.keys().map(String::as_str).collect();
+        let all = self.files.entries.keys().chain(self.files.given.keys());
+        let mut names: Vec<&str> = all.map(String::as_str).collect();
         names.sort_unstable();
         names
     }
@@ -112,6 +138,13 @@ impl Weights {
     pub fn get_as(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
         let name = self.full_name(name);
         let at = || format!("tensor {name}");
+        if let Some(tensor) = self.files.given.get(&name) {
+            if tensor.dims() != shape {
+                let message = format!("shape {:?}, expected {shape:?}", tensor.dims());
+                return Err(Error::invalid(&self.files.path, at(), message));
+            }
+            return Ok(tensor.to_dtype(dtype)?);
+        }
         let Some(entry) = self.files.entries.get(&name) else {
             let message = format!("absent, expected shape {shape:?}");
             return Err(Error::invalid(&self.files.path, at(), message));
@@ -211,7 +244,7 @@ fn convert_from<const N: usize, T: Copy + Default + Send + Sync>(
 
 fn open_file(path: &Path) -> Result<Files> {
     refuse_pickle(path)?;
-    let mut files = Files { path: path.into(), shards: Vec::new(), entries: HashMap::new() };
+    let mut files = Files::new(path.into());
     add_shard(&mut files, path.into())?;
     Ok(files)
 }
@@ -273,7 +306,7 @@ fn open_shards(dir: &Path, index: PathBuf) -> Result<Files> {
     }
     shards.sort_unstable();
     shards.dedup();
-    let mut files = Files { path: index.clone(), shards: Vec::new(), entries: HashMap::new() };
+    let mut files = Files::new(index.clone());
     for shard in shards {
         refuse_pickle(Path::new(shard))?;
         add_shard(&mut files, dir.join(shard))?;

@@ -6,15 +6,15 @@
 //! * NaN gives NaN; infinities give what the formula gives (`silu(-inf)` = -inf / inf = NaN, as everywhere).
 //! * Each element depends on nothing else: results do not depend on shape, batch or thread count.
 //! * Bytes: `bias_act` reads and writes each element once, `silu_mul` reads two and writes one.
-//! * No gradient: `backward` through either is an error.
+//! * Gradients are real, on the CPU, in f32: of x, bias, gate and up. At 0 the slope of relu is 0.
 //!
 //! Sources: GELU (Hendrycks & Gimpel 2016) by erf and by tanh, quick GELU as in CLIP, SiLU; erf from fits of our own.
 
-use super::host::{Stored, by_float, contiguous};
+use super::grads;
+use super::host::{Stored, by_float, contiguous, map_rows};
 use super::simd::{self, any_width, exp};
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
-use rayon::prelude::*;
 
 /// The function after the bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,12 +100,15 @@ fn check_float(op: &'static str, x: &Tensor) -> Result<()> {
 
 // CPU path.
 
-/// Elements a task handles at least: enough to hide what a task costs.
-const TASK: usize = 1 << 14;
-
-/// By q = erfc(|x| / sqrt 2) / 2: `x q` below zero, so that the tail keeps its relative accuracy, `x (1 - q)` above.
+/// `x q` below zero, so that the tail keeps its relative accuracy, `x (1 - q)` above.
 #[inline(always)]
 fn gelu_erf(x: f32) -> f32 {
+    x * normal_cdf(x)
+}
+
+/// The normal distribution's integral up to x, by q = erfc(|x| / sqrt 2) / 2.
+#[inline(always)]
+fn normal_cdf(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     // |z| < 1: z P(z^2), minimax, relative error 1.2e-9.
     let t = z * z;
@@ -129,7 +132,7 @@ fn gelu_erf(x: f32) -> f32 {
         + 3.292_088_9e-6;
     let large = 0.5 * exp(-t) * q;
     let half_erfc = if z < 1.0 { small } else { large };
-    x * if x < 0.0 { half_erfc } else { 1.0 - half_erfc }
+    if x < 0.0 { half_erfc } else { 1.0 - half_erfc }
 }
 
 #[inline(always)]
@@ -163,6 +166,52 @@ map_in_place!(map_relu, |x: f32| if x < 0.0 { 0.0 } else { x });
 map_in_place!(map_silu, silu);
 map_in_place!(map_tanh, f32::tanh);
 
+// Slopes, for the backward passes.
+map_in_place!(map_gelu_erf_slope, |x: f32| {
+    const INV_SQRT_2PI: f32 = 0.398_942_3;
+    normal_cdf(x) + x * INV_SQRT_2PI * exp(-0.5 * x * x)
+});
+map_in_place!(map_gelu_tanh_slope, |x: f32| {
+    let u = 0.797_884_6 * (x + 0.044_715 * x * x * x);
+    let s = 1.0 / (1.0 + exp(-2.0 * u));
+    s + 2.0 * x * s * (1.0 - s) * 0.797_884_6 * (1.0 + 0.134_145 * x * x)
+});
+map_in_place!(map_quick_gelu_slope, |x: f32| sigmoid_slope(x, 1.702));
+map_in_place!(map_relu_slope, |x: f32| if x > 0.0 { 1.0 } else { x * 0.0 });
+map_in_place!(map_silu_slope, |x: f32| sigmoid_slope(x, 1.0));
+map_in_place!(map_tanh_slope, |x: f32| {
+    let t = f32::tanh(x);
+    1.0 - t * t
+});
+
+/// The slope of x sigmoid(k x).
+#[inline(always)]
+fn sigmoid_slope(x: f32, k: f32) -> f32 {
+    let s = 1.0 / (1.0 + exp(-k * x));
+    s + k * x * s * (1.0 - s)
+}
+
+/// Turns values into slopes at them.
+fn slope(activation: Activation, values: &mut [f32]) {
+    match activation {
+        Activation::Identity => values.fill(1.0),
+        Activation::GeluErf => map_gelu_erf_slope(values),
+        Activation::GeluTanh => map_gelu_tanh_slope(values),
+        Activation::QuickGelu => map_quick_gelu_slope(values),
+        Activation::Relu => map_relu_slope(values),
+        Activation::Silu => map_silu_slope(values),
+        Activation::Tanh => map_tanh_slope(values),
+    }
+}
+
+any_width! {
+    fn multiply(values: &mut [f32], by: &[f32]) {
+        for (v, by) in values.iter_mut().zip(by) {
+            *v *= by;
+        }
+    }
+}
+
 any_width! {
     fn gate_times_up(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
@@ -181,26 +230,6 @@ fn apply(activation: Activation, values: &mut [f32]) {
         Activation::Silu => map_silu(values),
         Activation::Tanh => map_tanh(values),
     }
-}
-
-/// Calls `f(row as f32, index of the row)` on every row of `width` values and returns what it left in them.
-fn map_rows<T: Stored>(x: &[T], width: usize, f: impl Fn(&mut [f32], usize) + Sync) -> Vec<T> {
-    let mut out = vec![T::default(); x.len()];
-    if x.is_empty() {
-        return out;
-    }
-    let rows = TASK.div_ceil(width);
-    out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).enumerate().for_each(
-        |(task, (out, x))| {
-            let mut values = vec![0f32; width];
-            for (i, (out, x)) in out.chunks_mut(width).zip(x.chunks(width)).enumerate() {
-                simd::widen(x, &mut values);
-                f(&mut values, task * rows + i);
-                T::store(&values, out);
-            }
-        },
-    );
-    out
 }
 
 fn bias_act_cpu<T: Stored>(x: &[T], bias: Option<&[T]>, width: usize, f: Activation) -> Vec<T> {
@@ -225,7 +254,54 @@ fn silu_mul_cpu<T: Stored>(gate: &[T], up: &[T], width: usize) -> Vec<T> {
     })
 }
 
-// candle's view of the ops. `bwd` is candle's default: an error.
+// Backward passes, in f32.
+
+/// Gradients of `f(x + bias)` with respect to x and bias.
+fn bias_act_grads(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    grad: &Tensor,
+    activation: Activation,
+) -> candle_core::Result<(Tensor, Option<Tensor>)> {
+    let [x32, grad32] = grads::as_f32([x, grad], "bias_act")?;
+    let width = width(x.shape());
+    let bias32 = match bias {
+        Some(bias) => Some(grads::as_f32([bias], "bias_act")?),
+        None => None,
+    };
+    let dx = map_rows(&x32, width, |values, row| {
+        if let Some([bias]) = &bias32 {
+            simd::add_scaled(values, bias, 1.0);
+        }
+        slope(activation, values);
+        multiply(values, &grad32[row * width..(row + 1) * width]);
+    });
+    let dbias = bias.map(|bias| grads::like(grads::column_sums(&dx, width), bias)).transpose()?;
+    Ok((grads::like(dx, x)?, dbias))
+}
+
+/// Gradients of `silu(gate) * up`.
+fn silu_mul_grads(
+    gate: &Tensor,
+    up: &Tensor,
+    grad: &Tensor,
+) -> candle_core::Result<(Tensor, Tensor)> {
+    let [gate32, up32, grad32] = grads::as_f32([gate, up, grad], "silu_mul")?;
+    let width = width(gate.shape());
+    let dgate = map_rows(&gate32, width, |values, row| {
+        let own = row * width..(row + 1) * width;
+        map_silu_slope(values);
+        multiply(values, &up32[own.clone()]);
+        multiply(values, &grad32[own]);
+    });
+    let dup = map_rows(&gate32, width, |values, row| {
+        map_silu(values);
+        multiply(values, &grad32[row * width..(row + 1) * width]);
+    });
+    Ok((grads::like(dgate, gate)?, grads::like(dup, up)?))
+}
+
+// candle's view of the ops.
 
 fn width(shape: &Shape) -> usize {
     shape.dims().last().copied().unwrap_or(1).max(1)
@@ -243,6 +319,10 @@ impl CustomOp1 for Plain {
             let y = bias_act_cpu::<T>(contiguous(x, l, self.name())?, None, width(l.shape()), self.0);
             Ok((T::wrap(y), l.shape().clone()))
         })
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(bias_act_grads(x, None, grad, self.0)?.0))
     }
 }
 
@@ -267,6 +347,17 @@ impl CustomOp2 for Biased {
             Ok((T::wrap(y), l.shape().clone()))
         })
     }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let (x, bias) = bias_act_grads(x, Some(bias), grad, self.0)?;
+        Ok((Some(x), bias))
+    }
 }
 
 struct SiluMul;
@@ -288,5 +379,16 @@ impl CustomOp2 for SiluMul {
             let y = silu_mul_cpu::<T>(contiguous(gate, l, self.name())?, up, width(l.shape()));
             Ok((T::wrap(y), l.shape().clone()))
         })
+    }
+
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let (gate, up) = silu_mul_grads(gate, up, grad)?;
+        Ok((Some(gate), Some(up)))
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, Layout, Storage, Tensor, bail};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::simd::{self, Element};
 use crate::{Error, Result};
@@ -163,6 +164,33 @@ macro_rules! by_float {
     };
 }
 pub(crate) use by_float;
+
+/// Elements a task handles at least: enough to hide what a task costs.
+pub(crate) const TASK: usize = 1 << 14;
+
+/// Calls `f(row as f32, index of the row)` on every row of `width` values and returns what it left in them.
+pub(crate) fn map_rows<T: Stored>(
+    x: &[T],
+    width: usize,
+    f: impl Fn(&mut [f32], usize) + Sync,
+) -> Vec<T> {
+    let mut out = vec![T::default(); x.len()];
+    if x.is_empty() {
+        return out;
+    }
+    let rows = TASK.div_ceil(width);
+    out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).enumerate().for_each(
+        |(task, (out, x))| {
+            let mut values = vec![0f32; width];
+            for (i, (out, x)) in out.chunks_mut(width).zip(x.chunks(width)).enumerate() {
+                simd::widen(x, &mut values);
+                f(&mut values, task * rows + i);
+                T::store(&values, out);
+            }
+        },
+    );
+    out
+}
 
 /// A pointer that rayon tasks may share, each writing elements that no other one touches.
 #[derive(Clone, Copy)]

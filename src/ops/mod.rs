@@ -3,6 +3,7 @@
 pub mod act;
 pub mod attend;
 pub mod cosine;
+mod grads;
 mod host;
 pub mod mask;
 pub mod norm;

@@ -9,14 +9,19 @@
 //! * Rows are independent and their sums have a fixed order: results depend on neither batch nor threads.
 //! * Error: within 1e-5 of float64 for rows whose deviation is not tiny against their mean.
 //! * Bytes: each operand read once, each result written once.
-//! * No gradient: `backward` through x or residual is an error, and tracked parameters are refused at the call.
+//! * Gradients are real, on the CPU, in f32: for x, the residual, weight and biases. Where any of them is tracked, the
+//!   sum before the normalisation is an op of its own (and rounded to the dtype), so that each has its gradient.
 //!
 //! Sources: layer normalisation (Ba et al. 2016), RMSNorm (Zhang & Sennrich 2019).
 
-use super::host::{SharedMut, Stored, by_float, contiguous};
+use super::act::{Activation, bias_act};
+use super::grads;
+use super::host::{SharedMut, Stored, TASK, by_float, contiguous, map_rows};
 use super::simd::{self, any_width};
 use crate::{Error, Result};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Storage, Tensor};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Shape, Storage, Tensor,
+};
 use rayon::prelude::*;
 
 /// What is added to x before it is normalised.
@@ -31,7 +36,7 @@ pub struct Add<'a> {
 /// Layer normalisation: `[.., H]` like x.
 ///
 /// # Errors
-/// [`Error::Argument`] for operands of other shapes or dtypes, H = 0, a negative eps, or parameters that track gradients.
+/// [`Error::Argument`] for operands of other shapes or dtypes, H = 0, or a negative eps.
 pub fn layer_norm(
     x: &Tensor,
     before: Option<Add>,
@@ -39,7 +44,7 @@ pub fn layer_norm(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
-    run("norm::layer_norm", Law::Layer, x, before, weight, bias, eps, false)
+    Ok(run("norm::layer_norm", Law::Layer, x, before, [Some(weight), bias], eps, false)?.1)
 }
 
 /// [`layer_norm`] that also returns what was normalised: `(x + before, its layer norm)`.
@@ -53,8 +58,7 @@ pub fn layer_norm_sum(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<(Tensor, Tensor)> {
-    let both = run("norm::layer_norm_sum", Law::Layer, x, Some(before), weight, bias, eps, true)?;
-    Ok((both.get(0)?, both.get(1)?))
+    run("norm::layer_norm_sum", Law::Layer, x, Some(before), [Some(weight), bias], eps, true)
 }
 
 /// RMS normalisation: `[.., H]` like x.
@@ -62,7 +66,7 @@ pub fn layer_norm_sum(
 /// # Errors
 /// As [`layer_norm`].
 pub fn rms_norm(x: &Tensor, before: Option<Add>, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    run("norm::rms_norm", Law::Rms, x, before, weight, None, eps, false)
+    Ok(run("norm::rms_norm", Law::Rms, x, before, [Some(weight), None], eps, false)?.1)
 }
 
 /// [`rms_norm`] that also returns what was normalised: `(x + before, its RMS norm)`.
@@ -75,8 +79,7 @@ pub fn rms_norm_sum(
     weight: &Tensor,
     eps: f64,
 ) -> Result<(Tensor, Tensor)> {
-    let both = run("norm::rms_norm_sum", Law::Rms, x, Some(before), weight, None, eps, true)?;
-    Ok((both.get(0)?, both.get(1)?))
+    run("norm::rms_norm_sum", Law::Rms, x, Some(before), [Some(weight), None], eps, true)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,43 +88,41 @@ enum Law {
     Rms,
 }
 
-// One argument for each operand of the op: grouping them would only rename them.
-#[allow(clippy::too_many_arguments)]
+/// `(what was normalised, its norm)`; the first is x itself unless `both`.
 fn run(
     op: &'static str,
     law: Law,
     x: &Tensor,
     before: Option<Add>,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
+    [weight, bias]: [Option<&Tensor>; 2],
     eps: f64,
     both: bool,
-) -> Result<Tensor> {
+) -> Result<(Tensor, Tensor)> {
     let width = check(op, x, before, eps)?;
-    let parameter = |what: &'static str, t: &Tensor| -> Result<Tensor> {
+    let parameter = |what: &'static str, t: Option<&Tensor>| -> Result<Option<Tensor>> {
+        let Some(t) = t else { return Ok(None) };
         if t.dims() != [width] || t.dtype() != x.dtype() {
             let got = format!("{:?} {:?}", t.dims(), t.dtype());
             return Err(Error::argument(op, what, got, format!("[{width}] {:?}", x.dtype())));
         }
-        if t.track_op() {
-            return Err(Error::argument(op, what, "tracked", "detached: there is no gradient"));
-        }
-        Ok(t.contiguous()?)
+        Ok(Some(t.contiguous()?))
     };
-    let norm = Norm {
-        law,
-        eps: eps as f32,
-        both,
-        width,
-        weight: parameter("weight", weight)?,
-        bias: bias.map(|b| parameter("bias", b)).transpose()?,
-        add_bias: before.and_then(|a| a.bias).map(|b| parameter("before.bias", b)).transpose()?,
-    };
+    let weight = parameter("weight", weight)?;
+    let bias = parameter("bias", bias)?;
+    let add_bias = parameter("before.bias", before.and_then(|a| a.bias))?;
+    let residual = before.map(|a| a.residual);
+    let operands = [Some(x), residual, weight.as_ref(), bias.as_ref(), add_bias.as_ref()];
+    let tracked = operands.iter().flatten().any(|t| t.track_op());
+    let norm = Norm { law, eps: eps as f32, both, width, weight, bias, add_bias };
+    if tracked {
+        return norm.tracked(x, residual);
+    }
     let x = x.contiguous()?;
-    Ok(match before {
-        Some(before) => x.apply_op2(&before.residual.contiguous()?, norm)?,
-        None => x.apply_op1(norm)?,
-    })
+    let y = match residual {
+        Some(residual) => x.apply_op2_no_bwd(&residual.contiguous()?, &norm)?,
+        None => x.apply_op1_no_bwd(&norm)?,
+    };
+    if both { Ok((y.get(0)?, y.get(1)?)) } else { Ok((x, y)) }
 }
 
 /// Checks x, the residual and eps; returns H.
@@ -160,27 +161,28 @@ any_width! {
     }
 }
 
-impl Norm {
-    fn row(&self, values: &mut [f32], weight: &[f32], bias: Option<&[f32]>) {
-        let n = values.len() as f32;
-        let (mean, squares) = match self.law {
-            Law::Layer => {
-                let mean = simd::moment(values, 0.0, false) / n;
-                (mean, simd::moment(values, mean, true))
-            }
-            Law::Rms => (0.0, simd::moment(values, 0.0, true)),
-        };
-        centre_and_scale(values, mean, 1.0 / (squares / n + self.eps).sqrt(), weight);
-        if let Some(bias) = bias {
-            simd::add_scaled(values, bias, 1.0);
-        }
-    }
+/// Mean (0 for RMS) and mean square around it.
+fn moments(law: Law, values: &[f32]) -> (f32, f32) {
+    let n = values.len() as f32;
+    let mean = match law {
+        Law::Layer => simd::moment(values, 0.0, false) / n,
+        Law::Rms => 0.0,
+    };
+    (mean, simd::moment(values, mean, true) / n)
+}
 
+fn normalise(law: Law, eps: f32, values: &mut [f32], weight: &[f32], bias: Option<&[f32]>) {
+    let (mean, variance) = moments(law, values);
+    centre_and_scale(values, mean, 1.0 / (variance + eps).sqrt(), weight);
+    if let Some(bias) = bias {
+        simd::add_scaled(values, bias, 1.0);
+    }
+}
+
+impl Norm {
     fn forward<T: Stored>(&self, x: &[T], residual: Option<&[T]>) -> candle_core::Result<Vec<T>> {
-        /// Elements a task handles at least: enough to hide what a task costs.
-        const TASK: usize = 1 << 14;
         let width = self.width;
-        let weight = parameter::<T>(Some(&self.weight))?.unwrap_or_default();
+        let weight = parameter::<T>(self.weight.as_ref())?.unwrap_or_default();
         let bias = parameter::<T>(self.bias.as_ref())?;
         let add_bias = parameter::<T>(self.add_bias.as_ref())?;
         let mut out = vec![T::default(); if self.both { 2 * x.len() } else { x.len() }];
@@ -202,7 +204,7 @@ impl Norm {
                     // SAFETY: each row of the sum is written by its one task, and only here.
                     T::store(&values, unsafe { shared.range(at, width) });
                 }
-                self.row(&mut values, &weight, bias.as_deref());
+                normalise(self.law, self.eps, &mut values, &weight, bias.as_deref());
                 // SAFETY: each row of the result is written by its one task, past all rows of the sum.
                 T::store(&values, unsafe { shared.range(normed_at + at, width) });
             }
@@ -229,7 +231,152 @@ fn parameter<T: Stored>(tensor: Option<&Tensor>) -> candle_core::Result<Option<V
     Ok(Some(T::to_f32_vec(contiguous::<T>(storage, layout, "norm")?)))
 }
 
-// candle's view of the op. `bwd` is candle's default: an error.
+// The differentiable path.
+
+impl Norm {
+    /// The sum as candle ops and the norm as an op that takes its parameters as inputs.
+    fn tracked(self, x: &Tensor, residual: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let mut sum = x.contiguous()?;
+        if let Some(bias) = &self.add_bias {
+            sum = bias_act(&sum, Some(bias), Activation::Identity)?;
+        }
+        if let Some(residual) = residual {
+            sum = (sum + residual)?;
+        }
+        let zeros = || Tensor::zeros(self.width, sum.dtype(), sum.device());
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        let weight = weight.map_or_else(zeros, Ok)?;
+        let bias = bias.map_or_else(zeros, Ok)?;
+        let op = TrackedNorm { law: self.law, eps: self.eps };
+        let y = sum.apply_op3(&weight, &bias, op)?;
+        Ok((sum, y))
+    }
+}
+
+/// Gradients of a chunk of rows: of x, and the sums for weight and bias.
+struct RowGrads {
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl TrackedNorm {
+    /// With h = (x - mean) / sd (RMS: x / rms) and g = grad * weight: dx = (g - mean(g) - h mean(g h)) / sd, where RMS
+    /// has no mean(g); dweight = sum of grad * h over rows, dbias = sum of grad.
+    fn rows(&self, x: &[f32], grad: &[f32], weight: &[f32]) -> RowGrads {
+        let width = weight.len();
+        let n = width as f32;
+        let mut out = RowGrads {
+            x: Vec::with_capacity(x.len()),
+            weight: vec![0.0; width],
+            bias: vec![0.0; width],
+        };
+        let (mut h, mut g) = (vec![0f32; width], vec![0f32; width]);
+        for (x, grad) in x.chunks(width).zip(grad.chunks(width)) {
+            let (mean, variance) = moments(self.law, x);
+            let inverse = 1.0 / (variance + self.eps).sqrt();
+            normalised(&mut h, x, mean, inverse);
+            product(&mut g, grad, weight);
+            let mean_g = match self.law {
+                Law::Layer => simd::moment(&g, 0.0, false) / n,
+                Law::Rms => 0.0,
+            };
+            let along = simd::dot(&g, &h) / n;
+            simd::add_scaled(&mut out.bias, grad, 1.0);
+            add_product(&mut out.weight, grad, &h);
+            out.x.extend(g.iter().zip(&h).map(|(g, h)| inverse * (g - mean_g - h * along)));
+        }
+        out
+    }
+}
+
+any_width! {
+    fn normalised(out: &mut [f32], x: &[f32], mean: f32, inverse: f32) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = (x - mean) * inverse;
+        }
+    }
+}
+
+any_width! {
+    fn product(out: &mut [f32], a: &[f32], b: &[f32]) {
+        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+            *out = a * b;
+        }
+    }
+}
+
+any_width! {
+    fn add_product(out: &mut [f32], a: &[f32], b: &[f32]) {
+        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+            *out += a * b;
+        }
+    }
+}
+
+/// [`Norm`] without the sum, its parameters as inputs.
+struct TrackedNorm {
+    law: Law,
+    eps: f32,
+}
+
+impl CustomOp3 for TrackedNorm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        l: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+        bias: &CpuStorage,
+        bias_l: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        by_float!(x, "norm", T => {
+            let weight = T::to_f32_vec(contiguous::<T>(weight, weight_l, "norm")?);
+            let bias = T::to_f32_vec(contiguous::<T>(bias, bias_l, "norm")?);
+            let x = contiguous::<T>(x, l, "norm")?;
+            let y = map_rows(x, weight.len(), |values, _| {
+                normalise(self.law, self.eps, values, &weight, Some(&bias));
+            });
+            Ok((T::wrap(y), l.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [x32, weight32, grad32] = grads::as_f32([x, weight, grad], "norm")?;
+        let width = weight32.len();
+        let rows = TASK.div_ceil(width) * width;
+        let parts: Vec<RowGrads> = x32
+            .par_chunks(rows)
+            .zip(grad32.par_chunks(rows))
+            .map(|(x, grad)| self.rows(x, grad, &weight32))
+            .collect();
+        let (mut dweight, mut dbias) = (vec![0f32; width], vec![0f32; width]);
+        let mut dx = Vec::with_capacity(x32.len());
+        for part in &parts {
+            dx.extend_from_slice(&part.x);
+            simd::add_scaled(&mut dweight, &part.weight, 1.0);
+            simd::add_scaled(&mut dbias, &part.bias, 1.0);
+        }
+        Ok((
+            Some(grads::like(dx, x)?),
+            Some(grads::like(dweight, weight)?),
+            Some(grads::like(dbias, bias)?),
+        ))
+    }
+}
+
+// candle's view of the op without gradients.
 
 struct Norm {
     law: Law,
@@ -237,7 +384,7 @@ struct Norm {
     /// Whether the sum before normalisation is returned too, stacked in front.
     both: bool,
     width: usize,
-    weight: Tensor,
+    weight: Option<Tensor>,
     bias: Option<Tensor>,
     add_bias: Option<Tensor>,
 }

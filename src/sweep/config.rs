@@ -4,7 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, data::TurnChoice, sampling::SamplingConfig};
+use crate::{
+    Error, Result,
+    data::TurnChoice,
+    demo::embedded::{is_embedded, resolve},
+    sampling::SamplingConfig,
+};
 
 /// Everything that defines a run. `docs/config.md` lists every field.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -108,7 +113,8 @@ pub struct Export {
 }
 
 impl Config {
-    /// Reads a TOML file. Relative paths in it are relative to its folder.
+    /// Reads a TOML file. Relative paths in it are relative to its folder; names of the embedded demo's models and scenes
+    /// stay as they are.
     ///
     /// # Errors
     /// An unreadable file; unknown fields and wrong types, with their line.
@@ -122,7 +128,7 @@ impl Config {
         })?;
         let base = path.parent().unwrap_or(Path::new(""));
         let relative = |p: &mut PathBuf| {
-            if !p.as_os_str().is_empty() {
+            if !p.as_os_str().is_empty() && !is_embedded(p) {
                 *p = base.join(&*p);
             }
         };
@@ -132,6 +138,19 @@ impl Config {
         config.grid.encoders.iter_mut().for_each(relative);
         relative(&mut config.run.out);
         Ok(config)
+    }
+
+    /// Puts the unpacked files in place of the names of the embedded demo's models and scenes.
+    ///
+    /// # Errors
+    /// As [`resolve`].
+    pub fn resolved(mut self) -> Result<Self> {
+        self.model.path = resolve(&self.model.path)?;
+        self.data.file = resolve(&self.data.file)?;
+        for encoder in &mut self.grid.encoders {
+            *encoder = resolve(encoder)?;
+        }
+        Ok(self)
     }
 
     /// Checks everything that can be checked without opening other files.

@@ -29,7 +29,7 @@ impl KvCache {
             keys: (0..config.layers).map(|_| arena()).collect::<Result<_, _>>()?,
             values: (0..config.layers).map(|_| arena()).collect::<Result<_, _>>()?,
             slots,
-            rotary: RotaryTable::new(config.rope.frequencies(config.head_dim), device),
+            rotary: RotaryTable::of(config, device),
         })
     }
 
@@ -82,7 +82,7 @@ impl KvCache {
 }
 
 /// `cos` and `sin` of position x frequency in f32, one row a position, grown when a later position comes.
-struct RotaryTable {
+pub(super) struct RotaryTable {
     frequencies: Vec<f32>,
     device: Device,
     table: Option<(Tensor, Tensor)>,
@@ -90,11 +90,12 @@ struct RotaryTable {
 }
 
 impl RotaryTable {
-    fn new(frequencies: Vec<f32>, device: &Device) -> Self {
+    pub(super) fn of(config: &TextConfig, device: &Device) -> Self {
+        let frequencies = config.rope.frequencies(config.head_dim);
         Self { frequencies, device: device.clone(), table: None, rows: 0 }
     }
 
-    fn rows(&mut self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
+    pub(super) fn rows(&mut self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
         let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
         let (cos, sin) = match &self.table {
             Some(table) if self.rows >= needed => table,

@@ -7,7 +7,7 @@
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::cache::KvCache;
+use super::cache::{KvCache, RotaryTable};
 use super::config::TextConfig;
 use crate::models::weights::Weights;
 use crate::ops::act::silu_mul;
@@ -149,6 +149,35 @@ impl Language {
             return Ok(x.clone());
         }
         let rotary = cache.rotary(positions)?;
+        self.run(x, &rotary, Some((cache, slots)), plan)
+    }
+
+    /// As [`Language::forward`] without an arena: a row's keys and values are those of this pass, so the plan's
+    /// segments name rows of `x`. Differentiable with respect to `x` and to weights that are tracked.
+    ///
+    /// # Errors
+    /// As [`Language::forward`].
+    pub fn forward_packed(
+        &self,
+        x: &Tensor,
+        positions: &[u32],
+        plan: &AttendPlan,
+    ) -> Result<Tensor> {
+        self.check_rows(x, positions)?;
+        if positions.is_empty() {
+            return Ok(x.clone());
+        }
+        let rotary = RotaryTable::of(&self.config, &self.device).rows(positions)?;
+        self.run(x, &rotary, None, plan)
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        rotary: &(Tensor, Tensor),
+        arena: Option<(&KvCache, &[u32])>,
+        plan: &AttendPlan,
+    ) -> Result<Tensor> {
         let eps = self.config.eps;
         // The residual stream and what the last block wants added to it: the addition is fused into the next norm.
         let mut stream = x.clone();
@@ -163,7 +192,8 @@ impl Language {
                     h
                 }
             };
-            let seen = layer.attend(&self.config, &h, &rotary, cache.layer(i), slots, plan)?;
+            let arena = arena.map(|(cache, slots)| (cache.layer(i), slots));
+            let seen = layer.attend(&self.config, &h, rotary, arena, plan)?;
             let add = Add { residual: &stream, bias: layer.output.bias() };
             let (sum, h) = rms_norm_sum(&seen, add, &layer.mlp_norm, eps)?;
             stream = sum;
@@ -179,6 +209,19 @@ impl Language {
     }
 
     fn check(&self, x: &Tensor, positions: &[u32], cache: &KvCache, slots: &[u32]) -> Result<()> {
+        self.check_rows(x, positions)?;
+        if slots.len() != positions.len() {
+            return Err(Error::argument(
+                "Language::forward",
+                "number of slots",
+                slots.len(),
+                format!("{}, one a row", positions.len()),
+            ));
+        }
+        cache.check_slots(slots)
+    }
+
+    fn check_rows(&self, x: &Tensor, positions: &[u32]) -> Result<()> {
         let expected = [positions.len(), self.config.hidden];
         if x.dims() != expected {
             return Err(Error::argument(
@@ -186,14 +229,6 @@ impl Language {
                 "shape of x",
                 format!("{:?}", x.dims()),
                 format!("{expected:?}: one row a position"),
-            ));
-        }
-        if slots.len() != positions.len() {
-            return Err(Error::argument(
-                "Language::forward",
-                "number of slots",
-                slots.len(),
-                format!("{}, one a row", positions.len()),
             ));
         }
         if let Some(window) = self.config.sliding_window
@@ -204,7 +239,7 @@ impl Language {
                 "sequences must be shorter than the window; use a smaller token limit",
             ));
         }
-        cache.check_slots(slots)
+        Ok(())
     }
 
     /// Logits `[r, vocab]` in f32 of states that [`Language::forward`] returned.
@@ -246,22 +281,28 @@ impl Layer {
         })
     }
 
-    /// Attention over the arena, up to the output projection without its bias.
+    /// Attention over the arena, or over the rows themselves, up to the output projection without its bias.
     fn attend(
         &self,
         c: &TextConfig,
         h: &Tensor,
         rotary: &(Tensor, Tensor),
-        (keys, values): (&Tensor, &Tensor),
-        slots: &[u32],
+        arena: Option<((&Tensor, &Tensor), &[u32])>,
         plan: &AttendPlan,
     ) -> Result<Tensor> {
         let n = h.dim(0)?;
         let query = self.query.forward(h)?.reshape((n, c.heads, c.head_dim))?;
         let key = self.key.forward(h)?.reshape((n, c.kv_heads, c.head_dim))?;
         let value = self.value.forward(h)?.reshape((n, c.kv_heads, c.head_dim))?;
-        write_rows(keys, &rotate(&key, rotary)?, slots)?;
-        write_rows(values, &value, slots)?;
+        let key = rotate(&key, rotary)?;
+        let (keys, values) = match arena {
+            None => (&key, &value),
+            Some(((keys, values), slots)) => {
+                write_rows(keys, &key, slots)?;
+                write_rows(values, &value, slots)?;
+                (keys, values)
+            }
+        };
         let scale = 1.0 / (c.head_dim as f32).sqrt();
         let seen = attend(&rotate(&query, rotary)?, keys, values, plan, scale, None)?;
         self.output.product(&seen.reshape((n, c.heads * c.head_dim))?)

@@ -59,11 +59,20 @@ impl Llava {
     /// it), or an architecture or option that is not built in ([`Error::Unsupported`]).
     pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: DType) -> Result<Self> {
         let dir = dir.as_ref();
+        Self::with_weights(dir, &Weights::open(dir, device, dtype)?)
+    }
+
+    /// The model whose configuration, tokenizer and processor lie in `dir`, with these weights: tracked ones make
+    /// [`Language::forward_packed`] and [`Llava::image_features`] differentiable.
+    ///
+    /// # Errors
+    /// As [`Llava::load`].
+    pub fn with_weights(dir: impl AsRef<Path>, weights: &Weights) -> Result<Self> {
+        let dir = dir.as_ref();
         let config = Config::read(dir)?;
         let processor = ImageProcessor::read(dir, &config)?;
         let format = PromptFormat::read(dir, &config)?;
-        let weights = Weights::open(dir, device, dtype)?;
-        let names = Names::find(&weights, dir)?;
+        let names = Names::find(weights, dir)?;
         let language =
             Language::load(&config.text, &weights.pp(names.language), &weights.pp(names.head))?;
         let newline = match config.generation {
@@ -112,15 +121,24 @@ impl Llava {
 
     /// States of the vision tower that the projector takes, `[tiles, patches, width]`.
     pub fn vision_features(&self, pixels: &Pixels) -> Result<Tensor> {
-        self.vision.forward(&pixels.tiles.to_device(self.language.device())?)
+        self.tower_features(&pixels.tiles)
+    }
+
+    /// As [`Llava::vision_features`], of any number of tiles `[tiles, 3, side, side]`, normalised.
+    pub fn tower_features(&self, tiles: &Tensor) -> Result<Tensor> {
+        self.vision.forward(&tiles.to_device(self.language.device())?)
+    }
+
+    /// States of the tower `[tiles, patches, width]` as rows of the language model `[tiles, patches, H]`.
+    pub fn project(&self, features: &Tensor) -> Result<Tensor> {
+        let (count, patches, width) = features.dims3()?;
+        let rows = self.projector.forward(&features.reshape((count * patches, width))?)?;
+        Ok(rows.reshape((count, patches, self.config.text.hidden))?)
     }
 
     /// The rows `[tokens, H]` that stand for an image in the input of the language model.
     pub fn image_features(&self, pixels: &Pixels) -> Result<Tensor> {
-        let features = self.vision_features(pixels)?;
-        let (count, patches, width) = features.dims3()?;
-        let rows = self.projector.forward(&features.reshape((count * patches, width))?)?;
-        let tiles = rows.reshape((count, patches, self.config.text.hidden))?;
+        let tiles = self.project(&self.vision_features(pixels)?)?;
         match &self.newline {
             None => Ok(tiles.get(0)?),
             Some(newline) => anyres::pack(

@@ -12,6 +12,7 @@ const TILE: usize = 128;
 const FEW_LINES: usize = 4;
 
 /// `[rows, heads, D]` values with any row pitch.
+#[derive(Clone, Copy)]
 pub(super) struct Heads<'a, T> {
     values: &'a [T],
     pitch: usize,
@@ -36,6 +37,7 @@ impl<'a, T: Stored> Heads<'a, T> {
     }
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Operands<'a, T> {
     pub(super) q: Heads<'a, T>,
     pub(super) k: Heads<'a, T>,
@@ -43,33 +45,39 @@ pub(super) struct Operands<'a, T> {
 }
 
 /// Rows `start..end` of one block, counted within the block.
-struct Tile<'p> {
-    block: &'p Block,
-    start: usize,
-    end: usize,
+pub(super) struct Tile<'p> {
+    pub(super) block: &'p Block,
+    pub(super) start: usize,
+    pub(super) end: usize,
 }
 
 impl Tile<'_> {
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.end - self.start
     }
 
-    /// Keys that row `t` of the tile sees, of `total`.
-    fn visible(&self, t: usize, total: usize) -> usize {
+    /// Keys that row `t` of the tile sees.
+    fn visible(&self, t: usize) -> usize {
+        let total: usize = self.block.keys.iter().map(|s| s.len).sum();
         if !self.block.causal {
             return total;
         }
         (total + self.start + t + 1).saturating_sub(self.block.rows.len())
     }
+
+    /// Keys that its last row sees: no row sees more.
+    pub(super) fn keys(&self) -> usize {
+        self.visible(self.rows() - 1)
+    }
 }
 
 /// What a task reuses for the next one.
 #[derive(Default)]
-struct Scratch {
-    q: Vec<f32>,
+pub(super) struct Scratch {
+    pub(super) q: Vec<f32>,
     /// A segment of keys or values as f32.
     kv: Vec<f32>,
-    scores: Vec<f32>,
+    pub(super) scores: Vec<f32>,
     out: Vec<f32>,
 }
 
@@ -97,7 +105,7 @@ pub(super) fn attend<T: Stored>(
     Ok(out)
 }
 
-fn tiles_of(block: &Block) -> impl Iterator<Item = Tile<'_>> {
+pub(super) fn tiles_of(block: &Block) -> impl Iterator<Item = Tile<'_>> {
     let n = block.rows.len();
     let visible = block.keys.iter().any(|s| s.len > 0);
     (0..if visible { n } else { 0 }).step_by(TILE).map(move |start| Tile {
@@ -107,7 +115,7 @@ fn tiles_of(block: &Block) -> impl Iterator<Item = Tile<'_>> {
     })
 }
 
-fn bias_values(table: &candle_core::Tensor) -> candle_core::Result<Vec<f32>> {
+pub(super) fn bias_values(table: &candle_core::Tensor) -> candle_core::Result<Vec<f32>> {
     let (storage, layout) = table.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
         bail!("attend: the bias table is not on the CPU, where q is")
@@ -115,13 +123,13 @@ fn bias_values(table: &candle_core::Tensor) -> candle_core::Result<Vec<f32>> {
     Ok(contiguous::<f32>(storage, layout, "attend")?.to_vec())
 }
 
-struct Work<'a, T> {
-    operands: &'a Operands<'a, T>,
-    scale: f32,
+pub(super) struct Work<'a, T> {
+    pub(super) operands: &'a Operands<'a, T>,
+    pub(super) scale: f32,
     /// The bias table and its `max`.
-    table: Option<&'a (Vec<f32>, usize)>,
+    pub(super) table: Option<&'a (Vec<f32>, usize)>,
     /// Query heads of a key head.
-    group: usize,
+    pub(super) group: usize,
 }
 
 impl<T: Stored> Work<'_, T> {
@@ -134,34 +142,15 @@ impl<T: Stored> Work<'_, T> {
         write: impl Fn(usize, usize, &[f32]),
     ) {
         let dim = self.operands.q.dim;
-        let total: usize = tile.block.keys.iter().map(|s| s.len).sum();
-        // No row of the tile sees more than its last one.
-        let keys = tile.visible(tile.rows() - 1, total);
+        let keys = tile.keys();
         let lines = self.group * tile.rows();
         if keys == 0 {
             return;
         }
-        scratch.scores.resize(lines * keys, 0.0);
         scratch.out.clear();
         scratch.out.resize(lines * dim, 0.0);
         let few = lines <= FEW_LINES;
-        if !few {
-            scratch.q.resize(lines * dim, 0.0);
-            self.load_queries(tile, head, &mut scratch.q);
-        }
-        self.for_segments(tile, keys, |segment, at| match few {
-            true => self.scores_by_dots(tile, segment, at, head, &mut scratch.scores),
-            false => self.scores_by_gemm(segment, at, head, keys, scratch),
-        });
-        // The line (query head g, row t) is number g * rows + t.
-        for (line, scores) in scratch.scores.chunks_mut(keys).enumerate() {
-            let (g, t) = (line / tile.rows(), line % tile.rows());
-            if let Some((table, max)) = self.table {
-                let first = (head * self.group + g) * (2 * max - 1) + max - 1 - (tile.start + t);
-                simd::add_scaled(scores, &table[first..first + keys], 1.0);
-            }
-            softmax(scores, tile.visible(t, total));
-        }
+        self.probabilities(tile, head, few, scratch);
         self.for_segments(tile, keys, |segment, at| match few {
             true => self.values_by_sums(segment, at, head, keys, scratch),
             false => self.values_by_gemm(segment, at, head, keys, scratch),
@@ -172,8 +161,32 @@ impl<T: Stored> Work<'_, T> {
         }
     }
 
+    /// Leaves the softmax of a tile's scores in `scratch.scores`, one line a (query head g, row t), number
+    /// g * rows + t, of [`Tile::keys`] values; unless `few`, the queries in `scratch.q`.
+    pub(super) fn probabilities(&self, tile: &Tile, head: usize, few: bool, scratch: &mut Scratch) {
+        let keys = tile.keys();
+        let lines = self.group * tile.rows();
+        scratch.scores.resize(lines * keys, 0.0);
+        if !few {
+            scratch.q.resize(lines * self.operands.q.dim, 0.0);
+            self.load_queries(tile, head, &mut scratch.q);
+        }
+        self.for_segments(tile, keys, |segment, at| match few {
+            true => self.scores_by_dots(tile, segment, at, head, &mut scratch.scores),
+            false => self.scores_by_gemm(segment, at, head, keys, scratch),
+        });
+        for (line, scores) in scratch.scores.chunks_mut(keys).enumerate() {
+            let (g, t) = (line / tile.rows(), line % tile.rows());
+            if let Some((table, max)) = self.table {
+                let first = (head * self.group + g) * (2 * max - 1) + max - 1 - (tile.start + t);
+                simd::add_scaled(scores, &table[first..first + keys], 1.0);
+            }
+            softmax(scores, tile.visible(t));
+        }
+    }
+
     /// The queries of a tile and key head, as lines.
-    fn load_queries(&self, tile: &Tile, head: usize, q: &mut [f32]) {
+    pub(super) fn load_queries(&self, tile: &Tile, head: usize, q: &mut [f32]) {
         let dim = self.operands.q.dim;
         for (line, q) in q.chunks_mut(dim).enumerate() {
             let (g, t) = (line / tile.rows(), line % tile.rows());
@@ -183,7 +196,7 @@ impl<T: Stored> Work<'_, T> {
     }
 
     /// Calls `f(segment, keys before it)` on the first `keys` keys of the block.
-    fn for_segments(&self, tile: &Tile, keys: usize, mut f: impl FnMut(Segment, usize)) {
+    pub(super) fn for_segments(&self, tile: &Tile, keys: usize, mut f: impl FnMut(Segment, usize)) {
         let mut at = 0;
         for segment in &tile.block.keys {
             let len = segment.len.min(keys - at);
@@ -220,14 +233,14 @@ impl<T: Stored> Work<'_, T> {
     fn scores_by_gemm(&self, s: Segment, at: usize, head: usize, keys: usize, w: &mut Scratch) {
         let dim = self.operands.q.dim;
         let (k, pitch) = segment_as_f32(&self.operands.k, s, head, &mut w.kv);
-        let q = Matrix { values: &w.q, pitch: dim };
+        let q = Matrix { values: &w.q, strides: (dim, 1) };
         let lines = w.q.len() / dim;
         // k is read transposed: its rows are the columns of the product.
         gemm(
             (lines, s.len, dim),
             (&mut w.scores[at..], keys),
             q,
-            (k, (1, pitch)),
+            Matrix { values: k, strides: (1, pitch) },
             self.scale,
             false,
         );
@@ -236,14 +249,15 @@ impl<T: Stored> Work<'_, T> {
     fn values_by_gemm(&self, s: Segment, at: usize, head: usize, keys: usize, w: &mut Scratch) {
         let dim = self.operands.q.dim;
         let (v, pitch) = segment_as_f32(&self.operands.v, s, head, &mut w.kv);
-        let weights = Matrix { values: &w.scores[at..], pitch: keys };
+        let weights = Matrix { values: &w.scores[at..], strides: (keys, 1) };
+        let v = Matrix { values: v, strides: (pitch, 1) };
         let lines = w.out.len() / dim;
-        gemm((lines, dim, s.len), (&mut w.out, dim), weights, (v, (pitch, 1)), 1.0, true);
+        gemm((lines, dim, s.len), (&mut w.out, dim), weights, v, 1.0, true);
     }
 }
 
 /// The segment's rows of one head as f32 and their pitch: in place where they are f32, else converted into `buffer`.
-fn segment_as_f32<'a, T: Stored>(
+pub(super) fn segment_as_f32<'a, T: Stored>(
     x: &Heads<'a, T>,
     s: Segment,
     head: usize,
@@ -260,25 +274,32 @@ fn segment_as_f32<'a, T: Stored>(
     (buffer, x.dim)
 }
 
-/// Rows of values with a pitch.
-struct Matrix<'a> {
-    values: &'a [f32],
-    pitch: usize,
+/// Values with the distances between rows and between columns.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) strides: (usize, usize),
 }
 
-/// `dst[m, n] = beta lhs[m, k] rhs[k, n]`, added to dst if `accumulate`; rhs has strides (row, column). Serial.
-fn gemm(
+impl Matrix<'_> {
+    /// Whether `rows` x `columns` of it lie within its values.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        self.values.len() > (rows - 1) * self.strides.0 + (columns - 1) * self.strides.1
+    }
+}
+
+/// `dst[m, n] = beta lhs[m, k] rhs[k, n]`, added to dst if `accumulate`. Serial.
+pub(super) fn gemm(
     (m, n, k): (usize, usize, usize),
     (dst, dst_pitch): (&mut [f32], usize),
     lhs: Matrix,
-    (rhs, (rhs_row, rhs_column)): (&[f32], (usize, usize)),
+    rhs: Matrix,
     beta: f32,
     accumulate: bool,
 ) {
     assert!(m > 0 && n > 0 && k > 0);
     assert!(dst.len() >= (m - 1) * dst_pitch + n && n <= dst_pitch);
-    assert!(lhs.values.len() >= (m - 1) * lhs.pitch + k);
-    assert!(rhs.len() > (k - 1) * rhs_row + (n - 1) * rhs_column);
+    assert!(lhs.holds(m, k) && rhs.holds(k, n));
     // SAFETY: the assertions bound every address; dst is exclusive, and its rows do not overlap.
     unsafe {
         gemm::gemm(
@@ -290,11 +311,11 @@ fn gemm(
             dst_pitch as isize,
             accumulate,
             lhs.values.as_ptr(),
-            1,
-            lhs.pitch as isize,
-            rhs.as_ptr(),
-            rhs_column as isize,
-            rhs_row as isize,
+            lhs.strides.1 as isize,
+            lhs.strides.0 as isize,
+            rhs.values.as_ptr(),
+            rhs.strides.1 as isize,
+            rhs.strides.0 as isize,
             1.0,
             beta,
             false,

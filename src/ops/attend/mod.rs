@@ -12,11 +12,12 @@
 //!   (about 1e-6 of the largest |v|) with the size of its block; it never depends on other blocks or on threads.
 //! * Error: within 1e-5 of the largest |v| in f32 for scores within +-100.
 //! * Bytes (floor): q and out once; of k and v, each segment once per block that names it.
-//! * No gradient: `backward` through q, k or v is an error, and a tracked bias table is refused.
+//! * Gradients of q, k and v are real, on the CPU, in f32 whatever the dtype; a tracked bias table is refused.
 //!
 //! Source: scaled dot-product attention (Vaswani et al. 2017); grouped queries (Ainslie et al. 2023).
 
 mod cpu;
+mod grad;
 
 use super::host::{Stored, by_float, contiguous};
 use crate::{Error, Result};
@@ -197,7 +198,7 @@ pub fn write_rows(arena: &Tensor, rows: &Tensor, slots: &[u32]) -> Result<()> {
     Ok(arena.inplace_op2(&rows.contiguous()?, &WriteRows { slots })?)
 }
 
-// candle's view of the ops. `bwd` is candle's default: an error.
+// candle's view of the ops.
 
 struct Bias {
     table: Tensor,
@@ -233,6 +234,18 @@ impl CustomOp3 for Attend {
             let out = cpu::attend(&operands, self)?;
             Ok((<T as Stored>::wrap(out), q_l.shape().clone()))
         })
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [q, k, v] = grad::backward(self, [q, k, v], grad)?;
+        Ok((Some(q), Some(k), Some(v)))
     }
 }
 

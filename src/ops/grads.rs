@@ -1,0 +1,42 @@
+//! What the backward passes of ops share: operands as f32 values, results as tensors. On the CPU only.
+
+use candle_core::{DType, Device, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+use super::host::{TASK, contiguous};
+use super::simd;
+
+/// The values of some tensors, row-major, in f32.
+pub(crate) fn as_f32<const N: usize>(
+    tensors: [&Tensor; N],
+    op: &'static str,
+) -> candle_core::Result<[Vec<f32>; N]> {
+    let mut all = [const { Vec::new() }; N];
+    for (values, tensor) in all.iter_mut().zip(tensors) {
+        let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else {
+            bail!("{op}: the backward pass is on the CPU only")
+        };
+        *values = contiguous::<f32>(storage, layout, op)?.to_vec();
+    }
+    Ok(all)
+}
+
+/// Values as a tensor of the shape and dtype of another.
+pub(crate) fn like(values: Vec<f32>, other: &Tensor) -> candle_core::Result<Tensor> {
+    Tensor::from_vec(values, other.shape(), &Device::Cpu)?.to_dtype(other.dtype())
+}
+
+/// The sum of each column of `[rows, width]`: chunks of rows in order, so the same on any number of threads.
+pub(crate) fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
+    let sum = |rows: &[f32]| {
+        let mut total = vec![0f32; width];
+        rows.chunks(width).for_each(|row| simd::add_scaled(&mut total, row, 1.0));
+        total
+    };
+    let parts: Vec<Vec<f32>> = values.par_chunks(TASK.div_ceil(width) * width).map(sum).collect();
+    let mut total = vec![0f32; width];
+    parts.iter().for_each(|part| simd::add_scaled(&mut total, part, 1.0));
+    total
+}
