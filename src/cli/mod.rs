@@ -2,6 +2,7 @@
 
 mod doctor;
 mod embed;
+mod report;
 mod sample;
 mod score;
 mod sweep;
@@ -38,6 +39,8 @@ enum Command {
     Embed(embed::Embed),
     /// Decide the grid for given references and candidates, without generating
     Score(score::Score),
+    /// Write report.html of a run folder anew
+    Report(report::Report),
     /// Show what this build and this machine can do
     Doctor(doctor::Doctor),
 }
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Sample(command) => command.run(&cli.global),
         Command::Embed(command) => command.run(&cli.global),
         Command::Score(command) => command.run(&cli.global),
+        Command::Report(command) => command.run(&cli.global),
         Command::Doctor(command) => command.run(&cli.global),
     };
     match done {
