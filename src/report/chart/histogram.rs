@@ -55,7 +55,6 @@ pub(in crate::report) fn histogram(
     axis: Axis,
     counts: &[u64],
     most: u64,
-    ink: Ink,
     thresholds: &[f64],
 ) -> Result<Value> {
     let plot = Plot {
@@ -78,14 +77,16 @@ pub(in crate::report) fn histogram(
             let (x0, y0) = plot.at((left, count as f64));
             let (x1, y1) = plot.at((left + axis.width(), 0.0));
             let gap = px(0.6);
-            area.draw(&Rectangle::new([(x0 + gap, y0), (x1 - gap, y1)], fill(ink)))?;
+            area.draw(&Rectangle::new([(x0 + gap, y0), (x1 - gap, y1)], fill(Ink::Plain)))?;
         }
         for (kind, threshold) in thresholds.iter().enumerate() {
             if (axis.low..=axis.high).contains(threshold) {
                 let ink = Ink::Threshold(kind);
                 let x = px(plot.x(*threshold));
                 let line = vec![(x, px(plot.top - 8.0)), (x, px(plot.bottom))];
-                area.draw(&PathElement::new(line, stroke(ink, 1.6)))?;
+                // A rim, so that the line stands out from the bars.
+                area.draw(&PathElement::new(line.clone(), stroke(Ink::Paper, 4.2)))?;
+                area.draw(&PathElement::new(line, stroke(ink, 1.8)))?;
                 // Two heights, as neighbours may be closer than a marker is wide.
                 let y = if kind % 2 == 0 { 8.0 } else { 18.0 };
                 marker(area, kind, (x, px(y)), 4.0, ink)?;

@@ -16,7 +16,7 @@ pub(in crate::report) fn matrix(
     labels: &[String],
     groups: &[(String, usize)],
 ) -> Result<Value> {
-    let (left, top, gap) = (34.0, 22.0, 3.0);
+    let (left, top, gap) = (32.0, 22.0, 3.0);
     let count = values.len().max(1) as f64;
     let gaps = gap * groups.len().saturating_sub(1) as f64;
     let side = (f64::from(frame.width) - left - gaps) / count;
@@ -33,7 +33,7 @@ pub(in crate::report) fn matrix(
         at += gap;
     }
     svg(frame, |area| {
-        let tick = |h, v| font((side * 0.62).min(11.0), Ink::Label, h, v);
+        let tick = |h, v| font((side * 0.66).min(11.8), Ink::Label, h, v);
         for (start, label) in starts.iter().zip(labels) {
             let y = px(top + start + side / 2.0);
             let style = tick(HPos::Right, VPos::Center);
@@ -41,12 +41,12 @@ pub(in crate::report) fn matrix(
         }
         for (name, start, width) in &names {
             // About as much of a name as its columns have room for.
-            let room = (width / 6.4) as usize;
+            let room = (width / 6.6) as usize;
             let name: String = match name.chars().count() > room {
                 true => name.chars().take(room.saturating_sub(1)).chain(['…']).collect(),
                 false => (*name).clone(),
             };
-            let style = font(11.0, Ink::Label, HPos::Left, VPos::Top);
+            let style = font(11.8, Ink::Label, HPos::Left, VPos::Top);
             area.draw(&Text::new(name, (px(left + start), px(2.0)), style))?;
         }
         for (row, y) in values.iter().zip(&starts) {

@@ -70,7 +70,7 @@ fn spans(mut words: Vec<(&str, bool)>, takeovers: &[usize]) -> Vec<Span> {
     spans
 }
 
-/// Marks what lies between two changed words and is no word itself.
+/// Marks what lies between two changed words and is no word itself; white space at the ends of a change is not marked.
 fn bridge(words: &mut [(&str, bool)]) {
     let mut after_change = None;
     for i in 0..words.len() {
@@ -83,5 +83,14 @@ fn bridge(words: &mut [(&str, bool)]) {
         } else if text.chars().any(char::is_alphanumeric) {
             after_change = None;
         }
+    }
+    let changed: Vec<bool> = words.iter().map(|word| word.1).collect();
+    let blank: Vec<bool> = words.iter().map(|word| word.0.trim().is_empty()).collect();
+    let solid = |i: &usize| changed[*i] && !blank[*i];
+    for i in (0..words.len()).filter(|i| changed[*i] && blank[*i]) {
+        // Inside a change if words of it come both before and after.
+        let before = (0..i).rev().take_while(|j| changed[*j]).any(|j| solid(&j));
+        let after = (i + 1..changed.len()).take_while(|j| changed[*j]).any(|j| solid(&j));
+        words[i].1 = before && after;
     }
 }

@@ -89,7 +89,9 @@ impl Features {
         let clean = self.guided && !self.flagged;
         let score = match why {
             Why::Disagree => {
-                (self.minority > 0).then(|| self.minority as f64 + self.spread().min(0.99))
+                // Odd ones last: what an encoder makes of them says less.
+                let odd = if clean { 0.0 } else { -1000.0 };
+                (self.minority > 0).then(|| odd + self.minority as f64 + self.spread().min(0.99))
             }
             Why::Typical => clean.then(|| -(self.mean() - median).abs()),
             Why::Subtle => self.accepted_at.filter(|_| clean),

@@ -59,8 +59,8 @@ fn figure(run: &Run, id: &str, heading: &str, values: &[Vec<f64>]) -> Result<Fig
         description: &format!(
             "Jaccard index of every two cells, darker is more; the least is {least:.2}, 1 on the diagonal."
         ),
-        width: 480,
-        height: 480,
+        width: 400,
+        height: 396,
     };
     let mut head = vec!["cell".to_owned()];
     head.extend(run.summary.overlap.cells.iter().cloned());

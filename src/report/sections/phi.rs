@@ -73,7 +73,7 @@ fn distribution(
         width: 420,
         height: 250,
     };
-    let svg = histogram(&frame, axis, &counts, most, Ink::Encoder(number), &run.thresholds)?;
+    let svg = histogram(&frame, axis, &counts, most, &run.thresholds)?;
     let rows = counts
         .iter()
         .enumerate()
@@ -122,7 +122,7 @@ fn matched(run: &Run) -> Result<Multiples> {
             "One row a threshold of {first}; markers show the threshold of each encoder that accepts the same share. \
              The further apart they are, the less the encoders' scales agree."
         ),
-        width: 480,
+        width: 420,
         height: rows.len() as u32 * super::super::chart::ROW + super::super::chart::AROUND,
     };
     let mut head = vec![format!("eps of {first}"), "accepted".to_owned()];
