@@ -4,7 +4,7 @@
 //! Five floors, each of which knows only those below it:
 //!
 //! - `cli`: the `bdhs` command;
-//! - `sweep`: the ablation, all (encoder, threshold) cells from one set of candidates;
+//! - `sweep`, `report`: the ablation, all (encoder, threshold) cells from one set of candidates, and a page that shows them;
 //! - `sampling`, `data`, `engine`, `store`: the method, its input, generation, results;
 //! - `models`: LLaVA and sentence encoders on ragged batches;
 //! - [`ops`]: the kernels, for anyone.
@@ -23,6 +23,8 @@ pub mod demo;
 pub mod engine;
 #[cfg(feature = "toolkit")]
 pub mod models;
+#[cfg(feature = "toolkit")]
+pub mod report;
 #[cfg(feature = "toolkit")]
 pub mod sampling;
 #[cfg(feature = "toolkit")]

@@ -3,6 +3,7 @@
 mod demo;
 mod doctor;
 mod embed;
+mod report;
 mod sample;
 mod score;
 mod sweep;
@@ -41,6 +42,8 @@ enum Command {
     Score(score::Score),
     /// The embedded demo's models
     Demo(demo::Demo),
+    /// Write report.html of a run folder anew
+    Report(report::Report),
     /// Show what this build and this machine can do
     Doctor(doctor::Doctor),
 }
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Embed(command) => command.run(&cli.global),
         Command::Score(command) => command.run(&cli.global),
         Command::Demo(command) => command.run(&cli.global),
+        Command::Report(command) => command.run(&cli.global),
         Command::Doctor(command) => command.run(&cli.global),
     };
     match done {

@@ -1,4 +1,4 @@
-//! The end of a run: decide all cells from the store, export them, sum up.
+//! The end of a run: decide all cells from the store, export them, sum up, report.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -7,10 +7,11 @@ use super::{
     export::{ExportOptions, Exporter},
     grid::{Attempts, Cell, ScoreTable, Slot, decide_cells},
     run::Runner,
+    saved::SavedRun,
     summary::{Summary, SummaryInput, Truncation},
 };
 use crate::{
-    Error, Result,
+    Error, Result, report,
     sampling::Flag,
     store::{EncoderInfo, ScoreRow},
 };
@@ -18,7 +19,7 @@ use crate::{
 /// Flags that `export.exclude_flagged` leaves out: pairs that teach nothing, or something else.
 const EXCLUDED: [Flag; 4] = [Flag::Empty, Flag::Identical, Flag::SameWords, Flag::TokenLimit];
 
-/// Decides every cell, writes the exports and `summary.json` into the run folder.
+/// Decides every cell, writes the exports, `summary.json`, `run.json` and `report.html` into the run folder.
 pub(super) fn finish(runner: &Runner) -> Result<Summary> {
     let sampling = &runner.config.sampling;
     let rule = Attempts { count: sampling.attempts, guidance: sampling.guidance };
@@ -56,6 +57,12 @@ pub(super) fn finish(runner: &Runner) -> Result<Summary> {
     let text = serde_json::to_string_pretty(&summary)
         .map_err(|error| Error::Io { path: path.clone(), source: error.into() })?;
     write_file(&path, format!("{text}\n").as_bytes())?;
+    SavedRun::of(runner.config).write(&runner.config.run.out)?;
+    runner.progress.begin("writing the report", None);
+    // The pairs are what a run is for: they are not lost because a picture could not be drawn.
+    if let Err(error) = report::write(&runner.config.run.out, &report::Options::default()) {
+        runner.progress.warn(&format!("report.html was not written: {error}"));
+    }
     Ok(summary)
 }
 

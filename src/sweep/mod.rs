@@ -8,10 +8,12 @@ pub mod grid;
 pub mod npy;
 mod plan;
 mod run;
+mod saved;
 mod score;
 pub mod summary;
 
 pub use config::{Config, Data, Export, Grid, Model, Run, THRESHOLDS, check_thresholds};
 pub use plan::{blocks, parse_shard};
 pub use run::{Options, load_encoders, run};
+pub use saved::SavedRun;
 pub use score::score;

@@ -68,7 +68,7 @@ pub(super) struct Runner<'a> {
     pub(super) store: Store,
     /// Wall time of each stage in this process, in seconds.
     pub(super) seconds: BTreeMap<String, f64>,
-    progress: &'a dyn Progress,
+    pub(super) progress: &'a dyn Progress,
     device: Device,
     /// Fingerprint of the model's files and the storage type it runs in.
     model_hash: [u8; 32],

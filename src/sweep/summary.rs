@@ -265,7 +265,7 @@ fn count_flags<'a>(lists: impl Iterator<Item = &'a Vec<Flag>>) -> BTreeMap<Strin
 }
 
 /// The name of a flag, as serialised.
-pub(super) fn flag_name(flag: Flag) -> String {
+pub(crate) fn flag_name(flag: Flag) -> String {
     serde_json::to_value(flag)
         .ok()
         .and_then(|value| value.as_str().map(str::to_owned))

@@ -7,10 +7,36 @@
 //! Source: LLaVA-NeXT as in transformers 5 (`select_best_resolution`, `pack_image_features`), including its rounding.
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use crate::ops::mask::TokenGrid;
 use crate::{Error, Result};
+
+/// What of a checkpoint decides how an image becomes tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tiling {
+    /// Side of a tile, pixels.
+    pub image_size: usize,
+    /// Patches along one side of a tile.
+    pub side: usize,
+    /// Whether the class token is kept, as token 0.
+    pub class_token: bool,
+    /// AnyRes resolutions, (height, width) in pixels; empty for LLaVA-1.5.
+    pub pinpoints: Vec<(usize, usize)>,
+}
+
+impl Tiling {
+    /// That of a checkpoint.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            image_size: config.vision.image_size,
+            side: config.vision.side(),
+            class_token: !config.drop_class_token,
+            pinpoints: config.pinpoints.clone(),
+        }
+    }
+}
 
 /// How the tokens of one image are laid out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +74,14 @@ impl ImageLayout {
     /// # Errors
     /// [`Error::Argument`] if a side is 0, or the image is so long and thin that no resolution of the list shows it.
     pub fn new(config: &Config, width: usize, height: usize) -> Result<Self> {
+        Self::of(&Tiling::of(config), width, height)
+    }
+
+    /// As [`ImageLayout::new`], without the rest of the checkpoint.
+    ///
+    /// # Errors
+    /// Those of [`ImageLayout::new`].
+    pub fn of(tiling: &Tiling, width: usize, height: usize) -> Result<Self> {
         if width == 0 || height == 0 {
             return Err(Error::argument(
                 "ImageLayout::new",
@@ -56,17 +90,17 @@ impl ImageLayout {
                 "both sides positive",
             ));
         }
-        let side = config.vision.side();
-        let class = usize::from(!config.drop_class_token);
+        let side = tiling.side;
+        let class = usize::from(tiling.class_token);
         let base = TokenGrid { start: class, rows: side, cols: side, stride: side };
         let base_tokens = class + side * side;
-        if config.pinpoints.is_empty() {
+        if tiling.pinpoints.is_empty() {
             return Ok(Self { tokens: base_tokens, grids: vec![base], tiles: 1, anyres: None });
         }
-        let anyres = AnyRes::new(config, width, height)?;
+        let anyres = AnyRes::new(tiling, width, height)?;
         let stride = anyres.cols + 1;
         let grid = TokenGrid { start: base_tokens, rows: anyres.rows, cols: anyres.cols, stride };
-        let tile = config.vision.image_size;
+        let tile = tiling.image_size;
         Ok(Self {
             tokens: base_tokens + anyres.rows * stride,
             grids: vec![base, grid],
@@ -77,9 +111,9 @@ impl ImageLayout {
 }
 
 impl AnyRes {
-    fn new(config: &Config, width: usize, height: usize) -> Result<Self> {
+    fn new(tiling: &Tiling, width: usize, height: usize) -> Result<Self> {
         let (best_h, best_w) =
-            best_resolution(width, height, &config.pinpoints).ok_or_else(|| {
+            best_resolution(width, height, &tiling.pinpoints).ok_or_else(|| {
                 Error::argument(
                     "ImageLayout::new",
                     "image size",
@@ -87,7 +121,7 @@ impl AnyRes {
                     "a shape of which some AnyRes resolution shows at least one pixel",
                 )
             })?;
-        let (tile, side) = (config.vision.image_size, config.vision.side());
+        let (tile, side) = (tiling.image_size, tiling.side);
         let (grid_h, grid_w) = (best_h / tile * side, best_w / tile * side);
         // The wider image (against the grid) has padding above and below, the other left and right.
         let wider = width as f64 / height as f64 > grid_w as f64 / grid_h as f64;

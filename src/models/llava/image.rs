@@ -9,11 +9,13 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::anyres::{self, ImageLayout};
 use super::config::{Config, Generation};
 use super::fields::Fields;
+use super::patches::BaseView;
 use super::resample::{Filter, resize};
 use crate::{Error, Result};
 
@@ -22,6 +24,20 @@ const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// Pixels past which a resized image is refused: only a wildly long strip gets there.
 const MAX_PIXELS: usize = 1 << 27;
+
+impl Size {
+    /// (height, width) after the resize of an image of `width` x `height`.
+    pub(super) fn of(self, width: usize, height: usize) -> (usize, usize) {
+        let long = |short: usize, long: usize, other: usize| (short * long) as f64 / other as f64;
+        match self {
+            Self::Exact(h, w) => (h, w),
+            Self::ShortestEdge(short) if width <= height => {
+                (long(short, height, width) as usize, short)
+            }
+            Self::ShortestEdge(short) => (short, long(short, width, height) as usize),
+        }
+    }
+}
 
 /// A preprocessed image.
 #[derive(Debug, Clone)]
@@ -33,8 +49,9 @@ pub struct Pixels {
 }
 
 /// Target of a resize.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Size {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Size {
     /// The shorter side gets this length, the other follows.
     ShortestEdge(usize),
     /// Exactly (height, width).
@@ -98,6 +115,16 @@ impl ImageProcessor {
         };
         this.check(&fields, size, crop)?;
         Ok(this)
+    }
+
+    /// Which part of a picture the base view shows.
+    pub(super) fn base_view(&self) -> BaseView {
+        BaseView {
+            squeeze: self.anyres.is_some(),
+            pad_square: self.pad_square.is_some(),
+            resize: self.resize,
+            crop: self.crop,
+        }
     }
 
     /// Steps that can only give tiles of another side than the tower's are refused at once.
@@ -195,17 +222,7 @@ impl ImageProcessor {
 
     fn resized(&self, image: &RgbImage, size: Size) -> Result<RgbImage> {
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let (h, w) = match size {
-            Size::Exact(h, w) => (h, w),
-            Size::ShortestEdge(short) => {
-                let long = |long: usize, other: usize| (short * long) as f64 / other as f64;
-                if width <= height {
-                    (long(height, width) as usize, short)
-                } else {
-                    (short, long(width, height) as usize)
-                }
-            }
-        };
+        let (h, w) = size.of(width, height);
         if h.saturating_mul(w) > MAX_PIXELS {
             return Err(Error::argument(
                 "ImageProcessor::preprocess",

@@ -15,6 +15,7 @@ pub mod config;
 mod fields;
 pub mod image;
 pub mod language;
+pub mod patches;
 pub mod projector;
 pub mod prompt;
 pub mod resample;
@@ -31,6 +32,7 @@ pub use cache::KvCache;
 pub use config::Config;
 pub use image::Pixels;
 pub use language::Language;
+pub use patches::PatchMap;
 pub use prompt::{Encoded, Piece, Prompt, PromptFormat, Role, Turn};
 
 use self::image::ImageProcessor;

@@ -1,0 +1,273 @@
+//! Pairs, with everything that decided about them.
+
+pub(super) mod diff;
+mod picture;
+mod select;
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+
+use super::{number, run::Run, texts::Text};
+use crate::{
+    Result,
+    sampling::{Candidate, Flag},
+    store::{Key, Score},
+    sweep::{
+        grid::{PairRef, Slot, threshold_text},
+        summary::flag_name,
+    },
+};
+use diff::{Marked, mark_changes};
+use picture::Picture;
+use select::{Features, choose};
+
+pub(super) use select::Why;
+
+/// A pair as the page shows it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Pair {
+    /// Unique on the page.
+    pub anchor: String,
+    pub id: String,
+    pub attempt: u32,
+    pub guided: bool,
+    /// Tags.
+    pub why: Vec<&'static str>,
+    pub flags: Vec<String>,
+    /// Who says what; the last is the question.
+    pub prompt: Vec<(String, String)>,
+    pub texts: Marked,
+    pub scores: Vec<ScoreLine>,
+    /// Thresholds, as the columns of `scores`.
+    pub thresholds: Vec<String>,
+    pub picture: Option<Picture>,
+    /// Why there is no picture.
+    pub no_picture: Option<String>,
+    /// Cells that take it, of how many.
+    pub cells: (usize, usize),
+}
+
+/// One encoder's opinion.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ScoreLine {
+    pub encoder: String,
+    pub phi: String,
+    /// What happens at each threshold.
+    pub decisions: Vec<Decision>,
+    /// Something of either text was cut off.
+    pub truncated: bool,
+}
+
+/// What a cell does with a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Decision {
+    /// The cell's pair.
+    Taken,
+    /// The cell's pair although it is not below.
+    Forced,
+    /// Below the threshold, but an earlier attempt was, too.
+    Later,
+    /// Not below the threshold.
+    Not,
+}
+
+/// The gallery: see [`select::choose`] for which pairs. Pictures that cannot be read are noted in `run.missing`.
+pub(super) fn pairs(run: &mut Run, wanted: usize) -> Result<Vec<Pair>> {
+    let taken = taken(run);
+    let scores: Vec<BTreeMap<Key, Score>> = run
+        .encoder_infos
+        .iter()
+        .map(|encoder| run.store.scores(&encoder.fingerprint))
+        .collect::<Result<_>>()?;
+    let mut known: Vec<(Key, Candidate)> = run.store.candidates()?;
+    known.retain(|(_, candidate)| {
+        taken.contains_key(&slot(candidate)) && run.texts.contains_key(&candidate.sample)
+    });
+    let features: Vec<Features> = known
+        .iter()
+        .map(|(key, candidate)| {
+            let text = &run.texts[&candidate.sample];
+            features(run, key, candidate, text, &taken[&slot(candidate)], &scores)
+        })
+        .collect();
+    let chosen = choose(&features, wanted);
+    let mut lost = Vec::new();
+    let pairs: Vec<Pair> = chosen
+        .into_iter()
+        .enumerate()
+        .map(|(n, (i, why))| {
+            let (key, candidate) = &known[i];
+            let text = &run.texts[&candidate.sample];
+            let mut pair = pair(run, n + 1, candidate, text, &why);
+            pair.cells = (taken[&slot(candidate)].len(), run.cells.len());
+            pair.scores = lines(run, key, candidate, &scores);
+            (pair.picture, pair.no_picture) = match load(run, candidate, text) {
+                Ok(picture) => (picture, None),
+                Err(reason) => {
+                    lost.push(reason.clone());
+                    (None, Some(reason))
+                }
+            };
+            pair
+        })
+        .collect();
+    if let Some(first) = lost.first() {
+        let of = format!("{} of {} pairs", lost.len(), pairs.len());
+        run.missing.push(format!("pictures of {of}; the first: {first}"));
+    }
+    Ok(pairs)
+}
+
+fn slot(candidate: &Candidate) -> Slot {
+    (candidate.sample, candidate.attempt, candidate.guided)
+}
+
+/// Which cells take each candidate, by their numbers.
+fn taken(run: &Run) -> HashMap<Slot, Vec<(usize, PairRef)>> {
+    let mut taken: HashMap<Slot, Vec<(usize, PairRef)>> = HashMap::new();
+    for (number, cell) in run.cells.iter().enumerate() {
+        for pair in &cell.pairs {
+            taken.entry(pair.slot()).or_default().push((number, *pair));
+        }
+    }
+    taken
+}
+
+fn features(
+    run: &Run,
+    key: &Key,
+    candidate: &Candidate,
+    text: &Text,
+    taken: &[(usize, PairRef)],
+    scores: &[BTreeMap<Key, Score>],
+) -> Features {
+    let phis: Vec<f64> = phis(key, scores);
+    let minority = |threshold: &f64| {
+        let below = phis.iter().filter(|phi| *phi < threshold).count();
+        below.min(phis.len() - below)
+    };
+    let accepted = taken.iter().filter(|(_, pair)| !pair.forced).map(|(_, pair)| pair.phi);
+    Features {
+        sample: candidate.sample,
+        attempt: candidate.attempt,
+        minority: run.thresholds.iter().map(minority).max().unwrap_or(0),
+        accepted_at: accepted.reduce(f64::max),
+        swapped: candidate.parts.iter().any(|part| part.swapped),
+        forced: taken.iter().any(|(_, pair)| pair.forced),
+        guided: candidate.guided,
+        flagged: !flags(run, candidate, text).is_empty(),
+        phis,
+    }
+}
+
+/// phi by each encoder; NaN where it has none.
+fn phis(key: &Key, scores: &[BTreeMap<Key, Score>]) -> Vec<f64> {
+    scores.iter().map(|table| table.get(key).map_or(f64::NAN, |score| score.phi)).collect()
+}
+
+fn flags(run: &Run, candidate: &Candidate, text: &Text) -> Vec<Flag> {
+    candidate.flags(&text.reference, run.sampling.sentences)
+}
+
+fn pair(run: &Run, number: usize, candidate: &Candidate, text: &Text, why: &[Why]) -> Pair {
+    Pair {
+        anchor: format!("pair-{number}"),
+        id: text.id.clone(),
+        attempt: candidate.attempt,
+        guided: candidate.guided,
+        why: why.iter().map(|why| why.label()).collect(),
+        flags: flags(run, candidate, text)
+            .into_iter()
+            .map(|flag| flag_name(flag).replace('_', " "))
+            .collect(),
+        prompt: text.prompt.clone(),
+        texts: mark_changes(&text.reference, &candidate.text, &takeovers(candidate)),
+        scores: Vec::new(),
+        thresholds: run.thresholds.iter().map(|t| threshold_text(*t)).collect(),
+        picture: None,
+        no_picture: None,
+        cells: (0, 0),
+    }
+}
+
+/// Where in a guided response the model took over from the reference; none if its parts do not make up its text.
+fn takeovers(candidate: &Candidate) -> Vec<usize> {
+    let mut offsets = Vec::new();
+    let mut text = String::new();
+    if candidate.guided {
+        for part in &candidate.parts {
+            text.push_str(&part.kept);
+            offsets.push(text.len());
+            text.push_str(&part.completion);
+            text.push_str(&part.separator);
+        }
+    }
+    if text == candidate.text { offsets } else { Vec::new() }
+}
+
+fn lines(
+    run: &Run,
+    key: &Key,
+    candidate: &Candidate,
+    scores: &[BTreeMap<Key, Score>],
+) -> Vec<ScoreLine> {
+    let decision = |encoder: &str, phi: f64, threshold: f64| {
+        let own = run
+            .cells
+            .iter()
+            .find(|cell| cell.encoder == encoder && cell.threshold == threshold)
+            .and_then(|cell| cell.pairs.iter().find(|pair| pair.slot() == slot(candidate)));
+        match own {
+            Some(pair) if pair.forced => Decision::Forced,
+            Some(_) => Decision::Taken,
+            None if phi < threshold => Decision::Later,
+            None => Decision::Not,
+        }
+    };
+    run.encoders
+        .iter()
+        .zip(scores)
+        .map(|(encoder, table)| {
+            let score = table.get(key);
+            let phi = score.map_or(f64::NAN, |score| score.phi);
+            let thresholds = run.thresholds.iter();
+            ScoreLine {
+                encoder: encoder.clone(),
+                phi: number::phi(Some(phi)),
+                decisions: thresholds.map(|t| decision(encoder, phi, *t)).collect(),
+                truncated: score.is_some_and(|s| s.candidate_truncated || s.reference_truncated),
+            }
+        })
+        .collect()
+}
+
+/// The picture of a pair; none for a sample without one, a reason where it cannot be had.
+fn load(run: &Run, candidate: &Candidate, text: &Text) -> Result<Option<Picture>, String> {
+    let Some(name) = text.images.first() else { return Ok(None) };
+    let path = match &run.images {
+        Some(folder) => folder.join(name),
+        None if name.is_absolute() => name.clone(),
+        None => {
+            let message = "the folder is not known, name it with --images";
+            return Err(format!("{}: {message}", name.display()));
+        }
+    };
+    picture::load(&path, candidate, run.patches.as_ref(), text.images.len())
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+/// What a flag says.
+pub(super) fn flag_meaning(name: &str) -> &'static str {
+    match name {
+        "empty" => "nothing visible in the response",
+        "identical" => "byte for byte the reference",
+        "same_words" => "the reference up to white space",
+        "token_limit" => "a completion was cut off by the token limit",
+        "unchanged_sentence" => "a sentence of a guided response is the reference's",
+        "empty_completion" => "the model wrote nothing for a sentence of a guided response",
+        _ => "",
+    }
+}

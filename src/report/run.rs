@@ -1,0 +1,237 @@
+//! A finished run, read from its folder.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Options,
+    texts::{self, Text},
+};
+use crate::{
+    Error, Result,
+    models::llava::PatchMap,
+    sampling::SamplingConfig,
+    store::{EncoderInfo, Manifest, Store, Wave},
+    sweep::{
+        SavedRun,
+        grid::{Attempts, Cell, ScoreTable, decide_cells},
+        summary::{CellSummary, Summary},
+    },
+};
+
+/// Everything that sections are made from.
+pub(super) struct Run {
+    pub store: Store,
+    pub manifest: Manifest,
+    pub summary: Summary,
+    /// None in folders of older versions.
+    pub saved: Option<SavedRun>,
+    pub sampling: SamplingConfig,
+    /// Names in the summary's order.
+    pub encoders: Vec<String>,
+    /// The same encoders as the store knows them.
+    pub encoder_infos: Vec<EncoderInfo>,
+    /// Ascending.
+    pub thresholds: Vec<f64>,
+    /// One an encoder.
+    pub tables: Vec<ScoreTable>,
+    /// Decided anew from the store: encoder by encoder, thresholds in the summary's order.
+    pub cells: Vec<Cell>,
+    pub waves: Vec<Wave>,
+    /// By sample.
+    pub texts: BTreeMap<u32, Text>,
+    pub patches: Option<PatchMap>,
+    /// Where relative picture paths start.
+    pub images: Option<PathBuf>,
+    /// What the page cannot show.
+    pub missing: Vec<String>,
+}
+
+impl Run {
+    /// Reads a run folder.
+    pub fn load(folder: &Path, options: &Options) -> Result<Self> {
+        let summary = read_summary(folder)?;
+        let store = Store::open(folder.join("store.db"))?;
+        let manifest = store.manifest().clone();
+        let saved = SavedRun::read(folder)?;
+        let mut missing = Vec::new();
+        if saved.is_none() {
+            missing.push(
+                "run.json: the run was made by an older version; its settings are those of the store, and masks \
+                 are not drawn"
+                    .to_owned(),
+            );
+        }
+        let sampling = match &saved {
+            Some(saved) => saved.config.sampling.clone(),
+            None => stored_sampling(&store, &summary)?,
+        };
+        let rule = Attempts { count: summary.attempts, guidance: sampling.guidance };
+        let (encoders, mut thresholds) = axes(&summary);
+        let encoder_infos = find_encoders(&store, &encoders)?;
+        let tables = encoder_infos
+            .iter()
+            .map(|encoder| {
+                let rows = store.score_rows(&encoder.fingerprint)?;
+                Ok(ScoreTable::new(&encoder.name, &rows, rule))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let samples: Vec<u32> = (0..summary.samples as u32).collect();
+        let cells = decide_cells(&tables, &samples, &thresholds, rule)?;
+        thresholds.sort_by(f64::total_cmp);
+        let waves = store.waves()?;
+        let images = options.images.clone().or_else(|| saved.as_ref().map(image_folder));
+        let patches = saved.as_ref().and_then(|saved| saved.patches.clone());
+        let mut run = Self {
+            texts: BTreeMap::new(),
+            store,
+            manifest,
+            summary,
+            saved,
+            sampling,
+            encoders,
+            encoder_infos,
+            thresholds,
+            tables,
+            cells,
+            waves,
+            patches,
+            images,
+            missing,
+        };
+        run.load_texts(folder)?;
+        Ok(run)
+    }
+
+    /// Prompts and references, from wherever they still are.
+    fn load_texts(&mut self, folder: &Path) -> Result<()> {
+        let samples = self.summary.samples as usize;
+        self.texts = texts::from_exports(folder, &self.cells, samples)?;
+        if self.texts.len() >= samples {
+            return Ok(());
+        }
+        let lack = samples - self.texts.len();
+        let what = format!("prompts and references of {lack} of {samples} samples");
+        match self.saved.as_ref().map(|saved| texts::from_dataset(&saved.config)) {
+            Some(Ok(known)) => {
+                for (sample, text) in known {
+                    if (sample as usize) < samples {
+                        self.texts.entry(sample).or_insert(text);
+                    }
+                }
+            }
+            Some(Err(error)) => self
+                .missing
+                .push(format!("{what}: no export of the run has them, and the data file: {error}")),
+            None => self.missing.push(format!("{what}: no export of the run has them")),
+        }
+        Ok(())
+    }
+
+    /// The summary of a cell.
+    pub fn cell(&self, encoder: &str, threshold: f64) -> Option<&CellSummary> {
+        self.summary
+            .cells
+            .iter()
+            .find(|cell| cell.encoder == encoder && cell.threshold == threshold)
+    }
+
+    /// The model folder's name.
+    pub fn model_name(&self) -> String {
+        let path = match &self.saved {
+            Some(saved) => saved.config.model.path.clone(),
+            None => PathBuf::from(&self.manifest.model_path),
+        };
+        path.file_name()
+            .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    }
+
+    /// The threshold of the grid that is nearest to the paper's.
+    pub fn main_threshold(&self) -> f64 {
+        let distance = |t: &f64| (t - 0.97).abs();
+        self.thresholds
+            .iter()
+            .copied()
+            .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+            .unwrap_or(0.97)
+    }
+}
+
+fn read_summary(folder: &Path) -> Result<Summary> {
+    let path = folder.join("summary.json");
+    let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::Store {
+            path: folder.into(),
+            message: "has no summary.json, which a run writes when it ends: not a run folder, or a run that is \
+                      not finished (the command that began it continues it)"
+                .into(),
+        },
+        _ => Error::Io { path: path.clone(), source: error },
+    })?;
+    let summary: Summary = serde_json::from_str(&text).map_err(|error| {
+        Error::invalid(&path, format!("line {}", error.line()), error.to_string())
+    })?;
+    if summary.cells.is_empty() || summary.samples == 0 || u32::try_from(summary.samples).is_err() {
+        let message = format!(
+            "has {} cells and {} samples, expected at least one of each",
+            summary.cells.len(),
+            summary.samples
+        );
+        return Err(Error::invalid(&path, "", message));
+    }
+    Ok(summary)
+}
+
+/// Encoders and thresholds in the summary's order.
+fn axes(summary: &Summary) -> (Vec<String>, Vec<f64>) {
+    let (mut encoders, mut thresholds) = (Vec::new(), Vec::new());
+    for cell in &summary.cells {
+        if !encoders.contains(&cell.encoder) {
+            encoders.push(cell.encoder.clone());
+        }
+        if !thresholds.contains(&cell.threshold) {
+            thresholds.push(cell.threshold);
+        }
+    }
+    (encoders, thresholds)
+}
+
+/// The settings of a store without `run.json`. Guidance is no part of them, but its candidates show it.
+fn stored_sampling(store: &Store, summary: &Summary) -> Result<SamplingConfig> {
+    let text = &store.manifest().sampling;
+    let sampling: SamplingConfig = serde_json::from_str(text).map_err(|error| {
+        Error::invalid(store.path(), "manifest field sampling", error.to_string())
+    })?;
+    let guidance = store.heads()?.iter().any(|head| head.guided);
+    Ok(SamplingConfig { guidance, attempts: summary.attempts, ..sampling })
+}
+
+fn find_encoders(store: &Store, names: &[String]) -> Result<Vec<EncoderInfo>> {
+    let known = store.encoders()?;
+    names
+        .iter()
+        .map(|name| {
+            let mut found = known.iter().filter(|encoder| encoder.name == *name);
+            match (found.next(), found.next()) {
+                (Some(encoder), None) => Ok(encoder.clone()),
+                (none, _) => {
+                    let how_many = if none.is_none() { "none" } else { "several" };
+                    let message =
+                        format!("knows {how_many} of the name {name:?}, which summary.json has");
+                    Err(Error::Store { path: store.path().into(), message })
+                }
+            }
+        })
+        .collect()
+}
+
+/// The folder that picture paths of the exports are relative to.
+fn image_folder(saved: &SavedRun) -> PathBuf {
+    let data = &saved.config.data;
+    data.images
+        .clone()
+        .or_else(|| data.file.parent().map(Path::to_path_buf))
+        .unwrap_or_else(|| PathBuf::from("."))
+}

@@ -1,0 +1,119 @@
+//! Heat maps: one table cell a cell of the grid.
+
+use minijinja::{Value, context};
+use serde::Serialize;
+
+use super::super::{
+    chart::step,
+    gallery::Pair,
+    number::{count, share},
+    page::value,
+    run::Run,
+};
+use crate::{
+    Result,
+    sweep::{grid::threshold_text, summary::CellSummary},
+};
+
+/// One heat map.
+#[derive(Serialize)]
+struct Map {
+    title: &'static str,
+    note: String,
+    head: Vec<String>,
+    rows: Vec<MapRow>,
+}
+
+#[derive(Serialize)]
+struct MapRow {
+    encoder: String,
+    cells: Vec<Tile>,
+}
+
+/// A value and its step of the colour scale.
+#[derive(Serialize)]
+struct Tile {
+    text: String,
+    step: usize,
+}
+
+pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
+    let attempts = f64::from(run.summary.attempts);
+    let of = |part: u64, cell: &CellSummary| part as f64 / cell.pairs.max(1) as f64;
+    let first =
+        |cell: &CellSummary| of(cell.accepted_by_attempt.first().copied().unwrap_or(0), cell);
+    let forced = |cell: &CellSummary| of(cell.forced, cell);
+    let most = run.summary.cells.iter().map(forced).fold(0.1, f64::max);
+    let maps = vec![
+        map(
+            run,
+            "Accepted at the first attempt",
+            "Share of pairs; the scale runs from 0 to 100 %.".into(),
+            |cell| (share(first(cell)), first(cell)),
+        ),
+        map(
+            run,
+            "Attempts a pair",
+            format!("Mean; the scale runs from 1 to {attempts}."),
+            |cell| {
+                let scale = (cell.mean_attempts - 1.0) / (attempts - 1.0).max(1.0);
+                (format!("{:.2}", cell.mean_attempts), scale)
+            },
+        ),
+        map(
+            run,
+            "Forced",
+            format!(
+                "Share of pairs whose last attempt was taken although it is not below the threshold; the scale runs from \
+                 0 to {}.",
+                share(most)
+            ),
+            |cell| (share(forced(cell)), forced(cell) / most),
+        ),
+    ];
+    let rows: Vec<Vec<String>> = run.summary.cells.iter().map(row).collect();
+    Ok(Some(context! { maps => value(maps), rows => value(rows) }))
+}
+
+fn map(
+    run: &Run,
+    title: &'static str,
+    note: String,
+    value: impl Fn(&CellSummary) -> (String, f64),
+) -> Map {
+    let tile = |encoder: &str, threshold: &f64| match run.cell(encoder, *threshold) {
+        Some(cell) => {
+            let (text, scale) = value(cell);
+            Tile { text, step: step(scale) }
+        }
+        None => Tile { text: "–".into(), step: 0 },
+    };
+    let row = |encoder: &String| MapRow {
+        encoder: encoder.clone(),
+        cells: run.thresholds.iter().map(|threshold| tile(encoder, threshold)).collect(),
+    };
+    Map {
+        title,
+        note,
+        head: run.thresholds.iter().map(|t| threshold_text(*t)).collect(),
+        rows: run.encoders.iter().map(row).collect(),
+    }
+}
+
+fn row(cell: &CellSummary) -> Vec<String> {
+    let quantile = |value: Option<f64>| super::super::number::phi(value);
+    let accepted: u64 = cell.accepted_by_attempt.iter().sum();
+    vec![
+        cell.encoder.clone(),
+        threshold_text(cell.threshold),
+        count(cell.pairs),
+        count(accepted),
+        count(cell.forced),
+        format!("{:.2}", cell.mean_attempts),
+        quantile(cell.phi.p05),
+        quantile(cell.phi.p50),
+        quantile(cell.phi.p95),
+        count(cell.undefined_phi),
+        count(cell.flagged),
+    ]
+}

@@ -1,0 +1,61 @@
+//! What a run folder keeps of its run beside the results: enough to report on it when nothing else is left.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Config, atomic::write_file};
+use crate::{Error, Result, models::llava::PatchMap};
+
+/// Its name in a run folder.
+const FILE: &str = "run.json";
+
+/// How a run was made; written when it ends, beside `summary.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedRun {
+    /// The configuration, its paths absolute.
+    pub config: Config,
+    /// Where the model's image tokens lie in a picture; none if its settings could not be read.
+    pub patches: Option<PatchMap>,
+}
+
+impl SavedRun {
+    /// What is kept of a run.
+    pub fn of(config: &Config) -> Self {
+        let mut config = config.clone();
+        let paths = [&mut config.model.path, &mut config.data.file, &mut config.run.out];
+        let paths = paths.into_iter().chain(&mut config.data.images);
+        for path in paths.chain(&mut config.grid.encoders) {
+            if let Ok(absolute) = std::path::absolute(&*path) {
+                *path = absolute;
+            }
+        }
+        // A drawing aid: a run does not fail for the lack of it.
+        let patches = PatchMap::read(&config.model.path).ok();
+        Self { config, patches }
+    }
+
+    /// Writes it into a run folder.
+    pub fn write(&self, run: &Path) -> Result<()> {
+        let path = run.join(FILE);
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::Io { path: path.clone(), source: error.into() })?;
+        write_file(&path, format!("{text}\n").as_bytes())
+    }
+
+    /// Reads that of a run folder; none where a folder has none, as older versions left it.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that holds something else.
+    pub fn read(run: &Path) -> Result<Option<Self>> {
+        let path = run.join(FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::Io { path, source: error }),
+        };
+        serde_json::from_str(&text).map(Some).map_err(|error| {
+            Error::invalid(&path, format!("line {}", error.line()), error.to_string())
+        })
+    }
+}
