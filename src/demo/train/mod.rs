@@ -33,7 +33,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { seed: 1, vision_steps: 500, llava_steps: 1400, encoder_steps: 400 }
+        Self { seed: 1, vision_steps: 500, llava_steps: 1400, encoder_steps: 300 }
     }
 }
 
