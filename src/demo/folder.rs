@@ -248,10 +248,18 @@ pub(super) fn write_encoder(dir: &Path, spec: &EncoderSpec, texts: &[String]) ->
         _ => config["type_vocab_size"] = json!(1),
     }
     json_file(dir, "config.json", &config)?;
+    let [before, after] = spec.scheme.around;
     json_file(
         dir,
         "tokenizer_config.json",
-        &json!({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": spec.max_tokens}),
+        &json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": spec.max_tokens,
+            "pad_token": padding.map(|id| spec.scheme.special[id]),
+            "unk_token": spec.scheme.unknown,
+            "cls_token": before,
+            "sep_token": after,
+        }),
     )?;
     json_file(
         dir,

@@ -9,5 +9,6 @@ pub mod mask;
 pub mod norm;
 pub mod philox;
 pub mod pool;
+pub mod rope;
 mod simd;
 pub mod token;

@@ -48,7 +48,7 @@ impl KvCache {
         (&self.keys[layer], &self.values[layer])
     }
 
-    /// Cosines and sines for these positions, each `[n, 1, head dim / 2]` in f32.
+    /// Cosines and sines for these positions, each `[n, head dim / 2]` in f32.
     pub(super) fn rotary(&mut self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
         self.rotary.rows(positions)
     }
@@ -105,7 +105,7 @@ impl RotaryTable {
             }
         };
         let index = Tensor::new(positions, &self.device)?;
-        Ok((cos.index_select(&index, 0)?.unsqueeze(1)?, sin.index_select(&index, 0)?.unsqueeze(1)?))
+        Ok((cos.index_select(&index, 0)?, sin.index_select(&index, 0)?))
     }
 
     fn build(&self, rows: usize) -> Result<(Tensor, Tensor)> {

@@ -5,7 +5,7 @@
 //! slot in the key-value arena; an [`AttendPlan`] says which slots each block of rows sees. So removing masked image
 //! tokens, keeping their neighbours' original positions, and forking a sequence are plain arguments.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::cache::{KvCache, RotaryTable};
 use super::config::TextConfig;
@@ -13,6 +13,7 @@ use crate::models::weights::Weights;
 use crate::ops::act::silu_mul;
 use crate::ops::attend::{AttendPlan, attend, write_rows};
 use crate::ops::norm::{Add, rms_norm, rms_norm_sum};
+use crate::ops::rope::rotate;
 use crate::{Error, Result};
 
 /// A dense layer, weight `[out, in]`.
@@ -286,7 +287,7 @@ impl Layer {
         &self,
         c: &TextConfig,
         h: &Tensor,
-        rotary: &(Tensor, Tensor),
+        (cos, sin): &(Tensor, Tensor),
         arena: Option<((&Tensor, &Tensor), &[u32])>,
         plan: &AttendPlan,
     ) -> Result<Tensor> {
@@ -294,7 +295,7 @@ impl Layer {
         let query = self.query.forward(h)?.reshape((n, c.heads, c.head_dim))?;
         let key = self.key.forward(h)?.reshape((n, c.kv_heads, c.head_dim))?;
         let value = self.value.forward(h)?.reshape((n, c.kv_heads, c.head_dim))?;
-        let key = rotate(&key, rotary)?;
+        let key = rotate(&key, cos, sin)?;
         let (keys, values) = match arena {
             None => (&key, &value),
             Some(((keys, values), slots)) => {
@@ -304,7 +305,7 @@ impl Layer {
             }
         };
         let scale = 1.0 / (c.head_dim as f32).sqrt();
-        let seen = attend(&rotate(&query, rotary)?, keys, values, plan, scale, None)?;
+        let seen = attend(&rotate(&query, cos, sin)?, keys, values, plan, scale, None)?;
         self.output.product(&seen.reshape((n, c.heads * c.head_dim))?)
     }
 
@@ -312,14 +313,4 @@ impl Layer {
     fn feed(&self, h: &Tensor) -> Result<Tensor> {
         self.down.product(&silu_mul(&self.gate.forward(h)?, &self.up.forward(h)?)?)
     }
-}
-
-/// Turns each pair (i, i + D/2) of every head by its row's angle; `x` `[n, heads, D]`, arithmetic in f32.
-fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
-    let wide = x.to_dtype(DType::F32)?;
-    let (a, b) = (wide.narrow(2, 0, half)?, wide.narrow(2, half, half)?);
-    let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
-    let second = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
-    Ok(Tensor::cat(&[first, second], 2)?.to_dtype(x.dtype())?)
 }

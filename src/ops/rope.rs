@@ -1,0 +1,105 @@
+//! Rotary position embedding: every pair (i, i + D/2) of a head turned by its row's angle.
+//!
+//! ```text
+//! x [n, heads, D]      row r:  | a_0 .. a_{D/2-1} | b_0 .. b_{D/2-1} |   of each head
+//! cos, sin [n, D/2]    a' = a cos - b sin,  b' = b cos + a sin
+//! ```
+//!
+//! * x f32, f16 or bf16; cos and sin f32; out like x. Arithmetic in f32, four products and two sums a pair, no fused
+//!   products, rounded once: the same bits as by candle's ops.
+//! * Rows and heads are independent; results depend on neither batch nor threads. n = 0 is allowed; D must be even.
+//! * NaN and infinity stay in their pair.
+//! * The gradient of x is real: the turn back. cos and sin are tables, and tracked ones are refused.
+//! * Bytes: x read once, the result written once, the tables once.
+//! * On other devices than the CPU the op is made of candle's ops.
+//!
+//! Source: Su et al. 2021, in the half-split form of GPT-NeoX and Llama.
+
+use super::host::{Stored, by_float, contiguous, map_rows};
+use super::simd::any_width;
+use crate::{Error, Result};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Shape, Storage, Tensor, bail};
+
+/// Turns x `[n, heads, D]` by the angles whose cosines and sines are `cos` and `sin`, `[n, D / 2]` f32.
+///
+/// # Errors
+/// [`Error::Argument`] for shapes or dtypes outside the contract, or tracked tables.
+pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    const OP: &str = "rope::rotate";
+    let shape = |t: &Tensor| format!("{:?} {:?}", t.dims(), t.dtype());
+    let &[rows, _, dim] = x.dims() else {
+        return Err(Error::argument(OP, "x", shape(x), "[n, heads, D]"));
+    };
+    if dim == 0 || dim % 2 != 0 || !matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+        return Err(Error::argument(OP, "x", shape(x), "[n, heads, D] with D even, a float"));
+    }
+    for (what, table) in [("cos", cos), ("sin", sin)] {
+        if table.dims() != [rows, dim / 2] || table.dtype() != DType::F32 || table.track_op() {
+            let expected = format!("[{rows}, {}] F32, not tracked", dim / 2);
+            return Err(Error::argument(OP, what, shape(table), expected));
+        }
+    }
+    if !x.device().is_cpu() {
+        return composed(x, cos, sin);
+    }
+    let op = Rotate { cos: cos.contiguous()?, sin: sin.contiguous()? };
+    Ok(x.contiguous()?.apply_op1(op)?)
+}
+
+/// The same by candle's ops.
+fn composed(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
+    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
+    let wide = x.to_dtype(DType::F32)?;
+    let (a, b) = (wide.narrow(2, 0, half)?, wide.narrow(2, half, half)?);
+    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+    Ok(Tensor::cat(&[first, second], 2)?.to_dtype(x.dtype())?)
+}
+
+any_width! {
+    fn turn(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
+    }
+}
+
+struct Rotate {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl CustomOp1 for Rotate {
+    fn name(&self) -> &'static str {
+        "rotate"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (cos_storage, cos_l) = self.cos.storage_and_layout();
+        let (sin_storage, sin_l) = self.sin.storage_and_layout();
+        let (Storage::Cpu(cos), Storage::Cpu(sin)) = (&*cos_storage, &*sin_storage) else {
+            bail!("rotate: the tables are not on the CPU, where x is")
+        };
+        let cos = contiguous::<f32>(cos, cos_l, "rotate")?;
+        let sin = contiguous::<f32>(sin, sin_l, "rotate")?;
+        let (heads, dim) = (l.dims()[1], l.dims()[2]);
+        let half = dim / 2;
+        by_float!(x, "rotate", T => {
+            let x = contiguous::<T>(x, l, "rotate")?;
+            let y = map_rows(x, heads * dim, |values, row| {
+                let own = row * half..(row + 1) * half;
+                for head in values.chunks_mut(dim) {
+                    let (a, b) = head.split_at_mut(half);
+                    turn(a, b, &cos[own.clone()], &sin[own.clone()]);
+                }
+            });
+            Ok((T::wrap(y), l.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let back = Self { cos: self.cos.clone(), sin: self.sin.neg()? };
+        grad.contiguous()?.apply_op1_no_bwd(&back).map(Some)
+    }
+}
