@@ -2,7 +2,7 @@
 
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::models::unigram::{Unigram, UnigramTrainer};
+use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordlevel::{WordLevel, WordLevelTrainer};
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
@@ -12,7 +12,7 @@ use tokenizers::pre_tokenizers::{
     metaspace::{Metaspace, PrependScheme},
 };
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
+use tokenizers::{AddedToken, Tokenizer};
 
 use crate::{Error, Result};
 
@@ -77,9 +77,11 @@ fn byte_pairs(vocab: usize, special: &[&str], texts: &[String]) -> Result<Tokeni
     train(tokenizer, trainer.into(), texts)
 }
 
-/// Whole words, and single characters for all others. (The crate's trainer of word pieces breaks ties by the order of a
-/// hash map, so no two runs of it give the same pieces.)
-fn word_pieces(scheme: &Scheme, texts: &[String]) -> Result<Tokenizer> {
+/// Whole words and punctuation, most frequent first, the special tokens in front.
+///
+/// The crate's trainers of word pieces and unigrams leave ties to the order of a hash map and of threads, so that no two runs
+/// give the same pieces. This one counts.
+fn words(scheme: &Scheme, texts: &[String], lower: bool) -> Result<Tokenizer> {
     let trainer = WordLevelTrainer::builder()
         .show_progress(false)
         .min_frequency(2)
@@ -88,12 +90,24 @@ fn word_pieces(scheme: &Scheme, texts: &[String]) -> Result<Tokenizer> {
         .build()
         .map_err(|e| failed(e.into()))?;
     let mut tokenizer = Tokenizer::new(WordLevel::default());
-    tokenizer.with_normalizer(Some(BertNormalizer::default())).map_err(failed)?;
+    if lower {
+        tokenizer.with_normalizer(Some(BertNormalizer::default())).map_err(failed)?;
+    }
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-    let mut tokenizer = train(tokenizer, trainer.into(), texts)?;
+    train(tokenizer, trainer.into(), texts)
+}
+
+/// The vocabulary in the order of the ids.
+fn in_order(tokenizer: &Tokenizer) -> Vec<String> {
     let mut words: Vec<(String, u32)> = tokenizer.get_vocab(false).into_iter().collect();
     words.sort_by_key(|(_, id)| *id);
-    let mut pieces: Vec<String> = words.into_iter().map(|(word, _)| word).collect();
+    words.into_iter().map(|(word, _)| word).collect()
+}
+
+/// Lower-cased words, and single characters for all others.
+fn word_pieces(scheme: &Scheme, texts: &[String]) -> Result<Tokenizer> {
+    let mut tokenizer = words(scheme, texts, true)?;
+    let mut pieces = in_order(&tokenizer);
     for character in ('a'..='z').chain('0'..='9') {
         for piece in [character.to_string(), format!("##{character}")] {
             if !pieces.contains(&piece) {
@@ -116,27 +130,31 @@ fn word_pieces(scheme: &Scheme, texts: &[String]) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
+/// Words with the blank before them, and characters for what they do not cover; likelihoods fall with the rank, as Zipf has it.
 fn unigram(scheme: &Scheme, texts: &[String]) -> Result<Tokenizer> {
-    let trainer = UnigramTrainer::builder()
-        .show_progress(false)
-        .vocab_size(scheme.vocab as u32)
-        .unk_token(Some(scheme.unknown.into()))
-        .special_tokens(tokens(&scheme.special))
-        .build()
-        .map_err(|e| failed(e.into()))?;
-    let mut tokenizer = Tokenizer::new(Unigram::default());
-    let space = Metaspace::new('\u{2581}', PrependScheme::Always, true);
+    const BLANK: char = '\u{2581}';
+    let special = scheme.special.len();
+    let ranked = in_order(&words(scheme, texts, false)?);
+    let mut pieces: Vec<(String, f64)> =
+        ranked[..special].iter().map(|token| (token.clone(), 0.0)).collect();
+    for (rank, word) in ranked[special..].iter().enumerate() {
+        let joined = word.chars().all(char::is_alphanumeric);
+        let piece = if joined { format!("{BLANK}{word}") } else { word.clone() };
+        pieces.push((piece, -((rank + 2) as f64).ln()));
+    }
+    let characters = (' '..='~').filter(|c| *c != ' ').chain([BLANK, '\n']);
+    for piece in characters.map(String::from) {
+        if pieces.iter().all(|(known, _)| *known != piece) {
+            // Below any word that it could be a part of.
+            pieces.push((piece, -12.0));
+        }
+    }
+    let unknown = scheme.special.iter().position(|&token| token == scheme.unknown);
+    let mut tokenizer = Tokenizer::new(Unigram::from(pieces, unknown, false).map_err(failed)?);
+    let space = Metaspace::new(BLANK, PrependScheme::Always, true);
     tokenizer.with_pre_tokenizer(Some(space.clone()));
     tokenizer.with_decoder(Some(space));
-    let mut tokenizer = train(tokenizer, trainer.into(), texts)?;
-    let ModelWrapper::Unigram(model) = tokenizer.get_model() else { return Ok(tokenizer) };
-    // The trainer adds likelihoods in any order: rounded, and sorted anew, they are the same in every run.
-    let mut pieces: Vec<(String, f64)> =
-        model.iter().map(|(piece, score)| (piece.clone(), (score * 1e6).round() / 1e6)).collect();
-    pieces[scheme.special.len()..].sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let unknown = pieces.iter().position(|(piece, _)| piece == scheme.unknown);
-    let model = Unigram::from(pieces, unknown, false).map_err(failed)?;
-    tokenizer.with_model(model);
+    tokenizer.add_special_tokens(tokens(&scheme.special)).map_err(failed)?;
     Ok(tokenizer)
 }
 
