@@ -239,7 +239,7 @@ fn hostile_texts_are_inert() {
     // The folder's name is the encoder's, and is in every chart.
     let encoder = dir.path().join("<svg onload=alert(3)>&");
     fs::create_dir(&encoder).unwrap();
-    for entry in fs::read_dir(&common::encoders()[0]).unwrap() {
+    for entry in fs::read_dir(common::golden("encoders/roberta")).unwrap() {
         let entry = entry.unwrap();
         let target = encoder.join(entry.file_name());
         if entry.path().is_dir() {
@@ -339,7 +339,11 @@ fn runs_of_every_kind_have_a_page() {
     let out = dir.path().join("text");
     let mut command = bdhs();
     command.arg("sample").arg("--model").arg(common::llava()).arg("--data").arg(&texts);
-    command.arg("--encoder").arg(&common::encoders()[0]).args(["--rho", "1", "--out"]).arg(&out);
+    command
+        .arg("--encoder")
+        .arg(common::golden("encoders/bert"))
+        .args(["--rho", "1", "--out"])
+        .arg(&out);
     succeed(command.args(["--max-sentence-tokens", "24", "--max-response-tokens", "48"]));
     let html = read(&out.join("report.html"));
     let sections = check_page(&html);
@@ -375,14 +379,14 @@ fn a_folder_without_a_finished_run_is_refused() {
 fn changed_words_are_marked() {
     let reference = "Yes, a red bus stands there. It rains.";
     let rejected = "No, a red bus flies over it. It rains.";
-    let marked = mark_changes(reference, rejected, &[17]);
+    let marked = mark_changes(reference, rejected, &[13]);
     let changed = |spans: &[bdhs::report::Span]| {
         spans.iter().filter(|s| s.changed).map(|s| s.text.clone()).collect::<Vec<_>>()
     };
     assert_eq!(changed(&marked.rejected), ["No", "flies over it"]);
     assert_eq!(changed(&marked.reference), ["Yes", "stands there"]);
     let takeover = marked.rejected.iter().find(|span| span.takeover).unwrap();
-    assert!(takeover.text.starts_with(" flies") || takeover.text.starts_with(' '), "{takeover:?}");
+    assert!(takeover.text.starts_with(" "), "{takeover:?}");
     let same = mark_changes(reference, reference, &[]);
     assert_eq!(changed(&same.rejected), [""; 0]);
     assert_eq!(mark_changes("", "", &[0]).rejected, []);

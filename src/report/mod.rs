@@ -7,7 +7,7 @@
 //!
 //! The same folder gives the same bytes: nothing on the page tells when it was made.
 //!
-//! A section is a file in `sections/` with a template in `templates/`, and a line in [`sections::ALL`].
+//! A section is a file in `sections/` with a template in `templates/`, and a line in `sections::ALL`.
 
 mod chart;
 mod figure;

@@ -34,7 +34,7 @@ pub(in crate::report) fn curves(frame: &Frame, curves: &[Curve], low: f64) -> Re
         plot.rows(area, &shares.collect::<Vec<_>>())?;
         // Every attempt has a label while there is room for it.
         let every = attempts.div_ceil(12);
-        let numbers = (1..=attempts).filter(|i| i % every == 0 || *i == 1);
+        let numbers = (1..=attempts).filter(|i| i.is_multiple_of(every) || *i == 1);
         let numbers: Vec<_> = numbers.map(|i| (i as f64, i.to_string())).collect();
         plot.columns(area, &numbers, "attempt")?;
         // The most demanding last, so that it lies on top where curves meet.

@@ -88,7 +88,7 @@ pub(in crate::report) fn histogram(
                 area.draw(&PathElement::new(line.clone(), stroke(Ink::Paper, 4.2)))?;
                 area.draw(&PathElement::new(line, stroke(ink, 1.8)))?;
                 // Two heights, as neighbours may be closer than a marker is wide.
-                let y = if kind % 2 == 0 { 8.0 } else { 18.0 };
+                let y = if kind.is_multiple_of(2) { 8.0 } else { 18.0 };
                 marker(area, kind, (x, px(y)), 4.0, ink)?;
             }
         }

@@ -183,12 +183,12 @@ mod tests {
     fn reasons_take_turns_and_samples_are_not_repeated_early() {
         let mut all: Vec<Features> =
             (0..6).map(|i| candidate(i, 0.5 + 0.05 * f64::from(i))).collect();
-        all[2].swapped = true;
+        all[1].swapped = true;
         all[4].minority = 1;
         all.push(Features { attempt: 2, ..candidate(4, 0.6) });
         let chosen = choose(&all, 4);
         let samples: Vec<u32> = chosen.iter().map(|(i, _)| all[*i].sample).collect();
-        assert_eq!(samples, [4, 3, 5, 2], "disagree, typical, nearest, swapped");
+        assert_eq!(samples, [4, 2, 5, 1], "disagree, typical, subtle, swapped");
         assert_eq!(chosen[3].1, [Why::Swapped]);
         assert_eq!(choose(&all, 100).len(), 7, "all of them, once each");
         assert_eq!(choose(&all, 100)[..4], chosen[..]);
