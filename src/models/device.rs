@@ -7,11 +7,12 @@ use crate::{Error, Result};
 /// Opens `cpu`, `cuda` (the first GPU) or `cuda:N`.
 ///
 /// CUDA devices get a stream of their own rather than the thread's default one, so that work from
-/// several host threads is ordered by the device and not by accident. The ops have no CUDA path yet:
-/// tensors can be put on such a device, but the networks of this crate refuse to run there.
+/// several host threads is ordered by the device and not by accident. pool, cosine, mask and token run there;
+/// attention, norms and activations have no CUDA path yet, so the networks of this crate refuse such a device.
 ///
 /// # Errors
-/// An unknown name, a build without CUDA, or a GPU that the driver does not report.
+/// An unknown name, a build without CUDA, a GPU that the driver does not report, and a GPU or driver that this
+/// build's kernels do not run on; the message says what to do.
 pub fn open(name: &str) -> Result<Device> {
     let ordinal = match name {
         "cpu" => return Ok(Device::Cpu),
@@ -32,6 +33,9 @@ pub fn open(name: &str) -> Result<Device> {
             "this build has no CUDA; rebuild with `--features cuda`, or use --device cpu",
         ));
     }
+    // First, since candle's own start on an unfit driver fails without a reason.
+    #[cfg(feature = "cuda")]
+    crate::ops::cuda::probe(ordinal)?;
     Ok(Device::new_cuda_with_stream(ordinal)?)
 }
 
