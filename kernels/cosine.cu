@@ -6,7 +6,7 @@
 // cosine_top_k    the best columns of rows of cosine_matrix's scores
 //
 // A fast score decides only where it is further from the threshold than a bound on its error that the caller
-// derives (src/ops/cosine/cuda.rs); the pairs between are queued in shared memory and computed in f64 from the
+// derives (src/ops/cuda/geometry.rs); the pairs between are queued in shared memory and computed in f64 from the
 // original inputs, a warp each. Counts are integers: no result depends on the order of threads.
 #include "common/mma.cuh"
 #include "common/select.cuh"

@@ -113,7 +113,7 @@ fn pooled_f64(states: &[f64], hidden: usize, rows: &[Vec<usize>], options: &Opti
             *v = match (options.mode, rows.is_empty()) {
                 (_, true) => 0.0,
                 (Mode::Cls, _) => x.clone().next().unwrap(),
-                (Mode::Last, _) => x.clone().last().unwrap(),
+                (Mode::Last, _) => x.clone().next_back().unwrap(),
                 (Mode::Max, _) => x.fold(f64::NEG_INFINITY, f64::max),
                 (Mode::Mean, _) => x.sum::<f64>() / n,
                 (Mode::MeanSqrtLen, _) => x.sum::<f64>() / n.sqrt(),

@@ -133,15 +133,15 @@ pub(super) fn tile_bound(padded_d: u64, f32_rows: bool, products: u32) -> f64 {
 
 /// Whether 16-byte loads are allowed: the first row and every step are multiples of 16 bytes.
 pub(super) fn aligned(address: u64, stride: u64, element_bytes: usize) -> bool {
-    address % 16 == 0 && (stride * element_bytes as u64) % 16 == 0
+    address.is_multiple_of(16) && (stride * element_bytes as u64).is_multiple_of(16)
 }
 
 /// The widest of 16, 4 and 2 bytes that divides everything.
 pub(super) fn copy_unit(row_bytes: u64, addresses: impl Iterator<Item = u64>) -> u32 {
     let bits = addresses.fold(row_bytes, |bits, address| bits | address);
-    if bits % 16 == 0 {
+    if bits.is_multiple_of(16) {
         16
-    } else if bits % 4 == 0 {
+    } else if bits.is_multiple_of(4) {
         4
     } else {
         2

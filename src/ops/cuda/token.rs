@@ -54,7 +54,7 @@ impl Batch {
         let (device_rows, history, penalised) = device_rows(op, rows, self.vocab)?;
         if rows.len() != self.count
             || history.len() > self.history.len()
-            || penalised > self.penalised
+            || (penalised && !self.penalised)
         {
             let shape = |rows, history, penalised| {
                 format!(
