@@ -14,13 +14,15 @@ use crate::toolkit::Toolkit;
 pub const KERNELS: [&str; 4] = ["cosine", "mask", "pool", "token"];
 
 /// What those include, below `kernels/`.
-pub const HEADERS: [&str; 6] = [
+pub const HEADERS: [&str; 8] = [
     "common/dtype.cuh",
     "common/mma.cuh",
     "common/philox.cuh",
     "common/platform.cuh",
     "common/reduce.cuh",
     "common/select.cuh",
+    "cosine_exact.cuh",
+    "cosine_pairs.cuh",
 ];
 
 /// Compiles all kernels to `<out>/<name>.fatbin`, as many files at a time as cargo allows.

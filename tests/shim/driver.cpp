@@ -3,8 +3,9 @@
 // (scripts/cuda-on-cpu). It is for tests: it knows no kernels but ours, and candle's own do not run.
 //
 // Device memory is host memory: filled with NaN bits when it is given out, with a red zone on either side that is looked at when
-// it is freed. Work is done when it is enqueued, so it cannot show a missing wait; but it refuses what the driver refuses
-// during a capture (waits for events from outside, uploads that would be read later are checked on replay).
+// it is freed. Work is done when it is enqueued, so it cannot show a missing wait. During a capture it refuses waits for
+// events from outside, as the driver does, and ends the process at copies from or to host memory, which a graph would do
+// again when that memory is gone.
 //
 // FAKE_GPUS, FAKE_CAPABILITY (as 90) and FAKE_DRIVER (as 13000) change what it reports.
 #include "shim.hpp"
@@ -228,7 +229,6 @@ API cuGraphDestroy(void* graph) {
 }
 
 API cuMemAllocAsync(uint64_t* address, size_t bytes, void* stream) {
-    if (bytes == 0) return INVALID_VALUE;
     *address = allocate(bytes);
     if (Graph* graph = stream_of(stream).capture) {
         // Each launch of a graph finds its memory as it was given out.

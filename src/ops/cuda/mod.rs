@@ -324,6 +324,7 @@ impl Queue<'_> {
         if buffer.is_empty() {
             return Ok(());
         }
+        self.check_context("buffer", buffer)?;
         self.stream.memset_zeros(buffer).map_err(driver_error(self.op, "clearing"))
     }
 
