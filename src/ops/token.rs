@@ -89,7 +89,7 @@ pub struct Sampled {
 }
 
 /// Draws one token per row of `logits` `[R, V]` (f32, f16, bf16; a strided tensor is copied first), R = `rows.len()`. On CUDA, V
-/// is at most 2^22, and the call waits for the tokens ([`super::cuda`] leaves them on the device).
+/// is at most 2^22, and the call waits for the tokens (`ops::cuda` leaves them on the device).
 ///
 /// # Errors
 /// On shapes, settings or history tokens outside the contract and on logits without a distribution; the message names the row.

@@ -25,7 +25,7 @@
 //! bits with the shape of the call, decisions never.
 //!
 //! # Devices
-//! CPU and, in a `cuda` build, CUDA: the same decisions; bounds and products of the device path are in [`super::cuda`]'s
+//! CPU and, in a `cuda` build, CUDA: the same decisions; bounds and products of the device path are in `ops::cuda`'s
 //! `cosine`. Scores, top-k and their indices stay on the device; counts, lists and `first_below` are numbers on the host, so
 //! calls that return those wait for the device. [`rows_f64`] is for the CPU.
 //!

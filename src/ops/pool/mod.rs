@@ -193,7 +193,7 @@ pub fn pool(
 }
 
 /// As [`pool`], into 8-bit codes on the host: round(127 v), ties to even. The vectors must be normalised, which bounds v by 1. On
-/// CUDA this waits for the codes ([`super::cuda`] leaves them on the device).
+/// CUDA this waits for the codes (`ops::cuda` leaves them on the device).
 ///
 /// # Errors
 /// As [`pool`], and if `options.normalize` is off or gradients are being tracked.
