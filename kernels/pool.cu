@@ -13,7 +13,7 @@
 
 namespace bdhs {
 
-// Numbered as in src/ops/cuda/pool.rs.
+// Numbered as in src/ops/cuda/args.rs.
 enum PoolMode : uint32_t { POOL_CLS, POOL_MEAN, POOL_MAX, POOL_LAST, POOL_WEIGHTED, POOL_SQRT };
 
 // Which rows of the flattened states belong to which sequence.

@@ -22,6 +22,17 @@ pub enum Error {
         expected: String,
     },
 
+    /// A call of the CUDA driver failed.
+    #[error("{op}: {what} failed: {message}")]
+    Device {
+        /// The op, as `cuda::pool`.
+        op: &'static str,
+        /// What was being done, or the kernel's name.
+        what: &'static str,
+        /// The driver's status and its text.
+        message: String,
+    },
+
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -4,7 +4,7 @@
 
 namespace bdhs {
 
-// Codes shared with the Rust launch code (src/ops/cuda/mod.rs).
+// Codes shared with the Rust launch code (src/ops/cuda/args.rs).
 enum DType : int32_t { DTYPE_F32 = 0, DTYPE_F16 = 1, DTYPE_BF16 = 2, DTYPE_I8 = 3 };
 
 struct F32 {

@@ -22,7 +22,15 @@ struct Report {
     threads: usize,
     memory_gib: Option<f64>,
     instructions: Vec<Check>,
+    /// The GPU asked for, else the first; none in a build without CUDA.
+    gpu: Option<Gpu>,
     device: Opened,
+}
+
+#[derive(Serialize)]
+struct Gpu {
+    usable: bool,
+    message: String,
 }
 
 #[derive(Serialize)]
@@ -78,8 +86,29 @@ fn report(global: &Global) -> Report {
         threads: rayon::current_num_threads(),
         memory_gib: memory_gib(),
         instructions: instructions(),
+        gpu: gpu(&global.device),
         device,
     }
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(device: &str) -> Option<Gpu> {
+    let ordinal = device::ordinal(device).ok().flatten().unwrap_or(0);
+    Some(match crate::ops::cuda::probe(ordinal) {
+        Ok(gpu) => Gpu {
+            usable: true,
+            message: format!(
+                "{}, compute capability {}, driver for CUDA {}, kernels {} of CUDA {}",
+                gpu.name, gpu.capability, gpu.driver, gpu.target, gpu.toolkit
+            ),
+        },
+        Err(error) => Gpu { usable: false, message: error.to_string() },
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(_: &str) -> Option<Gpu> {
+    None
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -113,10 +142,14 @@ fn human(report: &Report) -> String {
             .collect::<Vec<_>>()
             .join(" ")
     };
+    let gpu = match &report.gpu {
+        Some(gpu) => gpu.message.as_str(),
+        None => "not looked for: a build without CUDA",
+    };
     let memory = report.memory_gib.map_or("unknown".to_owned(), |gib| format!("{gib:.1} GiB"));
     format!(
         "bdhs {} on {}\nfeatures      {}\nprocessor     {} cores, {} threads in use\n\
-         instructions  {}\nmemory        {memory}\ndevice        {}: {} ({})",
+         instructions  {}\nmemory        {memory}\ngpu           {gpu}\ndevice        {}: {} ({})",
         report.version,
         report.target,
         list(&report.features),

@@ -102,6 +102,6 @@ fn exit_code(error: &Error) -> u8 {
         Error::Io { .. } => 4,
         Error::Store { .. } => 5,
         Error::Interrupted => 130,
-        Error::Candle(_) => 1,
+        Error::Candle(_) | Error::Device { .. } => 1,
     }
 }

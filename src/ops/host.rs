@@ -44,6 +44,25 @@ impl<'a> Floats<'a> {
     }
 }
 
+/// An error unless `tensor` is on the device of `like`.
+pub(crate) fn check_device(
+    op: &'static str,
+    what: &'static str,
+    tensor: &Tensor,
+    like: &Tensor,
+) -> Result<()> {
+    if tensor.device().same_device(like.device()) {
+        return Ok(());
+    }
+    let (own, other) = (like.device().location(), tensor.device().location());
+    let expected = if own == other {
+        format!("on {own:?} through one device handle, cloned")
+    } else {
+        format!("on {own:?}, as the first tensor")
+    };
+    Err(Error::argument(op, what, format!("on {other:?}"), expected))
+}
+
 /// Runs `f` on the values of `tensor`. A strided tensor is copied first.
 pub(crate) fn with_floats<R>(
     op: &'static str,
@@ -57,7 +76,7 @@ pub(crate) fn with_floats<R>(
         Storage::Cpu(storage) => f(Floats::new(op, what, storage, layout)?),
         _ => Err(Error::unsupported(
             format!("{op} on {:?}", tensor.device().location()),
-            "this build has the CPU path only; move the tensor with to_device(&Device::Cpu)",
+            "it has no path there in this build; move the tensor with to_device(&Device::Cpu)",
         )),
     }
 }

@@ -36,6 +36,8 @@ use candle_core::{DType, Device, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::philox::{Draws, Purpose};
 use crate::{Error, Result};
 
@@ -174,7 +176,7 @@ pub fn draw(law: Law, rows: &[Row<'_>], exempt_newlines: bool) -> Result<Kept> {
 }
 
 /// The threshold of the Bernoulli rule: a word below it goes.
-fn threshold(rho: f64) -> u64 {
+pub(super) fn threshold(rho: f64) -> u64 {
     // Scaling by a power of two is exact, so ceil sees rho itself.
     (rho * 4_294_967_296.0).ceil() as u64
 }
@@ -334,8 +336,8 @@ pub struct Packed {
 ///
 /// `sources` are `[rows, H]` tensors of one H, dtype (f32, f16, bf16) and device; strided ones are copied first. Zero
 /// sequences, empty sequences and empty pieces are valid; at least one source is needed, since it gives H. Values are
-/// copied, never changed. If gradients are being tracked, or off the CPU, the same rows are gathered by candle ops (one more
-/// copy), and gradients reach the sources.
+/// copied, never changed, on the device of the sources; nothing waits for it. If gradients are being tracked, the same rows
+/// are gathered by candle ops (one more copy), and gradients reach the sources.
 ///
 /// # Errors
 /// On sources that do not fit together, and on pieces that leave their source; the message names the sequence and piece.
@@ -357,9 +359,13 @@ pub fn pack(
         }
         cu_seqlens.push(offset("mask::pack", plan.rows.len())?);
     }
-    let plain = sources.iter().all(|s| s.device().is_cpu() && !s.track_op());
+    let tracked = sources.iter().any(|s| s.track_op());
     let rows = match sources[0].dtype() {
-        _ if !plain => select_rows(sources, &plan.rows)?,
+        #[cfg(feature = "cuda")]
+        _ if !tracked && sources[0].device().is_cuda() => {
+            cuda::mask::pack_tensors("mask::pack", sources, &plan.rows, hidden)?
+        }
+        _ if tracked || !sources[0].device().is_cpu() => select_rows(sources, &plan.rows)?,
         DType::F32 => copy_rows::<f32>(sources, &plan.rows, hidden)?,
         DType::F16 => copy_rows::<f16>(sources, &plan.rows, hidden)?,
         _ => copy_rows::<bf16>(sources, &plan.rows, hidden)?,

@@ -3,6 +3,8 @@
 pub mod act;
 pub mod attend;
 pub mod cosine;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod grads;
 mod host;
 pub mod mask;

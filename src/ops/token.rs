@@ -30,6 +30,8 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::host::{each_float, with_floats};
 use super::philox::{Draws, Purpose, WHOLE_RESPONSE};
 use super::simd::{self, Element};
@@ -86,7 +88,8 @@ pub struct Sampled {
     pub log_prob: f32,
 }
 
-/// Draws one token per row of `logits` `[R, V]` (f32, f16, bf16; a strided tensor is copied first), R = `rows.len()`.
+/// Draws one token per row of `logits` `[R, V]` (f32, f16, bf16; a strided tensor is copied first), R = `rows.len()`. On CUDA, V
+/// is at most 2^22, and the call waits for the tokens (`ops::cuda` leaves them on the device).
 ///
 /// # Errors
 /// On shapes, settings or history tokens outside the contract and on logits without a distribution; the message names the row.
@@ -108,8 +111,10 @@ pub fn sample(logits: &Tensor, rows: &[Row<'_>]) -> Result<Vec<Sampled>> {
             expected,
         ));
     }
-    for (i, row) in rows.iter().enumerate() {
-        check(i, row, vocab)?;
+    check_rows("token::sample", rows, vocab)?;
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        return cuda::token::sample_on_tensor("token::sample", logits, rows);
     }
     with_floats("token::sample", "logits", logits, |values| {
         each_float!(values, v => v
@@ -121,10 +126,15 @@ pub fn sample(logits: &Tensor, rows: &[Row<'_>]) -> Result<Vec<Sampled>> {
     })
 }
 
-fn check(i: usize, row: &Row<'_>, vocab: usize) -> Result<()> {
+/// Checks the settings of all rows.
+pub(super) fn check_rows(op: &'static str, rows: &[Row<'_>], vocab: usize) -> Result<()> {
+    rows.iter().enumerate().try_for_each(|(i, row)| check(op, i, row, vocab))
+}
+
+fn check(op: &'static str, i: usize, row: &Row<'_>, vocab: usize) -> Result<()> {
     let p = &row.params;
     let fail = |what, got: String, expected: &str| {
-        Err(Error::argument("token::sample", what, format!("{got} in row {i}"), expected))
+        Err(Error::argument(op, what, format!("{got} in row {i}"), expected))
     };
     let range = 1e-4..=1e4;
     if p.temperature != 0.0 && !range.contains(&p.temperature) {
@@ -149,6 +159,12 @@ fn check(i: usize, row: &Row<'_>, vocab: usize) -> Result<()> {
         return fail("history", token.to_string(), &format!("tokens below {vocab}"));
     }
     Ok(())
+}
+
+/// The error of a row without a distribution.
+pub(super) fn no_distribution(op: &'static str, got: &str, row: usize) -> Error {
+    let what = "logits after the repetition penalty";
+    Error::argument(op, what, format!("{got} in row {row}"), "a finite largest logit")
 }
 
 /// Buffers of one thread.
@@ -178,13 +194,7 @@ impl Scratch {
                 f32::INFINITY => "+inf",
                 _ => "NaN",
             };
-            let what = "logits after the repetition penalty";
-            return Err(Error::argument(
-                "token::sample",
-                what,
-                format!("{got} in row {i}"),
-                "a finite largest logit",
-            ));
+            return Err(no_distribution("token::sample", got, i));
         }
         self.weights.resize(logits.len(), 0.0);
         let greedy = p.temperature == 0.0;

@@ -24,6 +24,11 @@
 //! rechecked. A score of [`rows`] depends on its pair and the thresholds alone; scores of [`matrix`] and [`pairs_above`] may differ in the last
 //! bits with the shape of the call, decisions never.
 //!
+//! # Devices
+//! CPU and, in a `cuda` build, CUDA: the same decisions; bounds and products of the device path are in `ops::cuda`'s
+//! `cosine`. Scores, top-k and their indices stay on the device; counts, lists and `first_below` are numbers on the host, so
+//! calls that return those wait for the device. [`rows_f64`] is for the CPU.
+//!
 //! # Cost
 //! [`rows`]: floor (N + R) D s bytes read, 4 N written; one pass. All pairs: 2 N M D FLOP, half of that for one side. Of
 //! the N x M scores only tiles ever exist, and of the inputs only tiles are copied; [`matrix`] alone writes all scores, from
@@ -37,7 +42,9 @@ use candle_core::{DType, Device, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::host::{Floats, with_floats};
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::host::{Floats, check_device, with_floats};
 use super::simd::{self, Element};
 use crate::{Error, Result};
 use cpu::{Band, Best, Side};
@@ -118,14 +125,19 @@ pub fn rows(
     let op = "cosine::rows";
     let (n, r, d) = check_sides(op, candidates, references)?;
     check_thresholds(op, thresholds)?;
-    let owners = match groups {
-        Some(groups) => Some(owners(groups, n, r)?),
-        None if n == r => None,
+    match groups {
+        Some(groups) => check_groups(op, groups, n, r)?,
+        None if n == r => {}
         None => {
             let got = format!("{n} candidates, {r} references, no groups");
             return Err(Error::argument(op, "candidates", got, "one candidate per reference"));
         }
-    };
+    }
+    #[cfg(feature = "cuda")]
+    if candidates.device().is_cuda() {
+        return cuda::cosine::rows_on_tensors(op, candidates, references, groups, thresholds);
+    }
+    let owners = groups.map(owners);
     let (exact, rechecked) =
         with_sides(op, candidates, references, RowJob { d, owners, thresholds })?;
     let one = |r: usize| r..r + 1;
@@ -161,11 +173,9 @@ pub fn rows_f64(candidates: &Tensor, references: &Tensor) -> Result<Vec<f64>> {
     with_sides(op, candidates, references, ExactJob { d })
 }
 
-/// The reference of every candidate.
-fn owners(groups: &[u32], n: usize, r: usize) -> Result<Vec<u32>> {
-    let fail = |got: String, expected: String| {
-        Err(Error::argument("cosine::rows", "groups", got, expected))
-    };
+/// r + 1 offsets from 0 to n that never fall.
+pub(super) fn check_groups(op: &'static str, groups: &[u32], n: usize, r: usize) -> Result<()> {
+    let fail = |got: String, expected: String| Err(Error::argument(op, "groups", got, expected));
     if groups.len() != r + 1 {
         return fail(
             format!("{} offsets", groups.len()),
@@ -184,11 +194,16 @@ fn owners(groups: &[u32], n: usize, r: usize) -> Result<Vec<u32>> {
             "no fall".into(),
         );
     }
-    let mut owners = Vec::with_capacity(n);
+    Ok(())
+}
+
+/// The reference of every candidate.
+fn owners(groups: &[u32]) -> Vec<u32> {
+    let mut owners = vec![];
     for (r, pair) in groups.windows(2).enumerate() {
         owners.extend(std::iter::repeat_n(r as u32, (pair[1] - pair[0]) as usize));
     }
-    Ok(owners)
+    owners
 }
 
 /// All cosines of a `[N, D]` with b `[M, D]`: `[N, M]` f32. The one function here that writes them all.
@@ -197,6 +212,10 @@ fn owners(groups: &[u32], n: usize, r: usize) -> Result<Vec<u32>> {
 /// On shapes or dtypes that do not fit.
 pub fn matrix(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (n, m, d) = check_sides("cosine::matrix", a, b)?;
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        return cuda::cosine::matrix_on_tensors("cosine::matrix", a, b);
+    }
     let scores = with_sides("cosine::matrix", a, b, MatrixJob { d })?;
     Ok(Tensor::from_vec(scores, (n, m), &Device::Cpu)?)
 }
@@ -215,6 +234,10 @@ pub fn top_k(a: &Tensor, b: &Tensor, k: usize) -> Result<TopK> {
             format!("at most {m}, the rows of b"),
         ));
     }
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        return cuda::cosine::top_k_on_tensors("cosine::top_k", a, b, k);
+    }
     let (best, rechecked) = with_sides("cosine::top_k", a, b, TopKJob { d, k })?;
     let scores: Vec<f32> = best.iter().map(|&(c, _)| c as f32).collect();
     let indices: Vec<u32> = best.iter().map(|&(_, j)| j).collect();
@@ -231,7 +254,7 @@ pub fn top_k(a: &Tensor, b: &Tensor, k: usize) -> Result<TopK> {
 /// On shapes, dtypes or thresholds (outside [-1, 1], NaN) that do not fit.
 pub fn count_below(a: &Tensor, b: Option<&Tensor>, thresholds: &[f64]) -> Result<Counts> {
     // Below is what is neither at or above nor NaN; counting above lets most groups of scores be skipped.
-    let mut counts = count("cosine::count_below", a, b, thresholds, |c, t| c >= t)?;
+    let mut counts = count("cosine::count_below", a, b, thresholds, false)?;
     for count in &mut counts.counts {
         *count = counts.pairs - counts.nan - *count;
     }
@@ -243,18 +266,24 @@ pub fn count_below(a: &Tensor, b: Option<&Tensor>, thresholds: &[f64]) -> Result
 /// # Errors
 /// As [`count_below`].
 pub fn count_above(a: &Tensor, b: Option<&Tensor>, thresholds: &[f64]) -> Result<Counts> {
-    count("cosine::count_above", a, b, thresholds, |c, t| c > t)
+    count("cosine::count_above", a, b, thresholds, true)
 }
 
+/// Pairs above each threshold: strictly, or at it too.
 fn count(
     op: &'static str,
     a: &Tensor,
     b: Option<&Tensor>,
     thresholds: &[f64],
-    passes: fn(f64, f64) -> bool,
+    strict: bool,
 ) -> Result<Counts> {
     let (_, _, d) = check_sides(op, a, b.unwrap_or(a))?;
     check_thresholds(op, thresholds)?;
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        return cuda::cosine::count_on_tensors(op, a, b, thresholds, strict);
+    }
+    let passes = if strict { |c: f64, t: f64| c > t } else { |c: f64, t: f64| c >= t };
     with_sides(op, a, b.unwrap_or(a), CountJob { d, symmetric: b.is_none(), thresholds, passes })
 }
 
@@ -267,6 +296,10 @@ pub fn pairs_above(a: &Tensor, b: Option<&Tensor>, threshold: f64) -> Result<Pai
     let op = "cosine::pairs_above";
     let (_, _, d) = check_sides(op, a, b.unwrap_or(a))?;
     check_thresholds(op, &[threshold])?;
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        return cuda::cosine::pairs_on_tensors(op, a, b, threshold);
+    }
     with_sides(op, a, b.unwrap_or(a), PairsJob { d, symmetric: b.is_none(), threshold })
 }
 
@@ -286,10 +319,11 @@ fn check_sides(op: &'static str, a: &Tensor, b: &Tensor) -> Result<(usize, usize
         let got = format!("{:?} and {:?}", a.dtype(), b.dtype());
         return Err(Error::argument(op, "dtypes", got, "f32, f16 or bf16, the same on both sides"));
     }
+    check_device(op, "second tensor", b, a)?;
     Ok((n, m, d))
 }
 
-fn check_thresholds(op: &'static str, thresholds: &[f64]) -> Result<()> {
+pub(super) fn check_thresholds(op: &'static str, thresholds: &[f64]) -> Result<()> {
     match thresholds.iter().find(|t| !(-1.0..=1.0).contains(*t)) {
         Some(bad) => Err(Error::argument(op, "threshold", bad, "in [-1, 1]")),
         None => Ok(()),
@@ -426,7 +460,8 @@ impl Job for CountJob<'_> {
     }
 }
 
-fn pairs(n: usize, m: usize, symmetric: bool) -> u64 {
+/// How many pairs there are.
+pub(super) fn pairs(n: usize, m: usize, symmetric: bool) -> u64 {
     let (n, m) = (n as u64, m as u64);
     if symmetric { n * n.saturating_sub(1) / 2 } else { n * m }
 }

@@ -46,7 +46,9 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Tensor};
 use half::{bf16, f16};
 
-use super::host::{Floats, each_float, with_floats};
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::host::{Floats, check_device, each_float, with_floats};
 use super::simd::Element;
 use crate::{Error, Result};
 use cpu::{LayerNorm, Plan, Segments};
@@ -134,7 +136,8 @@ pub struct Int8 {
     pub dim: usize,
 }
 
-/// Pools token states to `[B, D]`: see the module docs. Strided states are copied first.
+/// Pools token states to `[B, D]`, on the device of the states: see the module docs. Strided states are copied first; on CUDA only
+/// where their rows are not evenly spaced. Nothing waits for a CUDA device.
 ///
 /// # Errors
 /// On shapes, dtypes, offsets or options outside the contract.
@@ -144,7 +147,7 @@ pub fn pool(
     options: &Options,
     norm: Option<&FinalNorm<'_>>,
 ) -> Result<Tensor> {
-    let plan = plan("pool", states, rows, options, norm)?;
+    let checked = check("pool", states, rows, options, norm)?;
     let dtype = options.dtype;
     if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
         return Err(Error::argument(
@@ -154,12 +157,23 @@ pub fn pool(
             "f32, f16 or bf16",
         ));
     }
-    match norm {
-        None => Ok(states.contiguous()?.apply_op1(Pool { plan: Arc::new(plan), dtype })?),
-        Some(norm) if states.track_op() || norm.tensors().any(Tensor::track_op) => {
-            Ok(composed_norm(states, norm)?.apply_op1(Pool { plan: Arc::new(plan), dtype })?)
+    let tracked = states.track_op() || norm.is_some_and(|n| n.tensors().any(Tensor::track_op));
+    #[cfg(feature = "cuda")]
+    if states.device().is_cuda() {
+        let places = cuda::pool::places("pool", states, rows)?;
+        if !tracked {
+            return cuda::pool::on_tensor("pool", states, &places, options, checked.dim, norm);
         }
-        Some(norm) => {
+        let options = *options;
+        let op = Pool { work: Arc::new(Work::Cuda { places, options, dim: checked.dim }), dtype };
+        return Ok(match norm {
+            None => states.contiguous()?.apply_op1(op)?,
+            Some(norm) => composed_norm(states, norm)?.apply_op1(op)?,
+        });
+    }
+    let plan = plan(checked, states, rows)?;
+    match norm {
+        Some(norm) if !tracked => {
             let shape = plan.shape();
             let pooled = fused(states, &plan, Some(norm))?;
             Ok(match dtype {
@@ -168,10 +182,18 @@ pub fn pool(
                 _ => Tensor::from_vec(pooled, shape, &Device::Cpu)?,
             })
         }
+        norm => {
+            let states = match norm {
+                None => states.contiguous()?,
+                Some(norm) => composed_norm(states, norm)?,
+            };
+            Ok(states.apply_op1(Pool { work: Arc::new(Work::Cpu(plan)), dtype })?)
+        }
     }
 }
 
-/// As [`pool`], into 8-bit codes: round(127 v), ties to even. The vectors must be normalised, which bounds v by 1.
+/// As [`pool`], into 8-bit codes on the host: round(127 v), ties to even. The vectors must be normalised, which bounds v by 1. On
+/// CUDA this waits for the codes (`ops::cuda` leaves them on the device).
 ///
 /// # Errors
 /// As [`pool`], and if `options.normalize` is off or gradients are being tracked.
@@ -181,7 +203,7 @@ pub fn pool_i8(
     options: &Options,
     norm: Option<&FinalNorm<'_>>,
 ) -> Result<Int8> {
-    let plan = plan("pool_i8", states, rows, options, norm)?;
+    let checked = check("pool_i8", states, rows, options, norm)?;
     if !options.normalize {
         return Err(Error::argument(
             "pool_i8",
@@ -198,6 +220,13 @@ pub fn pool_i8(
             "detached tensors: codes have no gradient",
         ));
     }
+    #[cfg(feature = "cuda")]
+    if states.device().is_cuda() {
+        let places = cuda::pool::places("pool_i8", states, rows)?;
+        let codes = cuda::pool::codes("pool_i8", states, &places, options, checked.dim, norm)?;
+        return Ok(Int8 { codes, dim: checked.dim });
+    }
+    let plan = plan(checked, states, rows)?;
     let code = |v: &f32| match (v * 127.0).round_ties_even() {
         x if x.is_nan() => i8::MIN,
         x => x.clamp(-127.0, 127.0) as i8,
@@ -209,21 +238,31 @@ fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
     values.iter().map(|&v| T::from_f32(v)).collect()
 }
 
-/// Checks every argument.
-fn plan(
+/// A call whose arguments fit together.
+struct Checked {
+    mode: Mode,
+    hidden: usize,
+    dim: usize,
+    normalize: bool,
+}
+
+/// Checks every argument, for any device; reads no values of a tensor.
+fn check(
     op: &'static str,
     states: &Tensor,
     rows: Rows<'_>,
     options: &Options,
     norm: Option<&FinalNorm<'_>>,
-) -> Result<Plan> {
+) -> Result<Checked> {
     let shape = format!("{:?}", states.dims());
-    let (segments, hidden) = match (rows, states.dims()) {
+    let hidden = match (rows, states.dims()) {
         (Rows::Packed { cu_seqlens }, &[tokens, hidden]) => {
-            (packed(op, cu_seqlens, tokens)?, hidden)
+            check_offsets(op, cu_seqlens, tokens)?;
+            hidden
         }
         (Rows::Padded { mask }, &[batch, tokens, hidden]) => {
-            (padded(op, mask, batch, tokens)?, hidden)
+            check_mask(op, states, mask, batch, tokens)?;
+            hidden
         }
         (Rows::Packed { .. }, _) => return Err(Error::argument(op, "states", shape, "[sum T, H]")),
         (Rows::Padded { .. }, _) => return Err(Error::argument(op, "states", shape, "[B, T, H]")),
@@ -232,14 +271,32 @@ fn plan(
     if hidden == 0 {
         return Err(Error::argument(op, "states", shape, "H of at least 1"));
     }
-    let dim = options.dim.unwrap_or(hidden);
-    if dim == 0 || dim > hidden {
-        return Err(Error::argument(op, "dim", dim, format!("in 1..={hidden}")));
-    }
+    let dim = check_dim(op, options.dim, hidden)?;
     if let Some(norm) = norm {
         check_norm(op, states, norm, hidden)?;
     }
-    Ok(Plan { segments, mode: options.mode, hidden, dim, normalize: options.normalize })
+    Ok(Checked { mode: options.mode, hidden, dim, normalize: options.normalize })
+}
+
+/// The plan of a checked call on the CPU.
+fn plan(checked: Checked, states: &Tensor, rows: Rows<'_>) -> Result<Plan> {
+    let segments = match rows {
+        Rows::Packed { cu_seqlens } => {
+            Segments::Packed(cu_seqlens.iter().map(|&x| x as usize).collect())
+        }
+        Rows::Padded { mask } => padded(mask, states.dim(0)?, states.dim(1)?)?,
+    };
+    let Checked { mode, hidden, dim, normalize } = checked;
+    Ok(Plan { segments, mode, hidden, dim, normalize })
+}
+
+/// D: all of `hidden`, or what is asked for.
+pub(super) fn check_dim(op: &'static str, dim: Option<usize>, hidden: usize) -> Result<usize> {
+    let dim = dim.unwrap_or(hidden);
+    if dim == 0 || dim > hidden {
+        return Err(Error::argument(op, "dim", dim, format!("in 1..={hidden}")));
+    }
+    Ok(dim)
 }
 
 fn float(op: &'static str, what: &'static str, tensor: &Tensor) -> Result<()> {
@@ -271,14 +328,20 @@ fn check_norm(
             ));
         }
         float(op, what, tensor)?;
+        check_device(op, what, tensor, states)?;
     }
-    if !(norm.eps >= 0.0 && norm.eps.is_finite()) {
-        return Err(Error::argument(op, "norm eps", norm.eps, "finite and not negative"));
+    check_eps(op, norm.eps)
+}
+
+pub(super) fn check_eps(op: &'static str, eps: f64) -> Result<()> {
+    if !(eps >= 0.0 && eps.is_finite()) {
+        return Err(Error::argument(op, "norm eps", eps, "finite and not negative"));
     }
     Ok(())
 }
 
-fn packed(op: &'static str, cu_seqlens: &[u32], tokens: usize) -> Result<Segments> {
+/// Offsets from 0 to `tokens` that never fall.
+pub(super) fn check_offsets(op: &'static str, cu_seqlens: &[u32], tokens: usize) -> Result<()> {
     let fail =
         |got: String, expected: String| Err(Error::argument(op, "cu_seqlens", got, expected));
     let (Some(&first), Some(&last)) = (cu_seqlens.first(), cu_seqlens.last()) else {
@@ -296,10 +359,16 @@ fn packed(op: &'static str, cu_seqlens: &[u32], tokens: usize) -> Result<Segment
             "no fall".into(),
         );
     }
-    Ok(Segments::Packed(cu_seqlens.iter().map(|&x| x as usize).collect()))
+    Ok(())
 }
 
-fn padded(op: &'static str, mask: &Tensor, batch: usize, tokens: usize) -> Result<Segments> {
+fn check_mask(
+    op: &'static str,
+    states: &Tensor,
+    mask: &Tensor,
+    batch: usize,
+    tokens: usize,
+) -> Result<()> {
     if mask.dims() != [batch, tokens] {
         return Err(Error::argument(
             op,
@@ -314,6 +383,11 @@ fn padded(op: &'static str, mask: &Tensor, batch: usize, tokens: usize) -> Resul
     if u32::try_from(batch * tokens).is_err() {
         return Err(Error::argument(op, "B * T", batch * tokens, "below 2^32"));
     }
+    check_device(op, "mask", mask, states)
+}
+
+/// The marked places of a checked mask.
+fn padded(mask: &Tensor, batch: usize, tokens: usize) -> Result<Segments> {
     // Compared before any cast, since a cast could turn a large value into 0.
     let marks = mask.ne(0f64)?.flatten_all()?.to_vec1::<u8>()?;
     let (mut rows, mut cu) = (vec![], vec![0]);
@@ -364,9 +438,30 @@ fn composed_norm(states: &Tensor, norm: &FinalNorm<'_>) -> Result<Tensor> {
     Ok(y.contiguous()?)
 }
 
-/// The candle op: contiguous states in, `[B, D]` out.
+/// A checked call, ready for its device.
+enum Work {
+    Cpu(Plan),
+    #[cfg(feature = "cuda")]
+    Cuda {
+        places: cuda::pool::Places,
+        options: Options,
+        dim: usize,
+    },
+}
+
+impl Work {
+    fn cpu(&self) -> candle_core::Result<&Plan> {
+        match self {
+            Self::Cpu(plan) => Ok(plan),
+            #[cfg(feature = "cuda")]
+            Self::Cuda { .. } => candle_core::bail!("pool: made for a GPU, called on the CPU"),
+        }
+    }
+}
+
+/// The candle op: contiguous states in (CUDA: evenly spaced rows), `[B, D]` out.
 struct Pool {
-    plan: Arc<Plan>,
+    work: Arc<Work>,
     dtype: DType,
 }
 
@@ -387,14 +482,27 @@ impl CustomOp1 for Pool {
         storage: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let plan = self.work.cpu()?;
         let states = Floats::new("pool", "states", storage, layout).map_err(candle)?;
-        let pooled = each_float!(states, v => cpu::forward(v, &self.plan, None));
+        let pooled = each_float!(states, v => cpu::forward(v, plan, None));
         let storage = match self.dtype {
             DType::F16 => CpuStorage::F16(narrow(&pooled)),
             DType::BF16 => CpuStorage::BF16(narrow(&pooled)),
             _ => CpuStorage::F32(pooled),
         };
-        Ok((storage, self.plan.shape().into()))
+        Ok((storage, plan.shape().into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        let Work::Cuda { places, options, dim } = &*self.work else {
+            candle_core::bail!("pool: made for the CPU, called on a GPU")
+        };
+        cuda::pool::forward(storage, layout, places, options, *dim).map_err(candle)
     }
 
     fn bwd(
@@ -405,13 +513,13 @@ impl CustomOp1 for Pool {
     ) -> candle_core::Result<Option<Tensor>> {
         let grad = grad.to_dtype(DType::F32)?.contiguous()?;
         let states = states.contiguous()?;
-        Ok(Some(states.apply_op2_no_bwd(&grad, &PoolGrad { plan: self.plan.clone() })?))
+        Ok(Some(states.apply_op2_no_bwd(&grad, &PoolGrad { work: self.work.clone() })?))
     }
 }
 
 /// Gradient of the states from the states and the f32 gradient of the pooled vectors.
 struct PoolGrad {
-    plan: Arc<Plan>,
+    work: Arc<Work>,
 }
 
 impl CustomOp2 for PoolGrad {
@@ -426,6 +534,7 @@ impl CustomOp2 for PoolGrad {
         grad: &CpuStorage,
         grad_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let plan = self.work.cpu()?;
         let x = Floats::new("pool backward", "states", states, states_layout).map_err(candle)?;
         let Floats::F32(grad) =
             Floats::new("pool backward", "gradient", grad, grad_layout).map_err(candle)?
@@ -433,10 +542,24 @@ impl CustomOp2 for PoolGrad {
             candle_core::bail!("pool backward: the gradient is not f32");
         };
         let storage = match x {
-            Floats::F32(x) => CpuStorage::F32(cpu::backward(x, grad, &self.plan)),
-            Floats::F16(x) => CpuStorage::F16(cpu::backward(x, grad, &self.plan)),
-            Floats::BF16(x) => CpuStorage::BF16(cpu::backward(x, grad, &self.plan)),
+            Floats::F32(x) => CpuStorage::F32(cpu::backward(x, grad, plan)),
+            Floats::F16(x) => CpuStorage::F16(cpu::backward(x, grad, plan)),
+            Floats::BF16(x) => CpuStorage::BF16(cpu::backward(x, grad, plan)),
         };
         Ok((storage, states_layout.shape().clone()))
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        states: &candle_core::CudaStorage,
+        states_layout: &Layout,
+        grad: &candle_core::CudaStorage,
+        grad_layout: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        let Work::Cuda { places, options, .. } = &*self.work else {
+            candle_core::bail!("pool backward: made for the CPU, called on a GPU")
+        };
+        cuda::pool::backward((states, states_layout), (grad, grad_layout), places, options)
+            .map_err(candle)
     }
 }

@@ -1,0 +1,149 @@
+//! How many blocks and threads a kernel gets, how much workspace, and how its work is divided: every figure of a launch comes
+//! from here. No result depends on these figures but where a comment says so.
+
+use super::args::{
+    COSINE_ROW_THREADS, PACK_THREADS, POOL_GRAD_THREADS, POOL_PART, POOL_SHARED_ROW, POOL_THREADS,
+    TILE, TILE_K,
+};
+
+/// Elements of a 16-byte load.
+pub(super) fn vector(element_bytes: usize) -> u64 {
+    16 / element_bytes as u64
+}
+
+/// Blocks for work that a grid of any size gets through, `warps` at a time: enough to fill the GPU four times over.
+fn resident(items: u64, threads: u32, multiprocessors: u32) -> u64 {
+    let warps = u64::from(threads / 32);
+    items.div_ceil(warps).min(u64::from(multiprocessors) * 32)
+}
+
+/// `pool_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pool {
+    /// Threads along the columns. The order of the sum of squares depends on it: a function of D and the dtype alone.
+    pub(super) columns: u32,
+    pub(super) parts_per_block: u32,
+    /// Blocks a sequence.
+    pub(super) groups: u64,
+    /// Rows of D values in the workspace for parts; 0 = none.
+    pub(super) parts: u64,
+    /// Rows of D values in the workspace for pooled vectors; 0 = none.
+    pub(super) pooled: u64,
+}
+
+impl Pool {
+    /// `tokens`: of the longest sequence, of those that count; `rows`: of the states; `vector`: elements of a load.
+    pub(super) fn new(
+        batch: u64,
+        tokens: u64,
+        rows: u64,
+        dim: u64,
+        vector: u64,
+        multiprocessors: u32,
+    ) -> Self {
+        let columns = dim.div_ceil(vector).next_multiple_of(32).min(256) as u32;
+        let parts = tokens.div_ceil(POOL_PART).max(1);
+        // As many parts a block as fit, but no fewer blocks than multiprocessors if parts suffice.
+        let spread = (batch * parts / u64::from(multiprocessors)).max(1);
+        let parts_per_block = u64::from(POOL_THREADS / columns).min(parts).min(spread);
+        let groups = parts.div_ceil(parts_per_block);
+        Self {
+            columns,
+            parts_per_block: parts_per_block as u32,
+            groups,
+            parts: if groups > 1 { rows / POOL_PART + batch } else { 0 },
+            pooled: if dim > POOL_SHARED_ROW { batch } else { 0 },
+        }
+    }
+
+    pub(super) fn threads(&self) -> u32 {
+        self.columns * self.parts_per_block
+    }
+}
+
+/// `pool_grad_*`: blocks a sequence.
+pub(super) fn pool_grad_chunks(max: bool, tokens: u64, dim: u64) -> u64 {
+    if max { dim.div_ceil(u64::from(POOL_GRAD_THREADS)) } else { tokens.div_ceil(POOL_PART).max(1) }
+}
+
+/// `cosine_rows_*` and `cosine_prepare_*`: blocks, a warp a row.
+pub(super) fn cosine_rows(rows: u64, multiprocessors: u32) -> u64 {
+    resident(rows, COSINE_ROW_THREADS, multiprocessors)
+}
+
+/// `pack_rows`: blocks, a warp a row.
+pub(super) fn pack(rows: u64, multiprocessors: u32) -> u64 {
+    resident(rows, PACK_THREADS, multiprocessors)
+}
+
+/// Rows of a side of tiles, padded.
+pub(super) fn padded_rows(rows: u64) -> u64 {
+    rows.next_multiple_of(TILE)
+}
+
+/// Width of an operand's rows, padded.
+pub(super) fn padded_width(d: u64) -> u64 {
+    d.next_multiple_of(TILE_K)
+}
+
+/// Tiles along a side.
+pub(super) fn tiles(rows: u64) -> u64 {
+    rows.div_ceil(TILE)
+}
+
+/// Products of planes of f16 for f32 rows: high x high and both cross terms. One would do for other dtypes.
+pub(super) fn products(f32_rows: bool) -> u32 {
+    if f32_rows { 3 } else { 1 }
+}
+
+/// `cosine_top_k_*`: rows of `a` that are scored at a time, a multiple of a tile. A pair takes 16 bytes of workspace; about
+/// 256 MiB in all, more where one tile's rows need more.
+pub(super) fn top_k_rows(columns: u64) -> u64 {
+    let fitting = (1u64 << 24) / columns.max(1);
+    (fitting / TILE * TILE).max(TILE)
+}
+
+/// Unit roundoff of f32.
+const U: f64 = 1.0 / 16_777_216.0;
+
+/// Largest |fast - exact| of a score of `cosine_rows_*` on rows of `d` values, loaded `vector` at a time.
+///
+/// A lane adds at most ceil(d / 32 vector) vector terms, five shuffles join the lanes. From there as `row_bound` of
+/// `ops::cosine`'s CPU path.
+pub(super) fn row_bound(d: u64, vector: u64) -> f64 {
+    let roundings = (d.div_ceil(32 * vector) * vector + 5) as f64;
+    let g = roundings * U / (1.0 - roundings * U);
+    2.0 * g / (1.0 - g) + d as f64 * 2f64.powi(-58) + 1e-14
+}
+
+/// Largest |tile - exact| of a score of the tile kernels.
+///
+/// Tensor cores may cut where they should round: 2^-22 for each of the padded additions, 1.01 for the cross terms' own, which
+/// are scaled by 2^-11, and 16 for scaling. One product of f32 rows rounded to f16 loses 2^-10, and 2^-25 a value
+/// below f16's normal range; three lose what `low` loses of that.
+pub(super) fn tile_bound(padded_d: u64, f32_rows: bool, products: u32) -> f64 {
+    let d = padded_d as f64;
+    let sums = (1.01 * d + 16.0) * 2f64.powi(-22);
+    sums + match (f32_rows, products) {
+        (false, _) => 0.0,
+        (true, 1) => 1.001 * 2f64.powi(-10) + 2.0 * d.sqrt() * 2f64.powi(-25),
+        (true, _) => d.sqrt() * 2f64.powi(-34),
+    }
+}
+
+/// Whether 16-byte loads are allowed: the first row and every step are multiples of 16 bytes.
+pub(super) fn aligned(address: u64, stride: u64, element_bytes: usize) -> bool {
+    address.is_multiple_of(16) && (stride * element_bytes as u64).is_multiple_of(16)
+}
+
+/// The widest of 16, 4 and 2 bytes that divides everything.
+pub(super) fn copy_unit(row_bytes: u64, addresses: impl Iterator<Item = u64>) -> u32 {
+    let bits = addresses.fold(row_bytes, |bits, address| bits | address);
+    if bits.is_multiple_of(16) {
+        16
+    } else if bits.is_multiple_of(4) {
+        4
+    } else {
+        2
+    }
+}

@@ -1,0 +1,236 @@
+//! The compiled kernels: embedded by `build.rs`, loaded once per context, after a look at the GPU and the driver.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, result, sys};
+use cudarc::nvrtc::Ptx;
+
+use super::driver_error;
+use super::support::{self, Kind, Target, Version};
+use crate::{Error, Result};
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// A file of kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum File {
+    Cosine,
+    Mask,
+    Pool,
+    Token,
+}
+
+impl File {
+    const ALL: [Self; 4] = [Self::Cosine, Self::Mask, Self::Pool, Self::Token];
+
+    fn fatbin(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Cosine => COSINE,
+            Self::Mask => MASK,
+            Self::Pool => POOL,
+            Self::Token => TOKEN,
+        }
+    }
+
+    fn kernels(self) -> &'static [&'static str] {
+        match self {
+            Self::Cosine => &[
+                "cosine_rows_f32",
+                "cosine_rows_f16",
+                "cosine_rows_bf16",
+                "cosine_prepare_f32",
+                "cosine_prepare_f16",
+                "cosine_prepare_bf16",
+                "cosine_matrix_f16",
+                "cosine_matrix_bf16",
+                "cosine_count_f16",
+                "cosine_count_bf16",
+                "cosine_pairs_f16",
+                "cosine_pairs_bf16",
+                "cosine_top_k_f32",
+                "cosine_top_k_f16",
+                "cosine_top_k_bf16",
+            ],
+            Self::Mask => &["mask_draw", "pack_rows"],
+            Self::Pool => &[
+                "pool_f32",
+                "pool_f16",
+                "pool_bf16",
+                "pool_places",
+                "pool_grad_f32",
+                "pool_grad_f16",
+                "pool_grad_bf16",
+            ],
+            Self::Token => &["token_sample_f32", "token_sample_f16", "token_sample_bf16"],
+        }
+    }
+}
+
+/// What one context has loaded. Kept until the process ends, and the context with it.
+struct Loaded {
+    context: Arc<CudaContext>,
+    multiprocessors: u32,
+    modules: HashMap<File, HashMap<&'static str, CudaFunction>>,
+}
+
+static LOADED: Mutex<Vec<Loaded>> = Mutex::new(vec![]);
+
+/// Runs `f` on what `context` has loaded.
+fn with_loaded<R>(
+    op: &'static str,
+    context: &Arc<CudaContext>,
+    f: impl FnOnce(&mut Loaded) -> Result<R>,
+) -> Result<R> {
+    // Nothing is left half done by a panic: an entry is pushed or inserted whole.
+    let mut all = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = match all.iter().position(|loaded| loaded.context == *context) {
+        Some(at) => at,
+        None => {
+            let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+            let multiprocessors =
+                context.attribute(count).map_err(driver_error(op, "reading the GPU's size"))?;
+            let capability = context
+                .compute_capability()
+                .map_err(driver_error(op, "reading the GPU's version"))?;
+            check(capability)?;
+            all.push(Loaded {
+                context: context.clone(),
+                multiprocessors: u32::try_from(multiprocessors).unwrap_or(1).max(1),
+                modules: HashMap::new(),
+            });
+            all.len() - 1
+        }
+    };
+    f(&mut all[at])
+}
+
+/// The kernel of that name, its file loaded if it is not.
+pub(super) fn function(
+    op: &'static str,
+    context: &Arc<CudaContext>,
+    file: File,
+    name: &'static str,
+) -> Result<CudaFunction> {
+    with_loaded(op, context, |loaded| {
+        let functions = functions(op, loaded, file)?;
+        functions.get(name).cloned().ok_or_else(|| {
+            Error::argument(op, "kernel", name, "one that src/ops/cuda/module.rs lists")
+        })
+    })
+}
+
+fn functions<'a>(
+    op: &'static str,
+    loaded: &'a mut Loaded,
+    file: File,
+) -> Result<&'a HashMap<&'static str, CudaFunction>> {
+    if !loaded.modules.contains_key(&file) {
+        let none = || {
+            Error::unsupported(
+                format!("{op} on a GPU"),
+                "this build has no kernels: it was made for lints or documentation, without a CUDA toolkit",
+            )
+        };
+        let image = file.fatbin().ok_or_else(none)?;
+        let module: Arc<CudaModule> = loaded
+            .context
+            .load_module(Ptx::from_binary(image.to_vec()))
+            .map_err(|error| match image.starts_with(b"// bdhs stand-in") {
+                true => none(),
+                false => driver_error(op, "loading the kernels")(error),
+            })?;
+        let mut functions = HashMap::new();
+        for &name in file.kernels() {
+            let function =
+                module.load_function(name).map_err(driver_error(op, "looking up a kernel"))?;
+            functions.insert(name, function);
+        }
+        loaded.modules.insert(file, functions);
+    }
+    Ok(&loaded.modules[&file])
+}
+
+/// How many multiprocessors the GPU has.
+pub(super) fn multiprocessors(op: &'static str, context: &Arc<CudaContext>) -> Result<u32> {
+    with_loaded(op, context, |loaded| Ok(loaded.multiprocessors))
+}
+
+/// Loads all kernels into a context, so that no later call has to. Loading while a graph is being captured is an error
+/// of the driver: call this, or each op once, before.
+///
+/// # Errors
+/// If the kernels do not run on this GPU or driver, with what to do about it.
+pub fn load(context: &Arc<CudaContext>) -> Result<()> {
+    let op = "cuda::load";
+    with_loaded(op, context, |loaded| {
+        File::ALL.iter().try_for_each(|&file| functions(op, loaded, file).map(|_| ()))
+    })
+}
+
+/// What a GPU is, and what this build runs on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its name, as "NVIDIA H100 80GB HBM3".
+    pub name: String,
+    /// Its compute capability.
+    pub capability: Version,
+    /// The newest CUDA version that the driver knows.
+    pub driver: Version,
+    /// The CUDA version that this build's kernels were compiled with.
+    pub toolkit: Version,
+    /// Which of the build's targets runs.
+    pub target: Target,
+}
+
+/// Looks at a GPU, without making a context on it: whether there is one, and whether this build's kernels run on it.
+///
+/// # Errors
+/// If there is no such GPU, or it or the driver does not fit this build; the message says what to do.
+pub fn probe(ordinal: usize) -> Result<Gpu> {
+    let device = format!("device cuda:{ordinal}");
+    let fail = |what: &str, error: result::DriverError| {
+        Error::unsupported(device.clone(), format!("{what}: {error:?}"))
+    };
+    result::init().map_err(|e| fail("the CUDA driver does not start, or finds no GPU", e))?;
+    let count = result::device::get_count().map_err(|e| fail("counting GPUs failed", e))?;
+    let number = i32::try_from(ordinal).unwrap_or(i32::MAX);
+    if number >= count {
+        return Err(Error::unsupported(
+            device,
+            format!("the driver reports {count} GPUs, numbered from 0"),
+        ));
+    }
+    let handle = result::device::get(number).map_err(|e| fail("opening the GPU failed", e))?;
+    let name = result::device::get_name(handle).map_err(|e| fail("reading its name failed", e))?;
+    let attribute = |attribute| {
+        // SAFETY: the handle comes from the driver; the attribute is one that every GPU has.
+        unsafe { result::device::get_attribute(handle, attribute) }
+            .map_err(|e| fail("reading its compute capability failed", e))
+    };
+    let capability = (
+        attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
+    let (capability, driver, target) = check(capability).map_err(|error| match error {
+        Error::Unsupported { message, .. } => {
+            Error::unsupported(format!("{device} ({name})"), message)
+        }
+        other => other,
+    })?;
+    Ok(Gpu { name, capability, driver, toolkit: TOOLKIT, target })
+}
+
+/// What this build runs on a GPU of that compute capability, under this machine's driver.
+fn check((major, minor): (i32, i32)) -> Result<(Version, Version, Target)> {
+    let mut driver = 0;
+    // SAFETY: the pointer is to a live integer.
+    unsafe { sys::cuDriverGetVersion(&mut driver) }
+        .result()
+        .map_err(driver_error("cuda", "asking for the driver's version"))?;
+    let driver = Version::from_driver(driver);
+    let capability = Version(u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
+    let target = support::choose(TARGETS, TOOLKIT, capability, driver)
+        .map_err(|message| Error::unsupported("this GPU", message))?;
+    Ok((capability, driver, target))
+}
