@@ -152,15 +152,16 @@ pub fn rows(
     };
     let (exact, rechecked) =
         with_sides(op, candidates, references, RowJob { d, owners, thresholds })?;
-    let one = |r: usize| r..r + 1;
-    let first = |r: usize, threshold: &f64| {
-        let group = groups.map_or(one(r), |g| g[r] as usize..g[r + 1] as usize);
-        exact[group].iter().position(|c| c < threshold).map(|at| at as u32)
-    };
-    let first_below = (0..r)
-        .flat_map(|r| thresholds.iter().map(move |t| (r, t)))
-        .map(|(r, t)| first(r, t))
-        .collect();
+    let mut first_below = vec![None; r * thresholds.len()];
+    let group = |r: usize| groups.map_or(r..r + 1, |g| g[r] as usize..g[r + 1] as usize);
+    first_below.par_chunks_mut(thresholds.len().max(1)).enumerate().with_min_len(1024).for_each(
+        |(r, first)| {
+            let scores = &exact[group(r)];
+            for (first, threshold) in first.iter_mut().zip(thresholds) {
+                *first = scores.iter().position(|c| c < threshold).map(|at| at as u32);
+            }
+        },
+    );
     let nan = exact.iter().filter(|c| c.is_nan()).count() as u64;
     let scores: Vec<f32> = exact.iter().map(|&c| c as f32).collect();
     Ok(RowScores {

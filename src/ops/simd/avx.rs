@@ -1,18 +1,17 @@
 //! AVX2, FMA and F16C, and AVX-512 where it pays. Every function: the CPU has the features that it enables, and the slices
 //! are of one length.
 
-use super::{CHAINS, Element, join, padded};
+use super::{CHAINS, Element, padded};
 use std::arch::x86_64::*;
 
+/// The bits of [`super::join`], in registers.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn total(acc: [__m256; CHAINS]) -> f32 {
-    let mut lanes = [[0f32; 8]; CHAINS];
-    for (lanes, acc) in lanes.iter_mut().zip(acc) {
-        // SAFETY: eight floats fit.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), acc) };
-    }
-    join(lanes)
+fn total(acc: [__m256; CHAINS]) -> f32 {
+    let lanes = _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
+    let half = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
+    let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
