@@ -668,7 +668,8 @@ pub fn cosine_rows(program: &Path, calls: usize) -> Result<String, String> {
         let slack = bound(d.div_ceil(32) + 6) + kernel_bound(d, case.candidates.dtype()) + 2.0 * U;
         for (i, (x, y)) in wide(&cpu.scores).iter().zip(&kernel).enumerate() {
             let apart = (f64::from(*x) - f64::from(*y)).abs();
-            if !(x.is_nan() && y.is_nan()) && !(apart <= slack) {
+            let same = x.is_nan() && y.is_nan() || apart <= slack;
+            if !same {
                 return Err(format!("call {c}, candidate {i}, D {d}: {x} and {y} by the kernel"));
             }
             worst = worst.max(apart);

@@ -79,20 +79,20 @@ unsafe fn finish3<T: Element>(
 pub(super) unsafe fn dot3<T: Element>(a: &[T], b: &[T]) -> [f32; 3] {
     // SAFETY: every load is of eight values inside the slices.
     unsafe {
-        let mut sums: Three = [[_mm256_setzero_ps(); CHAINS]; 3];
+        let [mut ab, mut aa, mut bb]: Three = [[_mm256_setzero_ps(); CHAINS]; 3];
         let (pa, pb) = (a.as_ptr(), b.as_ptr());
         let groups = a.len() / 8;
         let mut g = 0;
         while g + CHAINS <= groups {
             for c in 0..CHAINS {
                 let (x, y) = (T::load8(pa.add((g + c) * 8)), T::load8(pb.add((g + c) * 8)));
-                sums[0][c] = _mm256_fmadd_ps(x, y, sums[0][c]);
-                sums[1][c] = _mm256_fmadd_ps(x, x, sums[1][c]);
-                sums[2][c] = _mm256_fmadd_ps(y, y, sums[2][c]);
+                ab[c] = _mm256_fmadd_ps(x, y, ab[c]);
+                aa[c] = _mm256_fmadd_ps(x, x, aa[c]);
+                bb[c] = _mm256_fmadd_ps(y, y, bb[c]);
             }
             g += CHAINS;
         }
-        finish3(&mut sums, a, b, g)
+        finish3(&mut [ab, aa, bb], a, b, g)
     }
 }
 
@@ -101,7 +101,7 @@ pub(super) unsafe fn dot3<T: Element>(a: &[T], b: &[T]) -> [f32; 3] {
 pub(super) unsafe fn dot3_wide<T: Element>(a: &[T], b: &[T]) -> [f32; 3] {
     // SAFETY: every load is of sixteen values inside the slices.
     unsafe {
-        let mut sums = [[_mm512_setzero_ps(); CHAINS / 2]; 3];
+        let [mut ab, mut aa, mut bb] = [[_mm512_setzero_ps(); CHAINS / 2]; 3];
         let (pa, pb) = (a.as_ptr(), b.as_ptr());
         let groups = a.len() / 8;
         let mut g = 0;
@@ -109,15 +109,13 @@ pub(super) unsafe fn dot3_wide<T: Element>(a: &[T], b: &[T]) -> [f32; 3] {
             for c in 0..CHAINS / 2 {
                 let at = (g + 2 * c) * 8;
                 let (x, y) = (T::load16(pa.add(at)), T::load16(pb.add(at)));
-                sums[0][c] = _mm512_fmadd_ps(x, y, sums[0][c]);
-                sums[1][c] = _mm512_fmadd_ps(x, x, sums[1][c]);
-                sums[2][c] = _mm512_fmadd_ps(y, y, sums[2][c]);
+                ab[c] = _mm512_fmadd_ps(x, y, ab[c]);
+                aa[c] = _mm512_fmadd_ps(x, x, aa[c]);
+                bb[c] = _mm512_fmadd_ps(y, y, bb[c]);
             }
             g += CHAINS;
         }
-        let [ab, aa, bb] = sums;
-        let mut sums = [halves(ab), halves(aa), halves(bb)];
-        finish3(&mut sums, a, b, g)
+        finish3(&mut [halves(ab), halves(aa), halves(bb)], a, b, g)
     }
 }
 
