@@ -1,62 +1,131 @@
-//! Cosines: row against row at 768, and all pairs of 2,048 x 384 against five thresholds; the matrix as the yardstick.
+//! Cosines: row against row at 768, in and out of the caches; all pairs against five thresholds; top 10; the machine's
+//! own bandwidth and matrix product as the yardsticks.
 
-use std::hint::black_box;
-use std::time::Duration;
+mod common;
 
-use bdhs::ops::cosine::{count_below, matrix, pairs_above, rows, top_k};
-use candle_core::{DType, Device, Tensor};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-const THRESHOLDS: [f64; 5] = [0.90, 0.93, 0.95, 0.97, 0.99];
+use bdhs::ops::cosine::{count_above, matrix, pairs_above, rows, top_k};
+use candle_core::{DType, Tensor};
+use common::{COLD_SETS, Case, FLOATS, Output, THRESHOLDS, embeddings, rotate, values};
+use rayon::prelude::*;
 
-fn row_against_row(c: &mut Criterion) {
-    let mut group = c.benchmark_group("cosine rows");
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1));
-    let (n, d) = (20_000, 768);
-    let [a, b] = [0, 1].map(|_| Tensor::randn(0f32, 1.0, (n, d), &Device::Cpu).unwrap());
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let [a, b] = [&a, &b].map(|t| t.to_dtype(dtype).unwrap());
-        group.throughput(Throughput::Bytes((2 * n * d * dtype.size_in_bytes()) as u64));
-        group.bench_function(format!("5 thresholds/{dtype:?}"), |bench| {
-            bench.iter(|| rows(black_box(&a), &b, None, &THRESHOLDS).unwrap());
-        });
+/// Counts bytes, so that the memory that a call takes at its peak is a measurement.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(live, Ordering::Relaxed);
+        unsafe { System.alloc(layout) }
     }
-    group.finish();
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        unsafe { System.dealloc(at, layout) }
+    }
 }
 
-fn all_pairs(c: &mut Criterion) {
-    let mut group = c.benchmark_group("cosine all pairs");
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1));
-    let (n, d) = (2048, 384);
-    let a = Tensor::randn(0f32, 1.0, (n, d), &Device::Cpu).unwrap();
-    for dtype in [DType::F32, DType::F16] {
-        let a = a.to_dtype(dtype).unwrap();
-        // Pairs of the full square; the one-sided jobs look at half of them.
-        group.throughput(Throughput::Elements((n * n) as u64));
-        group.bench_function(format!("matrix/{dtype:?}"), |b| {
-            b.iter(|| matrix(black_box(&a), &a).unwrap())
-        });
-        group.bench_function(format!("top 10/{dtype:?}"), |b| {
-            b.iter(|| top_k(black_box(&a), &a, 10).unwrap())
-        });
-        group.bench_function(format!("count 5 thresholds, two-sided/{dtype:?}"), |b| {
-            b.iter(|| count_below(black_box(&a), Some(&a), &THRESHOLDS).unwrap());
-        });
-        group.bench_function(format!("count 5 thresholds, one-sided/{dtype:?}"), |b| {
-            b.iter(|| count_below(black_box(&a), None, &THRESHOLDS).unwrap());
-        });
-        group.bench_function(format!("pairs above 0.9, one-sided/{dtype:?}"), |b| {
-            b.iter(|| pairs_above(black_box(&a), None, 0.9).unwrap());
-        });
-    }
-    group.finish();
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Bytes that `f` takes beyond what was there, at its peak.
+fn peak_of(f: impl FnOnce()) -> f64 {
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    f();
+    (PEAK.load(Ordering::Relaxed) - before) as f64
 }
 
-criterion_group!(benches, row_against_row, all_pairs);
-criterion_main!(benches);
+fn main() {
+    let mut cases = machine();
+    for (dtype, name) in FLOATS {
+        for (n, kept) in [(20_000, "cold"), (400, "hot")] {
+            cases.push(row_against_row(dtype, name, n, 768, kept));
+        }
+        for d in [384, 768] {
+            cases.extend(all_pairs(dtype, name, 4096, d));
+        }
+    }
+    common::main(cases);
+}
+
+fn row_against_row(dtype: DType, name: &str, n: usize, d: usize, kept: &str) -> Case {
+    let bytes = 2 * n * d * dtype.size_in_bytes() + 4 * n;
+    let sets = if kept == "cold" { COLD_SETS } else { 1 };
+    Case::new(format!("cosine/rows {kept}/{n} x {d}/{name}"), bytes, 0, move || {
+        let side = |s: usize| embeddings(s as u64, n, d, dtype);
+        let sets = (0..sets).map(|s| (side(2 * s), side(2 * s + 1))).collect();
+        rotate(sets, |(a, b): &(Tensor, Tensor)| {
+            Output::Tensor(rows(a, b, None, &THRESHOLDS).unwrap().scores)
+        })
+    })
+}
+
+fn all_pairs(dtype: DType, name: &str, n: usize, d: usize) -> Vec<Case> {
+    let flops = 2 * n * n * d;
+    let case = |what: &str, flops: usize, run: fn(&(Tensor, Tensor)) -> Output| {
+        Case::new(format!("cosine/{what}/{n} x {d}/{name}"), 0, flops, move || {
+            let side = |s: u64| embeddings(s, n, d, dtype);
+            rotate(vec![(side(0), side(1))], run)
+        })
+    };
+    vec![
+        case("count", flops, |(a, b)| {
+            let found = count_above(a, Some(b), &THRESHOLDS).unwrap();
+            Output::Numbers(found.counts.iter().map(|&c| c as f64).collect())
+        }),
+        case("count, one side", flops / 2, |(a, _)| {
+            let found = count_above(a, None, &THRESHOLDS).unwrap();
+            Output::Numbers(found.counts.iter().map(|&c| c as f64).collect())
+        }),
+        case("count, peak bytes", flops, |(a, b)| {
+            Output::Numbers(vec![peak_of(|| drop(count_above(a, Some(b), &THRESHOLDS).unwrap()))])
+        }),
+        case("pairs above 0.9, one side", flops / 2, |(a, _)| {
+            Output::Numbers(vec![pairs_above(a, None, 0.9).unwrap().pairs.len() as f64])
+        }),
+        case("top 10", flops, |(a, b)| Output::Tensor(top_k(a, b, 10).unwrap().scores)),
+        case("matrix", flops, |(a, b)| Output::Tensor(matrix(a, b).unwrap())),
+    ]
+}
+
+/// Ceilings: reading and copying 256 MB on the threads of the run, and the f32 product that the tiles use.
+fn machine() -> Vec<Case> {
+    let n = 64 << 20;
+    let read = Case::new("machine/read".into(), 4 * n, 0, move || {
+        let from = vec![1f32; n];
+        Box::new(move || {
+            let sum = |part: &[f32]| {
+                let mut lanes = [0f32; 64];
+                part.chunks_exact(64).for_each(|c| {
+                    lanes.iter_mut().zip(c).for_each(|(lane, x)| *lane += x);
+                });
+                lanes.iter().sum::<f32>()
+            };
+            Output::Numbers(vec![f64::from(from.par_chunks(1 << 20).map(sum).sum::<f32>())])
+        })
+    });
+    let copy = Case::new("machine/copy".into(), 8 * n, 0, move || {
+        let (from, to) = (vec![1f32; n], std::cell::RefCell::new(vec![0f32; n]));
+        Box::new(move || {
+            let mut to = to.borrow_mut();
+            to.par_chunks_mut(1 << 20)
+                .zip(from.par_chunks(1 << 20))
+                .for_each(|(to, from)| to.copy_from_slice(from));
+            Output::Numbers(vec![f64::from(to[n - 1])])
+        })
+    });
+    let s = 3072;
+    let product = Case::new("machine/sgemm".into(), 0, 2 * s * s * s, move || {
+        let side = |seed| Tensor::from_vec(values(seed, s * s), (s, s), &candle_core::Device::Cpu);
+        rotate(vec![(side(1).unwrap(), side(2).unwrap())], |(a, b)| {
+            Output::Tensor(a.matmul(b).unwrap())
+        })
+    });
+    vec![read, copy, product]
+}

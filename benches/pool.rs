@@ -1,61 +1,116 @@
-//! Pooling a batch of 64 x 128 tokens of 768: the fused op in each mode, and the same mean by candle ops on padded states.
+//! Pooling: ragged sentences of 4 to 60 tokens and full sequences of 128, H = 768, mean and L2-normalised; the same by
+//! candle's ops on padded states.
 
-use std::hint::black_box;
-use std::time::Duration;
+mod common;
+
+use std::rc::Rc;
 
 use bdhs::ops::pool::{FinalNorm, Mode, Options, Rows, pool, pool_i8};
 use candle_core::{D, DType, Device, Tensor};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use common::{COLD_SETS, Case, FLOATS, Output, rotate, tensor};
 
-const BATCH: usize = 64;
-const TOKENS: usize = 128;
 const HIDDEN: usize = 768;
 
-fn bench(c: &mut Criterion) {
-    let mut group = c.benchmark_group("pool");
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1));
-    let cu: Vec<u32> = (0..=BATCH).map(|b| (b * TOKENS) as u32).collect();
-    let rows = Rows::Packed { cu_seqlens: &cu };
-    let random = Tensor::randn(0f32, 1.0, (BATCH * TOKENS, HIDDEN), &Device::Cpu).unwrap();
-    let weight = Tensor::randn(1f32, 0.1, HIDDEN, &Device::Cpu).unwrap();
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let states = random.to_dtype(dtype).unwrap();
-        group.throughput(Throughput::Bytes(
-            (BATCH * TOKENS * HIDDEN * dtype.size_in_bytes()) as u64,
-        ));
-        for mode in [Mode::Mean, Mode::Max, Mode::WeightedMean] {
-            let options = Options { normalize: true, ..Options::new(mode) };
-            group.bench_function(format!("{mode:?}/{dtype:?}"), |b| {
-                b.iter(|| pool(black_box(&states), rows, &options, None).unwrap());
-            });
-        }
-        let options = Options { normalize: true, ..Options::new(Mode::Mean) };
-        let norm = FinalNorm { residual: Some(&states), weight: &weight, bias: None, eps: 1e-5 };
-        group.bench_function(format!("residual + LayerNorm + Mean/{dtype:?}"), |b| {
-            b.iter(|| pool(black_box(&states), rows, &options, Some(&norm)).unwrap());
-        });
-        group.bench_function(format!("Mean to i8/{dtype:?}"), |b| {
-            b.iter(|| pool_i8(black_box(&states), rows, &options, None).unwrap());
-        });
-        let padded = states.reshape((BATCH, TOKENS, HIDDEN)).unwrap();
-        let mask = Tensor::ones((BATCH, TOKENS, 1), DType::F32, &Device::Cpu).unwrap();
-        group.bench_function(format!("candle ops, masked mean/{dtype:?}"), |b| {
-            b.iter(|| masked_mean(black_box(&padded), &mask));
-        });
+/// Token counts of a batch. `ops.py` has the same two.
+fn lengths(ragged: bool) -> Vec<usize> {
+    if ragged { (0..256).map(|i| 4 + i * 37 % 57).collect() } else { vec![128; 64] }
+}
+
+fn offsets(lengths: &[usize]) -> Vec<u32> {
+    let mut cu = vec![0];
+    lengths.iter().for_each(|&n| cu.push(cu[cu.len() - 1] + n as u32));
+    cu
+}
+
+/// `[B, T, H]` and `[B, T, 1]` of packed states, zeros in the padding.
+fn pad(states: &Tensor, lengths: &[usize]) -> (Tensor, Tensor) {
+    let width = *lengths.iter().max().unwrap();
+    let (mut parts, mut mask, mut row) = (vec![], vec![], 0);
+    for &n in lengths {
+        parts.push(states.narrow(0, row, n).unwrap().pad_with_zeros(0, 0, width - n).unwrap());
+        mask.extend((0..width).map(|i| f32::from(u8::from(i < n))));
+        row += n;
     }
-    group.finish();
+    let mask = Tensor::from_vec(mask, (lengths.len(), width, 1), &Device::Cpu).unwrap();
+    (Tensor::stack(&parts, 0).unwrap(), mask)
 }
 
 /// What an embedding model written with candle's ops does.
-fn masked_mean(padded: &Tensor, mask: &Tensor) -> Tensor {
+fn composed((padded, mask): &(Tensor, Tensor)) -> Tensor {
     let sum = padded.to_dtype(DType::F32).unwrap().broadcast_mul(mask).unwrap().sum(1).unwrap();
     let mean = sum.broadcast_div(&mask.sum(1).unwrap()).unwrap();
     let norm = mean.sqr().unwrap().sum_keepdim(D::Minus1).unwrap().sqrt().unwrap();
     mean.broadcast_div(&norm).unwrap()
 }
 
-criterion_group!(benches, bench);
-criterion_main!(benches);
+fn main() {
+    let mut cases = vec![];
+    for (dtype, name) in FLOATS {
+        for ragged in [true, false] {
+            let lengths = Rc::new(lengths(ragged));
+            let tokens: usize = lengths.iter().sum();
+            let bytes = tokens * HIDDEN * dtype.size_in_bytes() + lengths.len() * HIDDEN * 4;
+            let shape = if ragged { "ragged" } else { "full" };
+            let states = move |set: usize| tensor(set as u64, &[tokens, HIDDEN], dtype);
+            let cu = Rc::new(offsets(&lengths));
+            let own = cu.clone();
+            cases.push(Case::new(format!("pool/mean/{shape}/{name}"), bytes, 0, move || {
+                let cu = own.clone();
+                let options = Options { normalize: true, ..Options::new(Mode::Mean) };
+                rotate((0..COLD_SETS).map(states).collect(), move |states| {
+                    let rows = Rows::Packed { cu_seqlens: &cu };
+                    Output::Tensor(pool(states, rows, &options, None).unwrap())
+                })
+            }));
+            cases.push(Case::new(format!("pool/candle ops/{shape}/{name}"), bytes, 0, move || {
+                let lengths = lengths.clone();
+                let sets = (0..COLD_SETS).map(|s| pad(&states(s), &lengths)).collect();
+                rotate(sets, |set| Output::Tensor(composed(set)))
+            }));
+            if !ragged {
+                cases.extend(others(name, bytes, states, cu));
+            }
+        }
+    }
+    common::main(cases);
+}
+
+/// Other modes, a fused LayerNorm, 8-bit codes.
+fn others(
+    name: &str,
+    bytes: usize,
+    states: impl Fn(usize) -> Tensor + Copy + 'static,
+    cu: Rc<Vec<u32>>,
+) -> Vec<Case> {
+    let mut cases = vec![];
+    for mode in [Mode::Max, Mode::WeightedMean] {
+        let cu = cu.clone();
+        cases.push(Case::new(format!("pool/{mode:?}/full/{name}"), bytes, 0, move || {
+            let (cu, options) = (cu.clone(), Options { normalize: true, ..Options::new(mode) });
+            rotate((0..COLD_SETS).map(states).collect(), move |states| {
+                let rows = Rows::Packed { cu_seqlens: &cu };
+                Output::Tensor(pool(states, rows, &options, None).unwrap())
+            })
+        }));
+    }
+    let options = Options { normalize: true, ..Options::new(Mode::Mean) };
+    let own = cu.clone();
+    cases.push(Case::new(format!("pool/LayerNorm + mean/full/{name}"), bytes, 0, move || {
+        let cu = own.clone();
+        let weight = tensor(7, &[HIDDEN], DType::F32);
+        rotate((0..COLD_SETS).map(states).collect(), move |states| {
+            let norm = FinalNorm { residual: None, weight: &weight, bias: None, eps: 1e-5 };
+            let rows = Rows::Packed { cu_seqlens: &cu };
+            Output::Tensor(pool(states, rows, &options, Some(&norm)).unwrap())
+        })
+    }));
+    cases.push(Case::new(format!("pool/mean to i8/full/{name}"), bytes, 0, move || {
+        let cu = cu.clone();
+        rotate((0..COLD_SETS).map(states).collect(), move |states| {
+            let rows = Rows::Packed { cu_seqlens: &cu };
+            let codes = pool_i8(states, rows, &options, None).unwrap().codes;
+            Output::Numbers(vec![f64::from(codes[0]), codes.len() as f64])
+        })
+    }));
+    cases
+}

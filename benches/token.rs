@@ -1,22 +1,15 @@
 //! Sampling a step of 32 rows, for two vocabulary sizes and the usual settings.
 
-use std::hint::black_box;
-use std::time::Duration;
+mod common;
 
 use bdhs::ops::philox::Draws;
 use bdhs::ops::token::{Params, Row, sample};
-use candle_core::{DType, Device, Tensor};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use candle_core::DType;
+use common::{COLD_SETS, Case, Output, rotate, tensor};
 
 const ROWS: usize = 32;
 
-fn bench(c: &mut Criterion) {
-    let mut group = c.benchmark_group("token");
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1));
-    let history: Vec<u32> = (0..200).collect();
+fn main() {
     let settings = [
         ("greedy", Params::GREEDY),
         ("temperature", Params { temperature: 0.7, ..Params::default() }),
@@ -33,30 +26,40 @@ fn bench(c: &mut Criterion) {
             },
         ),
     ];
+    let mut cases = vec![];
     for vocab in [32_000, 151_936] {
-        // Deviation 2: a distribution about as flat as a model's early tokens.
-        let logits = Tensor::randn(0f32, 2.0, (ROWS, vocab), &Device::Cpu).unwrap();
-        for dtype in [DType::F32, DType::BF16] {
-            let logits = logits.to_dtype(dtype).unwrap();
-            group.throughput(Throughput::Bytes((ROWS * vocab * dtype.size_in_bytes()) as u64));
-            for (name, params) in settings {
-                let rows: Vec<Row> = (0..ROWS as u32)
-                    .map(|sample| Row {
-                        params,
-                        draws: Draws { seed: 1, sample, attempt: 1 },
-                        sentence: 0,
-                        step: 5,
-                        history: &history,
+        for (dtype, name) in [(DType::F32, "f32"), (DType::BF16, "bf16")] {
+            let bytes = ROWS * vocab * dtype.size_in_bytes();
+            for (setting, params) in settings {
+                let case = format!("token/{setting}/{ROWS} x {vocab}/{name}");
+                cases.push(Case::new(case, bytes, 0, move || {
+                    // Values in (-5, 5): about as flat as a model's early tokens.
+                    let logits = |s| {
+                        (tensor(s as u64, &[ROWS, vocab], DType::F32) * 5.0)
+                            .unwrap()
+                            .to_dtype(dtype)
+                            .unwrap()
+                    };
+                    let history: Vec<u32> = (0..200).collect();
+                    rotate((0..COLD_SETS).map(logits).collect(), move |logits| {
+                        let rows: Vec<Row> = (0..ROWS as u32)
+                            .map(|sample| Row {
+                                params,
+                                draws: Draws { seed: 1, sample, attempt: 1 },
+                                sentence: 0,
+                                step: 5,
+                                history: &history,
+                            })
+                            .collect();
+                        let drawn = sample(logits, &rows).unwrap();
+                        Output::Numbers(vec![
+                            f64::from(drawn[0].token),
+                            f64::from(drawn[ROWS - 1].token),
+                        ])
                     })
-                    .collect();
-                group.bench_function(format!("{name}/{vocab}/{dtype:?}"), |b| {
-                    b.iter(|| sample(black_box(&logits), &rows).unwrap());
-                });
+                }));
             }
         }
     }
-    group.finish();
+    common::main(cases);
 }
-
-criterion_group!(benches, bench);
-criterion_main!(benches);

@@ -29,6 +29,7 @@ fn evaluate(expressions: &[String]) -> Option<Vec<u64>> {
         let _ = writeln!(source, "    printf(\"%llu\\n\", (unsigned long long)({expression}));");
     }
     source += "}\n";
+    let runtime = ["fibers.cpp", "launch.cpp", "collectives.cpp", "halves.cpp"];
     let (file, program) = (folder.path().join("layout.cpp"), folder.path().join("layout"));
     std::fs::write(&file, source).unwrap();
     let output = Command::new(&compiler)
@@ -36,7 +37,8 @@ fn evaluate(expressions: &[String]) -> Option<Vec<u64>> {
         .arg(root.join("tests/shim"))
         .arg("-I")
         .arg(root.join("kernels"))
-        .args([&file, &root.join("tests/shim/runtime.cpp")])
+        .arg(&file)
+        .args(runtime.map(|part| root.join("tests/shim").join(part)))
         .arg("-o")
         .arg(&program)
         .output()

@@ -1,5 +1,10 @@
 //! Activations with their bias, and the gated product of Llama's MLP.
 //!
+//! ```text
+//! bias_act    x [.., H] ──► + b [H] ──► f ──► y [.., H]          silu_mul    g [.., H] ──► silu ──┐
+//!             (any leading axes; b is the same for each row)                 u [.., H] ───────────┴─► * ──► y [.., H]
+//! ```
+//!
 //! * `bias_act`: `y = f(x + b)`, x `[.., H]`, b `[H]` or none; `silu_mul`: `y = silu(g) * u`, both `[.., H]`.
 //! * f32, f16, bf16 in and out (operands alike), computed in f32, rounded once at the end.
 //! * Error: GELU within 2e-7 (absolute, or relative to |x| where |x| > 1) of the exact function; the others within 4 ulp.

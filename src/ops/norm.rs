@@ -1,5 +1,12 @@
 //! Layer and RMS normalisation over the last dimension, with the residual addition before it fused in.
 //!
+//! ```text
+//! x         [.., H]  ──┐
+//! add.bias     [H]   ──┼─► sum [.., H] ──► normalise each row of H ──► * weight [H] ──► + bias [H] ──► y [.., H]
+//! residual  [.., H]  ──┘   (f32, not      (f32, two passes)
+//!                           rounded) └──► the new residual stream, rounded: `*_sum` forms only
+//! ```
+//!
 //! * x `[.., H]`; weight, bias `[H]`; residual like x. f32, f16, bf16 in and out (all operands alike).
 //! * With [`Add`] the row normalised is `x + add.bias + add.residual`, formed in f32 and *not* rounded before the
 //!   normalisation; the `*_sum` forms also return that sum (rounded to the dtype), for pre-norm networks.

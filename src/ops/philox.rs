@@ -12,6 +12,13 @@
 //! output   word[index mod 4]
 //! ```
 //!
+//! For example, the words of tokens 0..8 of one mask are two blocks, whoever draws them and in whatever order:
+//!
+//! ```text
+//! counter (0, sample, attempt, tag) ──► w0 w1 w2 w3   tokens 0 1 2 3
+//! counter (1, sample, attempt, tag) ──► w0 w1 w2 w3   tokens 4 5 6 7
+//! ```
+//!
 //! Range: `index < 2^34`, `sentence < 2^24`. Both count things held in memory (tokens, values, sentences of one answer),
 //! so a value past them is a bug in the caller; [`Draws`] panics rather than let two draws share a counter.
 //!

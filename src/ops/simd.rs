@@ -3,6 +3,7 @@
 //! Two paths: AVX2 + FMA + F16C, where half types are widened inside the register, and portable code. Both deal the elements
 //! of a vector to the same lanes and add the lanes in the same order. Sums, maxima and exponentials are equal bit for
 //! bit on both paths; dot products of f32 differ in the last bits (fused against rounded products), within one bound.
+//! Where the CPU has AVX-512, [`dot3`] takes two accumulators in one register, with the bits of the AVX2 path.
 //!
 //! ```text
 //! elements  0..8    8..16   16..24  24..32 | 32..40 ...    four accumulators of eight lanes; a short end is padded with 0
@@ -26,6 +27,13 @@ pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// Eight values are readable at `from`; the CPU has AVX2 and F16C.
     #[cfg(target_arch = "x86_64")]
     unsafe fn load8(from: *const Self) -> __m256;
+
+    /// Sixteen values widened.
+    ///
+    /// # Safety
+    /// Sixteen values are readable at `from`; the CPU has AVX-512F.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load16(from: *const Self) -> __m512;
 }
 
 impl Element for f32 {
@@ -43,6 +51,12 @@ impl Element for f32 {
         // SAFETY: the caller's.
         unsafe { _mm256_loadu_ps(from) }
     }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(from: *const Self) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { _mm512_loadu_ps(from) }
+    }
 }
 
 impl Element for f16 {
@@ -59,6 +73,12 @@ impl Element for f16 {
     unsafe fn load8(from: *const Self) -> __m256 {
         // SAFETY: the caller's.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(from: *const Self) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }
 }
 
@@ -78,6 +98,15 @@ impl Element for bf16 {
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(from: *const Self) -> __m512 {
+        // SAFETY: the caller's; as above.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
     }
 }
@@ -160,6 +189,10 @@ pub(crate) fn dot3<T: Element>(a: &[T], b: &[T]) -> [f32; 3] {
     let b = &b[..a.len()];
     #[cfg(target_arch = "x86_64")]
     if vectorised() {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the features were detected.
+            return unsafe { avx::dot3_wide(a, b) };
+        }
         // SAFETY: the features were detected.
         return unsafe { avx::dot3(a, b) };
     }
@@ -399,159 +432,8 @@ mod portable {
     }
 }
 
-/// AVX2, FMA and F16C. Every function: the CPU has these features, and the slices are of one length.
 #[cfg(target_arch = "x86_64")]
-mod avx {
-    use super::{CHAINS, Element, join, padded};
-    use std::arch::x86_64::*;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn total(acc: [__m256; CHAINS]) -> f32 {
-        let mut lanes = [[0f32; 8]; CHAINS];
-        for (lanes, acc) in lanes.iter_mut().zip(acc) {
-            // SAFETY: eight floats fit.
-            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), acc) };
-        }
-        join(lanes)
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn dot<T: Element>(a: &[T], b: &[T]) -> f32 {
-        // SAFETY: every load is of eight values inside the slice or the padded copy.
-        unsafe {
-            let mut acc = [_mm256_setzero_ps(); CHAINS];
-            let (pa, pb) = (a.as_ptr(), b.as_ptr());
-            let groups = a.len() / 8;
-            let mut g = 0;
-            while g + CHAINS <= groups {
-                for (c, acc) in acc.iter_mut().enumerate() {
-                    let at = (g + c) * 8;
-                    *acc = _mm256_fmadd_ps(T::load8(pa.add(at)), T::load8(pb.add(at)), *acc);
-                }
-                g += CHAINS;
-            }
-            while g < groups {
-                let c = g % CHAINS;
-                acc[c] = _mm256_fmadd_ps(T::load8(pa.add(g * 8)), T::load8(pb.add(g * 8)), acc[c]);
-                g += 1;
-            }
-            if !a.len().is_multiple_of(8) {
-                let (x, y) = (padded(&a[groups * 8..]), padded(&b[groups * 8..]));
-                let c = groups % CHAINS;
-                acc[c] = _mm256_fmadd_ps(T::load8(x.as_ptr()), T::load8(y.as_ptr()), acc[c]);
-            }
-            total(acc)
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn dot3<T: Element>(a: &[T], b: &[T]) -> [f32; 3] {
-        // SAFETY: every load is of eight values inside the slice or the padded copy.
-        unsafe {
-            let mut ab = [_mm256_setzero_ps(); CHAINS];
-            let mut aa = ab;
-            let mut bb = ab;
-            let (pa, pb) = (a.as_ptr(), b.as_ptr());
-            let groups = a.len() / 8;
-            let mut g = 0;
-            while g + CHAINS <= groups {
-                for c in 0..CHAINS {
-                    let (x, y) = (T::load8(pa.add((g + c) * 8)), T::load8(pb.add((g + c) * 8)));
-                    ab[c] = _mm256_fmadd_ps(x, y, ab[c]);
-                    aa[c] = _mm256_fmadd_ps(x, x, aa[c]);
-                    bb[c] = _mm256_fmadd_ps(y, y, bb[c]);
-                }
-                g += CHAINS;
-            }
-            while g * 8 < a.len() {
-                let (x, y) = if g < groups {
-                    (T::load8(pa.add(g * 8)), T::load8(pb.add(g * 8)))
-                } else {
-                    let (x, y) = (padded(&a[g * 8..]), padded(&b[g * 8..]));
-                    (T::load8(x.as_ptr()), T::load8(y.as_ptr()))
-                };
-                let c = g % CHAINS;
-                ab[c] = _mm256_fmadd_ps(x, y, ab[c]);
-                aa[c] = _mm256_fmadd_ps(x, x, aa[c]);
-                bb[c] = _mm256_fmadd_ps(y, y, bb[c]);
-                g += 1;
-            }
-            [total(ab), total(aa), total(bb)]
-        }
-    }
-
-    /// Walks `x` in groups of eight beside `acc`: acc = step(acc, x).
-    #[inline(always)]
-    unsafe fn zip8<T: Element>(acc: &mut [f32], x: &[T], step: impl Fn(__m256, __m256) -> __m256) {
-        // SAFETY: every load and store is of eight values inside the slices or the padded copies.
-        unsafe {
-            let whole = x.len() / 8 * 8;
-            for at in (0..whole).step_by(8) {
-                let to = acc.as_mut_ptr().add(at);
-                _mm256_storeu_ps(to, step(_mm256_loadu_ps(to), T::load8(x.as_ptr().add(at))));
-            }
-            if whole < x.len() {
-                let mut rest = padded(&acc[whole..]);
-                let values = padded(&x[whole..]);
-                let to = rest.as_mut_ptr();
-                _mm256_storeu_ps(to, step(_mm256_loadu_ps(to), T::load8(values.as_ptr())));
-                let left = acc.len() - whole;
-                acc[whole..].copy_from_slice(&rest[..left]);
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn add_scaled<T: Element>(acc: &mut [f32], x: &[T], scale: f32) {
-        let scale = _mm256_set1_ps(scale);
-        // SAFETY: the caller's.
-        unsafe { zip8(acc, x, |acc, x| _mm256_add_ps(acc, _mm256_mul_ps(scale, x))) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn add_scaled4<T: Element>(
-        acc: &mut [f32],
-        rows: [&[T]; 4],
-        scales: [f32; 4],
-    ) {
-        let whole = acc.len() / 8 * 8;
-        let wide = scales.map(|s| _mm256_set1_ps(s));
-        for at in (0..whole).step_by(8) {
-            // SAFETY: eight values from `at` are inside `acc` and every row.
-            unsafe {
-                let to = acc.as_mut_ptr().add(at);
-                let mut sum = _mm256_loadu_ps(to);
-                for (row, scale) in rows.iter().zip(wide) {
-                    sum = _mm256_add_ps(sum, _mm256_mul_ps(scale, T::load8(row.as_ptr().add(at))));
-                }
-                _mm256_storeu_ps(to, sum);
-            }
-        }
-        for (row, scale) in rows.iter().zip(scales) {
-            super::portable::add_scaled(&mut acc[whole..], &row[whole..], scale);
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn max_into<T: Element>(acc: &mut [f32], x: &[T]) {
-        let step = |acc, x| {
-            let keep = _mm256_or_ps(
-                _mm256_cmp_ps::<_CMP_GT_OQ>(acc, x),
-                _mm256_cmp_ps::<_CMP_UNORD_Q>(acc, acc),
-            );
-            _mm256_blendv_ps(x, acc, keep)
-        };
-        // SAFETY: the caller's.
-        unsafe { zip8(acc, x, step) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn widen<T: Element>(x: &[T], out: &mut [f32]) {
-        // SAFETY: the caller's.
-        unsafe { zip8(out, x, |_, x| x) }
-    }
-}
+mod avx;
 
 #[cfg(test)]
 mod tests;

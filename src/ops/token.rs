@@ -1,5 +1,13 @@
 //! Batched token sampling: one token and its log-probability per row of logits.
 //!
+//! ```text
+//! logits [R, V]              token   0    1    2    3    4    5    6      (one row)
+//!   row 0  params, draws     weight  .01  .30  .05  .20  .02  .40  .02
+//!   row 1  params, draws     top-k, top-p, min-p leave   1         3         5
+//!   ...                      running mass                [.30      [.50      [.90     W = .90
+//!                            u W = .42, u in (0, 1)               ^ token 3 is drawn, log-probability ln(.20 / .90)
+//! ```
+//!
 //! # Order
 //! As Hugging Face `generate`: repetition penalty, temperature, top-k, top-p, min-p. All of a row's settings are its own
 //! ([`Params`]).

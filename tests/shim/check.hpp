@@ -23,12 +23,7 @@ namespace check {
 
 struct Rng {
     uint64_t state;
-    uint64_t next() {
-        uint64_t z = (state += 0x9E3779B97F4A7C15ull);
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-        return z ^ (z >> 31);
-    }
+    uint64_t next() { return shim::split_mix(state); }
     uint64_t below(uint64_t n) { return next() % n; }
     int64_t range(int64_t low, int64_t high) { return low + (int64_t)below((uint64_t)(high - low + 1)); }
     double uniform() { return (double)(next() >> 11) * 0x1p-53; }
@@ -144,13 +139,5 @@ private:
     unsigned char* map_;
     V* data_;
 };
-
-// The number of cases to run: the first argument, or `otherwise`.
-inline uint64_t cases_from(int argc, char** argv, uint64_t otherwise) {
-    return argc > 1 ? strtoull(argv[1], nullptr, 10) : otherwise;
-}
-inline uint64_t seed_from(int argc, char** argv) {
-    return argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
-}
 
 }  // namespace check

@@ -1,5 +1,6 @@
 // Runs kernels/cosine.cu against long-double cosines: scores within the stated bounds, decisions equal except
 // within 1e-12 of a threshold.
+#include "driver.hpp"
 #include "floats.hpp"
 
 #include "cosine.cu"
@@ -96,6 +97,29 @@ double tile_bound(int64_t padded_d, bool f32, uint32_t products) {
 
 // ---- rows ----
 
+// One launch of the kernel and what it wrote.
+template <class T> struct Rows {
+    Buffer<float> scores;
+    Buffer<uint32_t> first;
+    Buffer<unsigned long long> tally;
+
+    // No groups: candidate i to reference i.
+    Rows(Rng& rng, const Matrix<T>& x, const Matrix<T>& y, const std::vector<uint32_t>& groups,
+         const std::vector<double>& thresholds)
+        : scores(x.count), first(std::vector<uint32_t>(y.count * thresholds.size(), ~0u)),
+          tally(std::vector<unsigned long long>{0, 0}) {
+        const Buffer<typename T::storage> xs(x.values, x.misalign), ys(y.values, y.misalign);
+        const Buffer<uint32_t> offsets(groups);
+        const Buffer<double> limits(thresholds);
+        const CosineRowsArgs args = {xs.data(), ys.data(), groups.empty() ? nullptr : offsets.data(), limits.data(),
+                                     scores.data(), first.data(), tally.data(), x.count, y.count, x.d, x.stride, y.stride,
+                                     row_bound(x.d, T::VEC), (uint32_t)thresholds.size(), x.aligned() && y.aligned()};
+        shim::launch({(unsigned)rng.range(1, 3)}, {COSINE_ROW_THREADS}, {rng.next()}, [&] {
+            check::kernel_for<T>(cosine_rows_f32, cosine_rows_f16, cosine_rows_bf16)(args);
+        });
+    }
+};
+
 template <class T> void rows_case(Suite& suite, Rng& rng) {
     const bool grouped = rng.chance(0.6);
     suite.begin(check::text("rows, %s%s", check::dtype_name<T>(), grouped ? ", grouped" : ""));
@@ -105,26 +129,13 @@ template <class T> void rows_case(Suite& suite, Rng& rng) {
     for (uint64_t r = 0; r < references; ++r) groups.push_back(groups[r] + (grouped ? (uint32_t)rng.below(4) : 1));
     const Matrix<T> y = random_matrix<T>(rng, references, d), x = random_matrix<T>(rng, groups.back(), d, &y);
     const std::vector<double> thresholds = random_thresholds(rng, x, y, 4);
-    const Buffer<typename T::storage> xs(x.values, x.misalign), ys(y.values, y.misalign);
-    const Buffer<uint32_t> offsets(groups);
-    const Buffer<double> limits(thresholds);
-    Buffer<float> scores(x.count);
-    Buffer<uint32_t> first(std::vector<uint32_t>(references * thresholds.size(), ~0u));
-    Buffer<unsigned long long> tally(std::vector<unsigned long long>{0, 0});
     const double bound = row_bound(d, T::VEC);
-    const CosineRowsArgs args = {xs.data(), ys.data(), grouped ? offsets.data() : nullptr, limits.data(), scores.data(),
-                                 first.data(), tally.data(), x.count, references, d, x.stride, y.stride, bound,
-                                 (uint32_t)thresholds.size(), x.aligned() && y.aligned()};
-    shim::launch({(unsigned)rng.range(1, 3)}, {COSINE_ROW_THREADS}, {rng.next()}, [&] {
-        if constexpr (T::VEC == 4) cosine_rows_f32(args);
-        else if constexpr (T::IS_BF16) cosine_rows_bf16(args);
-        else cosine_rows_f16(args);
-    });
+    const Rows<T> run(rng, x, y, grouped ? groups : std::vector<uint32_t>{}, thresholds);
     uint64_t nans = 0;
     for (uint64_t r = 0; r < references; ++r) {
         for (size_t t = 0; t < thresholds.size(); ++t) {
             // The first surely below, unless an earlier one lies within 1e-12 of the threshold.
-            const uint32_t seen = first[r * thresholds.size() + t];
+            const uint32_t seen = run.first[r * thresholds.size() + t];
             bool fine = seen == ~0u;
             for (uint32_t k = groups[r]; k < groups[r + 1]; ++k) {
                 const double c = reference(x, k, y, r);
@@ -141,12 +152,12 @@ template <class T> void rows_case(Suite& suite, Rng& rng) {
         for (uint32_t k = groups[r]; k < groups[r + 1]; ++k) {
             const double c = reference(x, k, y, r);
             nans += c != c;
-            if (!check::close(scores[k], c, bound, 0x1p-23) || fabs(scores[k]) > 1)
-                suite.fail(check::text("candidate %d, d %d: %.9g, expected %.9g", (int)k, (int)d, scores[k], c));
+            if (!check::close(run.scores[k], c, bound, 0x1p-23) || fabs(run.scores[k]) > 1)
+                suite.fail(check::text("candidate %d, d %d: %.9g, expected %.9g", (int)k, (int)d, run.scores[k], c));
         }
     }
-    if (tally[0] != nans) suite.fail("another number of NaN scores");
-    rechecked_pairs += tally[1];
+    if (run.tally[0] != nans) suite.fail("another number of NaN scores");
+    rechecked_pairs += run.tally[1];
 }
 
 // ---- tiles ----
@@ -168,9 +179,7 @@ template <class T> struct Prepared {
         const CosinePrepareArgs args = {rows.data(), high.data(), T::VEC == 4 ? low.data() : nullptr, scale.data(), nan.data(),
                                         tally.data(), m.count, padded, m.d, padded_d, m.stride};
         shim::launch({(unsigned)rng.range(1, 3)}, {COSINE_ROW_THREADS}, {rng.next()}, [&] {
-            if constexpr (T::VEC == 4) cosine_prepare_f32(args);
-            else if constexpr (T::IS_BF16) cosine_prepare_bf16(args);
-            else cosine_prepare_f16(args);
+            check::kernel_for<T>(cosine_prepare_f32, cosine_prepare_f16, cosine_prepare_bf16)(args);
         });
         uint64_t nans = 0;
         for (uint64_t i = 0; i < m.count; ++i) {
@@ -359,9 +368,7 @@ template <class T> void top_k_case(Suite& suite, Rng& rng) {
     const TopKArgs args = {scores.data(), as.data(), bs.data(), candidate.data(), exact.data(), best.data(), index.data(),
                            rechecked.data(), 0, b.count, k, d, a.stride, b.stride, 2 * bound + 1e-6};
     shim::launch({(unsigned)a.count}, {TOP_K_THREADS}, {rng.next()}, [&] {
-        if constexpr (T::VEC == 4) cosine_top_k_f32(args);
-        else if constexpr (T::IS_BF16) cosine_top_k_bf16(args);
-        else cosine_top_k_f16(args);
+        check::kernel_for<T>(cosine_top_k_f32, cosine_top_k_f16, cosine_top_k_bf16)(args);
     });
     for (uint64_t i = 0; i < a.count; ++i) {
         std::vector<double> cosine(b.count);
@@ -464,20 +471,38 @@ template <class T> void any_case(Suite& suite, Rng& rng) {
     else if constexpr (T::VEC == 8) mma_case<T>(suite, rng);
 }
 
+template <class T> Matrix<T> read_matrix(check::Reader& in, int64_t d) {
+    Matrix<T> m{0, d, d, 0, in.array<typename T::storage>()};
+    m.count = m.values.size() / d;
+    return m;
+}
+
+// Of `rows`: dtype, D, candidates, references, offsets of the groups (none: one to one), thresholds.
+void replay(Suite&, Rng& rng, check::Reader& in, check::Writer& out) {
+    check::with_dtype(in.value<uint64_t>(), [&](auto type) {
+        using T = decltype(type);
+        const int64_t d = in.value<int64_t>();
+        const Matrix<T> x = read_matrix<T>(in, d), y = read_matrix<T>(in, d);
+        const std::vector<uint32_t> groups = in.array<uint32_t>();
+        const Rows<T> run(rng, x, y, groups, in.array<double>());
+        out.array(run.scores);
+        out.array(run.first);
+        out.array(run.tally);
+    });
+}
+
+void random_case(Suite& suite, Rng& rng) {
+    check::with_dtype(rng.below(3), [&](auto type) { any_case<decltype(type)>(suite, rng); });
+}
+
+void first_cases(Suite& suite, Rng& rng, uint64_t) { far_case(suite, rng); }
+
+void report(const Suite&) {
+    printf("  decisions compared %llu, pairs computed in f64 %llu\n", (unsigned long long)decisions, (unsigned long long)rechecked_pairs);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    const uint64_t cases = check::cases_from(argc, argv, 5000), seed = check::seed_from(argc, argv);
-    Suite suite{"cosine", seed};
-    Rng rng{seed};
-    far_case(suite, rng);
-    while (suite.cases < cases) {
-        switch (rng.below(3)) {
-            case 0: any_case<F32>(suite, rng); break;
-            case 1: any_case<F16>(suite, rng); break;
-            default: any_case<BF16>(suite, rng);
-        }
-    }
-    suite.report();
-    printf("  decisions compared %llu, pairs computed in f64 %llu\n", (unsigned long long)decisions, (unsigned long long)rechecked_pairs);
+    return check::run({"cosine", 5000, first_cases, random_case, report, replay}, argc, argv);
 }

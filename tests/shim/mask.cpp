@@ -1,5 +1,6 @@
 // Runs kernels/mask.cu against a plain reference: same kept indices, same bits.
-#include "check.hpp"
+#include "driver.hpp"
+#include "philox.hpp"
 
 #include "mask.cu"
 
@@ -8,19 +9,8 @@ using namespace bdhs;
 
 namespace {
 
-// Philox4x32-10 written a second time, from the paper's definition.
 uint32_t reference_word(const MaskRow& row, uint64_t index) {
-    uint32_t c[4] = {(uint32_t)(index / 4), row.sample, row.attempt, row.sentence};
-    uint32_t k[2] = {(uint32_t)row.seed, (uint32_t)(row.seed >> 32)};
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t p0 = (uint64_t)0xD2511F53 * c[0], p1 = (uint64_t)0xCD9E8D57 * c[2];
-        const uint32_t n[4] = {(uint32_t)(p1 >> 32) ^ c[1] ^ k[0], (uint32_t)p1,
-                               (uint32_t)(p0 >> 32) ^ c[3] ^ k[1], (uint32_t)p0};
-        memcpy(c, n, sizeof c);
-        k[0] += 0x9E3779B9;
-        k[1] += 0xBB67AE85;
-    }
-    return c[index % 4];
+    return check::philox_word(row.seed, row.sample, row.attempt, row.sentence, index);
 }
 
 struct Case {
@@ -28,6 +18,37 @@ struct Case {
     std::vector<MaskRow> rows;
     std::vector<MaskGrid> grids;
 };
+
+// One launch of the kernel and what it wrote: `kept` indices, `words` of bitmask.
+struct Drawn {
+    Buffer<uint32_t> index, mask;
+
+    Drawn(const Case& c, uint64_t kept, uint64_t words, bool indices, bool bits, uint64_t seed) : index(kept), mask(words) {
+        const Buffer<MaskRow> rows(c.rows);
+        const Buffer<MaskGrid> grids(c.grids);
+        MaskArgs args = c.args;
+        args.rows = rows.data();
+        args.grids = grids.data();
+        args.indices = indices ? index.data() : nullptr;
+        args.bitmask = bits ? mask.data() : nullptr;
+        args.row_count = (uint32_t)c.rows.size();
+        if (!c.rows.empty()) shim::launch({(unsigned)c.rows.size()}, {MASK_THREADS}, {seed}, [&] { mask_draw(args); });
+    }
+};
+
+// What the launch derives from rho.
+void set_rho(Case& c, double rho) {
+    c.args.bar = (uint64_t)ceil(rho * 4294967296.0);
+    for (MaskRow& row : c.rows) {
+        row.drawn = row.tokens;
+        if (c.args.exempt_newlines) {
+            row.drawn = 0;
+            for (uint32_t g = row.first_grid; g < row.first_grid + row.grids; ++g)
+                row.drawn += c.grids[g].rows * c.grids[g].cols;
+        }
+        row.keep = (uint32_t)llround(row.drawn - rho * row.drawn);
+    }
+}
 
 std::vector<uint32_t> reference_row(const Case& c, const MaskRow& row) {
     std::vector<uint32_t> word(row.tokens), kept;
@@ -81,7 +102,6 @@ Case make_case(check::Rng& rng) {
     c.args.exempt_newlines = (uint32_t)rng.below(2);
     c.args.block = (uint32_t)rng.range(1, 5);
     const double rho = rng.pick({0.0, 1.0, 0.99, 0.5, rng.uniform()});
-    c.args.bar = (uint64_t)ceil(rho * 4294967296.0);
     for (int64_t n = rng.range(0, 4); n > 0; --n) {
         MaskRow row = {};
         row.seed = rng.next();
@@ -93,16 +113,9 @@ Case make_case(check::Rng& rng) {
         } else {
             row.tokens = (uint32_t)rng.pick<uint64_t>({0, 1, 31, 32, 33, 1024, 1025, rng.below(3200)});
         }
-        uint32_t drawn = row.tokens;
-        if (c.args.exempt_newlines) {
-            drawn = 0;
-            for (uint32_t g = row.first_grid; g < row.first_grid + row.grids; ++g)
-                drawn += c.grids[g].rows * c.grids[g].cols;
-        }
-        row.drawn = drawn;
-        row.keep = (uint32_t)llround(drawn - rho * drawn);
         c.rows.push_back(row);
     }
+    set_rho(c, rho);
     return c;
 }
 
@@ -163,27 +176,18 @@ void draw_case(check::Suite& suite, check::Rng& rng) {
         kept += expected.back().size();
         words += (row.tokens + 31) / 32;
     }
-    Buffer<MaskRow> rows(c.rows);
-    Buffer<MaskGrid> grids(c.grids);
-    Buffer<uint32_t> index(kept), mask(words);
-    c.args.rows = rows.data();
-    c.args.grids = grids.data();
-    c.args.indices = indices ? index.data() : nullptr;
-    c.args.bitmask = bits ? mask.data() : nullptr;
-    c.args.row_count = (uint32_t)c.rows.size();
-    if (!c.rows.empty())
-        shim::launch({(unsigned)c.rows.size()}, {MASK_THREADS}, {rng.next()}, [&] { mask_draw(c.args); });
+    const Drawn drawn(c, kept, words, indices, bits, rng.next());
     for (size_t r = 0; r < c.rows.size(); ++r) {
         const MaskRow& row = c.rows[r];
         std::vector<uint32_t> word((row.tokens + 31) / 32, 0);
         for (size_t i = 0; i < expected[r].size(); ++i) {
-            if (indices && index[row.index_start + i] != expected[r][i])
-                suite.fail(check::text("row %zu, kept %zu is %u, expected %u", r, i, index[row.index_start + i], expected[r][i]));
+            if (indices && drawn.index[row.index_start + i] != expected[r][i])
+                suite.fail(check::text("row %zu, kept %zu is %u, expected %u", r, i, drawn.index[row.index_start + i], expected[r][i]));
             word[expected[r][i] / 32] |= 1u << (expected[r][i] % 32);
         }
         for (size_t i = 0; bits && i < word.size(); ++i)
-            if (mask[row.word_start + i] != word[i])
-                suite.fail(check::text("row %zu, word %zu is %08x, expected %08x", r, i, mask[row.word_start + i], word[i]));
+            if (drawn.mask[row.word_start + i] != word[i])
+                suite.fail(check::text("row %zu, word %zu is %08x, expected %08x", r, i, drawn.mask[row.word_start + i], word[i]));
     }
 }
 
@@ -237,18 +241,33 @@ void far_pack_case(check::Suite& suite, check::Rng& rng) {
     if (memcmp(out.data(), last, row_bytes)) suite.fail("the last row differs from its source");
 }
 
+// Of one call: law, block, whether newlines are exempt, rho, kept indices, words of bitmask, rows, grids.
+void replay(check::Suite&, check::Rng& rng, check::Reader& in, check::Writer& out) {
+    Case c;
+    c.args.law = (uint32_t)in.value<uint64_t>();
+    c.args.block = (uint32_t)in.value<uint64_t>();
+    c.args.exempt_newlines = (uint32_t)in.value<uint64_t>();
+    const double rho = in.value<double>();
+    const uint64_t kept = in.value<uint64_t>(), words = in.value<uint64_t>();
+    c.rows = in.array<MaskRow>();
+    c.grids = in.array<MaskGrid>();
+    set_rho(c, rho);
+    const Drawn drawn(c, kept, words, true, true, rng.next());
+    out.array(drawn.index);
+    out.array(drawn.mask);
+}
+
+void random_case(check::Suite& suite, check::Rng& rng) {
+    const uint64_t kind = rng.below(10);
+    if (kind < 6) draw_case(suite, rng);
+    else if (kind < 8) pack_case(suite, rng);
+    else tie_case(suite, rng);
+}
+
+void first_cases(check::Suite& suite, check::Rng& rng, uint64_t) { far_pack_case(suite, rng); }
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    const uint64_t cases = check::cases_from(argc, argv, 6000), seed = check::seed_from(argc, argv);
-    check::Suite suite{"mask", seed};
-    check::Rng rng{seed};
-    far_pack_case(suite, rng);
-    while (suite.cases < cases) {
-        const uint64_t kind = rng.below(10);
-        if (kind < 6) draw_case(suite, rng);
-        else if (kind < 8) pack_case(suite, rng);
-        else tie_case(suite, rng);
-    }
-    suite.report();
+    return check::run({"mask", 6000, first_cases, random_case, nullptr, replay}, argc, argv);
 }

@@ -1,5 +1,6 @@
 // Runs kernels/pool.cu against float64, and bit for bit against the documented order of additions
 // in f32 where no LayerNorm or normalisation follows.
+#include "driver.hpp"
 #include "floats.hpp"
 
 #include "pool.cu"
@@ -28,6 +29,18 @@ struct Layout {
     uint64_t total = 0;                        // rows of the states
 
     uint64_t batch() const { return rows.size(); }
+
+    // Fills what follows from `padded`, `width`, and `cu` or `mask`.
+    void index(uint64_t batch) {
+        for (uint64_t b = 0; b < batch; ++b) {
+            std::vector<uint64_t> own;
+            for (uint64_t i = padded ? b * width : cu[b]; i < (padded ? (b + 1) * width : cu[b + 1]); ++i)
+                if (!padded || mask[i]) own.push_back(i);
+            lengths.push_back((uint32_t)own.size());
+            rows.push_back(own);
+        }
+        total = padded ? batch * width : cu[batch];
+    }
 };
 
 Layout random_layout(Rng& rng) {
@@ -43,20 +56,11 @@ Layout random_layout(Rng& rng) {
     l.mask.assign(batch * l.width, 0);
     const uint64_t style = rng.below(3);  // right padding, left padding, holes
     for (uint64_t b = 0; b < batch; ++b) {
-        std::vector<uint64_t> rows;
-        for (uint64_t i = 0; i < (l.padded ? l.width : n[b]); ++i) {
-            if (!l.padded) rows.push_back(l.cu[b] + i);
-            const bool marked = style == 0 ? i < n[b] : style == 1 ? i >= l.width - n[b] : rng.chance(0.7);
-            if (l.padded && marked) {
-                rows.push_back(b * l.width + i);
-                l.mask[b * l.width + i] = 1;
-            }
-        }
-        l.lengths.push_back((uint32_t)rows.size());
         l.cu.push_back(l.cu[b] + (uint32_t)n[b]);
-        l.rows.push_back(rows);
+        for (uint64_t i = 0; i < l.width; ++i)
+            l.mask[b * l.width + i] = style == 0 ? i < n[b] : style == 1 ? i >= l.width - n[b] : rng.chance(0.7);
     }
-    l.total = l.padded ? batch * l.width : l.cu[batch];
+    l.index(batch);
     return l;
 }
 
@@ -245,9 +249,7 @@ template <class T> void launch_pool(Case<T>& c, PoolRows rows, void* out, uint32
     a.tickets = tickets.data();
     if (a.batch == 0) return;
     shim::launch({a.batch * a.groups}, {a.columns * a.parts_per_block}, {rng.next()}, [&] {
-        if constexpr (sizeof(typename T::storage) == 4) pool_f32(a);
-        else if constexpr (T::IS_BF16) pool_bf16(a);
-        else pool_f16(a);
+        check::kernel_for<T>(pool_f32, pool_f16, pool_bf16)(a);
     });
 }
 
@@ -323,9 +325,7 @@ template <class T> void backward_case(Suite& suite, Rng& rng) {
                             a.hidden, a.dim, a.state_stride, a.batch, a.mode, normalize, chunks};
     if (a.batch)
         shim::launch({a.batch * chunks}, {POOL_GRAD_THREADS}, {rng.next()}, [&] {
-            if constexpr (sizeof(S) == 4) pool_grad_f32(g);
-            else if constexpr (T::IS_BF16) pool_grad_bf16(g);
-            else pool_grad_f16(g);
+            check::kernel_for<T>(pool_grad_f32, pool_grad_f16, pool_grad_bf16)(g);
         });
     std::vector<double> want(out.size(), 0.0);
     for (uint64_t b = 0; b < a.batch; ++b) {
@@ -400,19 +400,47 @@ template <class T> void any_case(Suite& suite, Rng& rng) {
     else backward_case<T>(suite, rng);
 }
 
+// Forward: dtypes, shape, options, then the arrays.
+void replay(Suite& suite, Rng& rng, check::Reader& in, check::Writer& out) {
+    check::with_dtype(in.value<uint64_t>(), [&](auto type) {
+        using T = decltype(type);
+        Case<T> c;
+        PoolArgs& a = c.args;
+        a.out_dtype = (uint32_t)in.value<uint64_t>();
+        a.mode = (uint32_t)in.value<uint64_t>();
+        a.normalize = (uint32_t)in.value<uint64_t>();
+        a.batch = (uint32_t)in.value<uint64_t>();
+        a.hidden = a.state_stride = in.value<int64_t>();
+        a.dim = in.value<int64_t>();
+        a.eps = (float)in.value<double>();
+        c.layout.width = in.value<uint64_t>();
+        c.layout.cu = in.array<uint32_t>();
+        c.layout.mask = in.array<uint8_t>();
+        c.layout.padded = c.layout.cu.empty();
+        c.layout.index(a.batch);
+        c.states = in.array<typename T::storage>();
+        c.weight = in.array<float>();
+        c.bias = in.array<float>();
+        const auto residual = in.array<typename T::storage>();
+        for (auto x : residual) c.residual.push_back(T::decode(x));
+        c.residual_dtype = sizeof(typename T::storage) == 4 ? DTYPE_F32 : T::IS_BF16 ? DTYPE_BF16 : DTYPE_F16;
+        c.misalign = rng.chance(0.2) ? 1 : 0;
+        a.aligned = c.misalign == 0 && a.state_stride * sizeof(typename T::storage) % 16 == 0;
+        DeviceRows device(suite, rng, c.layout);
+        Buffer<uint8_t> pooled(a.batch * a.dim * (a.out_dtype == DTYPE_F32 ? 4 : a.out_dtype == DTYPE_I8 ? 1 : 2));
+        launch_pool(c, device.rows, pooled.data(), (uint32_t)rng.range(1, 6), rng);
+        out.array(pooled);
+    });
+}
+
+void random_any(Suite& suite, Rng& rng) {
+    check::with_dtype(rng.below(3), [&](auto type) { any_case<decltype(type)>(suite, rng); });
+}
+
+void first_cases(Suite& suite, Rng& rng, uint64_t) { far_case(suite, rng); }
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    const uint64_t cases = check::cases_from(argc, argv, 5000), seed = check::seed_from(argc, argv);
-    Suite suite{"pool", seed};
-    Rng rng{seed};
-    far_case(suite, rng);
-    while (suite.cases < cases) {
-        switch (rng.below(3)) {
-            case 0: any_case<F32>(suite, rng); break;
-            case 1: any_case<F16>(suite, rng); break;
-            default: any_case<BF16>(suite, rng);
-        }
-    }
-    suite.report();
+    return check::run({"pool", 5000, first_cases, random_any, nullptr, replay}, argc, argv);
 }

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <type_traits>
 
 namespace shim {
 
@@ -50,6 +51,14 @@ unsigned ballot(unsigned mask, bool predicate);
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16);
 
 [[noreturn]] void die(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// SplitMix64: steps the state, returns 64 random bits.
+inline uint64_t split_mix(uint64_t& state) {
+    uint64_t z = (state += 0x9E3779B97F4A7C15ull);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
 
 template <class V> uint64_t to_bits(V v) {
     static_assert(sizeof(V) <= 8, "shuffles move at most 8 bytes");

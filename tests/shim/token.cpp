@@ -1,6 +1,8 @@
 // Runs kernels/token.cu against a float64 reference of the contract in src/ops/token.rs: the same
 // token, unless the draw or a filter lies within 1e-6 of a boundary, which is counted.
+#include "driver.hpp"
 #include "floats.hpp"
+#include "philox.hpp"
 
 #include "token.cu"
 
@@ -10,17 +12,7 @@ using namespace bdhs;
 namespace {
 
 uint32_t reference_word(const TokenRow& row) {
-    uint32_t c[4] = {(uint32_t)(row.step / 4), row.sample, row.attempt, 3u << 24 | row.sentence};
-    uint32_t k[2] = {(uint32_t)row.seed, (uint32_t)(row.seed >> 32)};
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t p0 = (uint64_t)0xD2511F53 * c[0], p1 = (uint64_t)0xCD9E8D57 * c[2];
-        const uint32_t n[4] = {(uint32_t)(p1 >> 32) ^ c[1] ^ k[0], (uint32_t)p1,
-                               (uint32_t)(p0 >> 32) ^ c[3] ^ k[1], (uint32_t)p0};
-        memcpy(c, n, sizeof c);
-        k[0] += 0x9E3779B9;
-        k[1] += 0xBB67AE85;
-    }
-    return c[row.step % 4];
+    return check::philox_word(row.seed, row.sample, row.attempt, 3u << 24 | row.sentence, row.step);
 }
 
 struct Expected {
@@ -162,9 +154,7 @@ template <class T> struct Outcome {
         const TokenArgs args = {logits.data(), rows.data(), history.data(), bits.data(), token.data(),
                                 log_prob.data(), status.data(), c.stride, c.vocab, aligned};
         shim::launch({(unsigned)c.rows.size()}, {TOKEN_THREADS}, {seed}, [&] {
-            if constexpr (sizeof(typename T::storage) == 4) token_sample_f32(args);
-            else if constexpr (T::IS_BF16) token_sample_bf16(args);
-            else token_sample_f16(args);
+            check::kernel_for<T>(token_sample_f32, token_sample_f16, token_sample_bf16)(args);
         });
     }
 };
@@ -242,22 +232,41 @@ void frequency_case(check::Suite& suite, check::Rng& rng) {
     if (chi > 33.1) suite.fail(check::text("chi-square %g over 10 degrees of freedom", chi));  // p = 0.00025
 }
 
-}  // namespace
+// Of one call: dtype, vocabulary, rows, logits, history.
+void replay(check::Suite&, check::Rng& rng, check::Reader& in, check::Writer& out) {
+    check::with_dtype(in.value<uint64_t>(), [&](auto type) {
+        using T = decltype(type);
+        Case<T> c;
+        c.vocab = (uint32_t)in.value<uint64_t>();
+        c.stride = c.vocab;
+        c.misalign = rng.chance(0.2) ? 1 : 0;
+        c.rows = in.array<TokenRow>();
+        c.logits = in.array<typename T::storage>();
+        c.history = in.array<uint32_t>();
+        Outcome<T> result{{c.rows.size()}, {c.rows.size()}, {c.rows.size()}};
+        result.run(c, rng.next());
+        out.array(result.token);
+        out.array(result.log_prob);
+        out.array(result.status);
+    });
+}
 
-int main(int argc, char** argv) {
-    const uint64_t cases = check::cases_from(argc, argv, 5000), seed = check::seed_from(argc, argv);
-    check::Suite suite{"token", seed};
-    check::Rng rng{seed};
+void random_case(check::Suite& suite, check::Rng& rng) {
+    check::with_dtype(rng.below(3), [&](auto type) { sample_case<decltype(type)>(suite, rng); });
+}
+
+void first_cases(check::Suite& suite, check::Rng& rng, uint64_t cases) {
     if (cases >= 1000) frequency_case(suite, rng);
-    while (suite.cases < cases) {
-        switch (rng.below(3)) {
-            case 0: sample_case<F32>(suite, rng); break;
-            case 1: sample_case<F16>(suite, rng); break;
-            default: sample_case<BF16>(suite, rng);
-        }
-    }
-    suite.report();
+}
+
+void report(const check::Suite& suite) {
     printf("  rows compared %llu, within 1e-6 of a boundary and decided the other way %llu\n",
            (unsigned long long)compared, (unsigned long long)near_boundary);
     if (near_boundary * 100 > compared) suite.fail("too many draws near a boundary");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    return check::run({"token", 5000, first_cases, random_case, report, replay}, argc, argv);
 }

@@ -1,5 +1,15 @@
 //! Ragged attention over a key/value arena: one op for encoders, prefill and decode.
 //!
+//! ```text
+//! arena slots   0 1 2 3 4 5 6 7 8 9 | 10 11 | 12        k, v [S, Hkv, D]
+//!               prefix of the answer  fork A  fork B     nothing is copied for a fork
+//!
+//! block         rows of q   keys (segments, as if one after another)        causal
+//! prefill       0..10       [0, 10)                                         yes: row t sees slots 0..=t
+//! fork A        10..12      [0, 6) [10, 12)   leaves the prefix at slot 6   yes
+//! fork B        12..13      [0, 8) [12, 13)   leaves it at slot 8           yes
+//! ```
+//!
 //! * q `[R, Hq, D]`; k, v `[S, Hkv, D]` with Hq a multiple of Hkv (query head h reads key head h / (Hq / Hkv)); out `[R, Hq, D]`.
 //!   f32, f16 or bf16 (all alike); scores, softmax and sums in f32, rounded once at the end.
 //! * An [`AttendPlan`] is a list of [`Block`]s of query rows, each with the arena segments its rows see, as if concatenated.

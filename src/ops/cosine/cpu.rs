@@ -157,23 +157,22 @@ pub(super) fn product(a: &[f32], b: &[f32], d: usize, out: &mut [f32], paralleli
     }
 }
 
-/// Rows and columns of a tile: the product of a tile is reused from cache, and 128 rows repay the filling of 512 columns.
+/// Rows and columns of a tile: its scores are read again from the cache of the core that made them.
 const ROWS: usize = 128;
 const COLS: usize = 512;
-/// Columns of a work item.
-const SPAN: usize = 8 * COLS;
+/// Columns are scaled to length one a panel at a time, once for all rows. Bytes of a panel: a part of the last-level cache.
+const PANEL: usize = 8 << 20;
 
 /// Buffers of one thread.
 #[derive(Default)]
 struct Tile {
     a: Vec<f32>,
-    b: Vec<f32>,
     scores: Vec<f32>,
 }
 
 /// Visits all pairs (`symmetric`: those with i < j of one side) tile by tile, in parallel. An item is a block of rows times a
-/// span of columns: `start(rows)` makes its state, `visit(state, i, j, scores)` sees row i against columns j.. of one
-/// tile. The states come back ordered by rows, then columns.
+/// panel of columns: `start(rows)` makes its state, `visit(state, i, j, scores)` sees row i against columns j.. of one
+/// tile. The states come back ordered by panels, then rows.
 pub(super) fn tiles<T: Element, S: Send>(
     a: &Side<'_, T>,
     b: &Side<'_, T>,
@@ -181,31 +180,44 @@ pub(super) fn tiles<T: Element, S: Send>(
     start: impl Fn(Range<usize>) -> S + Sync,
     visit: impl Fn(&mut S, usize, usize, &[f32]) + Sync,
 ) -> Vec<S> {
-    let mut items = vec![];
-    for i in (0..a.len()).step_by(ROWS) {
-        let rows = i..a.len().min(i + ROWS);
-        for j in (if symmetric { i } else { 0 }..b.len()).step_by(SPAN) {
-            items.push((rows.clone(), j..b.len().min(j + SPAN)));
-        }
-    }
-    let run = |tile: &mut Tile, (rows, span): (Range<usize>, Range<usize>)| {
-        let mut state = start(rows.clone());
-        tile.a.resize(rows.len() * a.d, 0.0);
-        a.fill(rows.clone(), &mut tile.a);
-        for j in span.clone().step_by(COLS) {
-            let cols = j..span.end.min(j + COLS);
-            tile.b.resize(cols.len() * a.d, 0.0);
-            b.fill(cols.clone(), &mut tile.b);
-            tile.scores.resize(rows.len() * cols.len(), 0.0);
-            product(&tile.a, &tile.b, a.d, &mut tile.scores, Parallelism::None);
-            for (i, scores) in rows.clone().zip(tile.scores.chunks_exact(cols.len())) {
-                let skip = if symmetric { (i + 1).saturating_sub(j).min(cols.len()) } else { 0 };
-                visit(&mut state, i, j + skip, &scores[skip..]);
+    let d = a.d;
+    let width = (PANEL / (4 * d) / COLS).max(1) * COLS;
+    let mut panel = vec![0f32; width.min(b.len()) * d];
+    let mut states = vec![];
+    for first in (0..b.len()).step_by(width) {
+        let columns = first..b.len().min(first + width);
+        let panel = &mut panel[..columns.len() * d];
+        panel.par_chunks_mut(32 * d).enumerate().for_each(|(part, out)| {
+            let from = first + 32 * part;
+            b.fill(from..from + out.len() / d, out);
+        });
+        let panel = &*panel;
+        let run = |tile: &mut Tile, block: usize| {
+            let rows = block * ROWS..a.len().min((block + 1) * ROWS);
+            let mut state = start(rows.clone());
+            tile.a.resize(rows.len() * d, 0.0);
+            a.fill(rows.clone(), &mut tile.a);
+            for j in columns.clone().step_by(COLS) {
+                let end = columns.end.min(j + COLS);
+                if symmetric && end <= rows.start + 1 {
+                    continue;
+                }
+                let b = &panel[(j - first) * d..(end - first) * d];
+                tile.scores.resize(rows.len() * (end - j), 0.0);
+                product(&tile.a, b, d, &mut tile.scores, Parallelism::None);
+                for (i, scores) in rows.clone().zip(tile.scores.chunks_exact(end - j)) {
+                    let skip = if symmetric { (i + 1).saturating_sub(j).min(end - j) } else { 0 };
+                    visit(&mut state, i, j + skip, &scores[skip..]);
+                }
             }
-        }
-        state
-    };
-    items.into_par_iter().map_init(Tile::default, run).collect()
+            state
+        };
+        // The pairs i < j of these columns need no later rows.
+        let rows = if symmetric { columns.end.min(a.len()) } else { a.len() };
+        let blocks = (0..rows.div_ceil(ROWS)).into_par_iter();
+        states.par_extend(blocks.map_init(Tile::default, run));
+    }
+    states
 }
 
 /// A threshold with its guard band, rounded outwards: a tile's score above `high` is above it, one below `low` below it.

@@ -5,6 +5,12 @@
 //!            c0 c1 | c2 c3 c4                               or, with no b, the pairs i < j of a
 //!          references [R, D]                                (half the work)
 //!            r0    | r1
+//!                                               b: columns ─►                with no b:
+//!          scores [N]      s0 s1 s2 s3 s4       a  ┌────┬────┬────┐           ┌────┬────┬────┐
+//!          first_below [R, T]                   │  │tile│    │    │           │ ◥  │    │    │
+//!            threshold   0.9  0.5               ▼  ├────┼────┼────┤           └────┼────┼────┤
+//!            r0            0    -   (of c0 c1)     │    │    │    │                │ ◥  │    │
+//!            r1            2    0   (of c2..c4)    └────┴────┴────┘                └────┴────┘
 //! ```
 //!
 //! # Values
@@ -31,7 +37,7 @@
 //!
 //! # Cost
 //! [`rows`]: floor (N + R) D s bytes read, 4 N written; one pass. All pairs: 2 N M D FLOP, half of that for one side. Of
-//! the N x M scores only tiles ever exist, and of the inputs only tiles are copied; [`matrix`] alone writes all scores, from
+//! the N x M scores only tiles ever exist, and of the inputs only tiles and a panel of 8 MB are copied; [`matrix`] alone writes all scores, from
 //! f32 copies of both sides.
 //!
 //! Source: bounds after N. Higham, "Accuracy and Stability of Numerical Algorithms", chapter 3.
@@ -73,6 +79,24 @@ pub struct Counts {
     pub nan: u64,
     /// Decisions (a pair against a threshold) taken in f64.
     pub rechecked: u64,
+}
+
+impl RowScores {
+    /// Share of the candidates that were computed again in f64; 0 if there are none.
+    pub fn recheck_share(&self) -> f64 {
+        share(self.rechecked, self.scores.elem_count() as u64)
+    }
+}
+
+impl Counts {
+    /// Share of the decisions that were taken in f64; 0 if there are none.
+    pub fn recheck_share(&self) -> f64 {
+        share(self.rechecked, self.pairs * self.counts.len() as u64)
+    }
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
 /// A pair and its cosine.
@@ -140,15 +164,16 @@ pub fn rows(
     let owners = groups.map(owners);
     let (exact, rechecked) =
         with_sides(op, candidates, references, RowJob { d, owners, thresholds })?;
-    let one = |r: usize| r..r + 1;
-    let first = |r: usize, threshold: &f64| {
-        let group = groups.map_or(one(r), |g| g[r] as usize..g[r + 1] as usize);
-        exact[group].iter().position(|c| c < threshold).map(|at| at as u32)
-    };
-    let first_below = (0..r)
-        .flat_map(|r| thresholds.iter().map(move |t| (r, t)))
-        .map(|(r, t)| first(r, t))
-        .collect();
+    let mut first_below = vec![None; r * thresholds.len()];
+    let group = |r: usize| groups.map_or(r..r + 1, |g| g[r] as usize..g[r + 1] as usize);
+    first_below.par_chunks_mut(thresholds.len().max(1)).enumerate().with_min_len(1024).for_each(
+        |(r, first)| {
+            let scores = &exact[group(r)];
+            for (first, threshold) in first.iter_mut().zip(thresholds) {
+                *first = scores.iter().position(|c| c < threshold).map(|at| at as u32);
+            }
+        },
+    );
     let nan = exact.iter().filter(|c| c.is_nan()).count() as u64;
     let scores: Vec<f32> = exact.iter().map(|&c| c as f32).collect();
     Ok(RowScores {

@@ -26,6 +26,7 @@ fn paths_agree<T: Element>() {
         let bound = u / (1.0 - u) * size;
         assert!((f64::from(dot(&a, &b)) - exact).abs() <= bound, "dot {n}");
         assert!((f64::from(portable::dot(&a, &b)) - exact).abs() <= bound, "portable dot {n}");
+        // The widest path has the bits of the AVX2 one.
         assert_eq!(dot3(&a, &b), [dot(&a, &b), dot(&a, &a), dot(&b, &b)]);
 
         let start = values::<f32>(n, 3);

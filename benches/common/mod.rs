@@ -1,0 +1,192 @@
+//! What the benchmarks share: cases that criterion runs by name, or that `benches/peers/ops.py` asks for one by one to set
+//! them beside other libraries; the data of both; NVTX ranges.
+//!
+//! ```text
+//! cargo bench --bench pool                        criterion's report
+//! cargo bench --bench pool -- --profile-time 5    each case under an NVTX range of its name, for nsys and ncu
+//! cargo bench --bench pool -- --serve             answers `benches/peers/ops.py` on stdin; see `serve`
+//! ```
+
+#![allow(dead_code, reason = "each benchmark uses its own part")]
+
+mod nvtx;
+
+use std::hint::black_box;
+use std::io::{BufRead, Write};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use criterion::{Criterion, Throughput};
+
+/// What a run gives, digested only where it is compared with another library.
+pub enum Output {
+    /// Read as its first and last value and the sum.
+    Tensor(Tensor),
+    Numbers(Vec<f64>),
+}
+
+impl Output {
+    fn digest(self) -> Vec<f64> {
+        let tensor = match self {
+            Self::Tensor(tensor) => tensor,
+            Self::Numbers(numbers) => return numbers,
+        };
+        let flat = tensor.flatten_all().unwrap().to_dtype(DType::F32).unwrap();
+        let flat: Vec<f32> = flat.to_vec1().unwrap();
+        let sum = flat.iter().map(|&x| f64::from(x)).sum();
+        vec![f64::from(flat[0]), f64::from(flat[flat.len() - 1]), sum]
+    }
+}
+
+/// One run of the work.
+pub type Run = Box<dyn Fn() -> Output>;
+
+/// A benchmark.
+pub struct Case {
+    /// `op/what/dtype/...`.
+    pub name: String,
+    /// Bytes that the op must move at least, and floating-point operations that it must do.
+    pub bytes: usize,
+    pub flops: usize,
+    /// Makes the input and the work. Cold cases hold [`COLD_SETS`] inputs and take the next one at every run.
+    pub make: Box<dyn Fn() -> Run>,
+}
+
+impl Case {
+    pub fn new(name: String, bytes: usize, flops: usize, make: impl Fn() -> Run + 'static) -> Self {
+        Self { name, bytes, flops, make: Box::new(make) }
+    }
+}
+
+/// Input sets of a cold case: together they do not fit the caches.
+pub const COLD_SETS: usize = 4;
+
+/// Work that goes through `sets` in turn.
+pub fn rotate<S: 'static>(sets: Vec<S>, work: impl Fn(&S) -> Output + 'static) -> Run {
+    let next = std::cell::Cell::new(0);
+    Box::new(move || {
+        let at = next.get();
+        next.set((at + 1) % sets.len());
+        work(black_box(&sets[at]))
+    })
+}
+
+/// Runs the benchmarks of one file.
+pub fn main(cases: Vec<Case>) {
+    if std::env::args().any(|arg| arg == "--serve") {
+        return serve(&cases);
+    }
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1))
+        .with_profiler(nvtx::Ranges::default())
+        .configure_from_args();
+    for case in &cases {
+        let (group, name) = case.name.split_once('/').expect("op/name");
+        let mut group = criterion.benchmark_group(group);
+        group.throughput(match case.flops {
+            0 => Throughput::Bytes(case.bytes as u64),
+            flops => Throughput::Elements(flops as u64),
+        });
+        let run = std::cell::LazyCell::new(|| (case.make)());
+        group.bench_function(name, |b| b.iter(|| black_box((*run)())));
+        group.finish();
+    }
+    criterion.final_summary();
+}
+
+/// Answers lines on stdin: `list`; `check NAME` with the numbers of the first run; `time NAME THREADS SECONDS` with the seconds
+/// of every run. The input of the last case named stays in memory.
+fn serve(cases: &[Case]) {
+    let mut made: Option<(String, Run)> = None;
+    for line in std::io::stdin().lock().lines() {
+        let line = line.expect("a line");
+        let words: Vec<&str> = line.split('\t').collect();
+        if words[0] == "list" {
+            for case in cases {
+                println!("{}\t{}\t{}", case.name, case.bytes, case.flops);
+            }
+            println!("end");
+            continue;
+        }
+        if made.as_ref().is_none_or(|(name, _)| name != words[1]) {
+            // Freed before the next input is made.
+            drop(made.take());
+            let case = cases.iter().find(|case| case.name == words[1]).expect("a case");
+            made = Some((case.name.clone(), (case.make)()));
+        }
+        let run = &made.as_ref().expect("made").1;
+        let numbers = match words[0] {
+            "check" => run().digest(),
+            _ => time(run, words[2].parse().expect("threads"), words[3].parse().expect("seconds")),
+        };
+        println!("{}", numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(" "));
+        std::io::stdout().flush().expect("stdout");
+    }
+}
+
+/// Seconds of every run within `seconds`, at least five, after one that does not count.
+fn time(run: &Run, threads: usize, seconds: f64) -> Vec<f64> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    // The closure stays on this thread: only what the op spreads goes to the pool.
+    let run = SendPtr(run);
+    pool.install(move || {
+        let run = run.get();
+        black_box(run());
+        let (start, mut times) = (Instant::now(), vec![]);
+        while times.len() < 5 || start.elapsed().as_secs_f64() < seconds {
+            let begin = Instant::now();
+            black_box(run());
+            times.push(begin.elapsed().as_secs_f64());
+        }
+        times
+    })
+}
+
+/// Hands the work to the pool's thread while the caller waits for it.
+struct SendPtr<'a>(&'a Run);
+
+// SAFETY: `install` blocks the only thread that owns the work until the pool has returned it.
+unsafe impl Send for SendPtr<'_> {}
+
+impl SendPtr<'_> {
+    fn get(&self) -> &Run {
+        self.0
+    }
+}
+
+/// Uniform in (-1, 1): SplitMix64, value i from `seed` + i + 1 steps. `ops.py` makes the same.
+pub fn values(seed: u64, n: usize) -> Vec<f32> {
+    (0..n as u64)
+        .map(|i| {
+            let mut z = seed.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^= z >> 31;
+            (z >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// [`values`] as a tensor.
+pub fn tensor(seed: u64, dims: &[usize], dtype: DType) -> Tensor {
+    let n = dims.iter().product();
+    Tensor::from_vec(values(seed, n), dims, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+/// Embeddings: every eighth row leans to one of 64 centres, so that some cosines come near 0.9.
+pub fn embeddings(seed: u64, rows: usize, d: usize, dtype: DType) -> Tensor {
+    let (mut x, centres) = (values(seed, rows * d), values(999, 64 * d));
+    for i in (0..rows).step_by(8) {
+        let centre = &centres[i / 8 % 64 * d..][..d];
+        x[i * d..(i + 1) * d].iter_mut().zip(centre).for_each(|(x, c)| *x += 3.0 * c);
+    }
+    Tensor::from_vec(x, (rows, d), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+pub const FLOATS: [(DType, &str); 3] =
+    [(DType::F32, "f32"), (DType::F16, "f16"), (DType::BF16, "bf16")];
+
+/// The ablation's thresholds.
+pub const THRESHOLDS: [f64; 5] = [0.90, 0.93, 0.95, 0.97, 0.99];

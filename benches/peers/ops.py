@@ -1,0 +1,537 @@
+#!/usr/bin/env python3
+"""The ops beside other libraries: one run, one machine, short turns of each, merged into one table.
+
+    ops.py --bench pool=PROGRAM --bench cosine=PROGRAM ... [--rounds 5] [--seconds 0.3] [--only SUBSTRING]
+           [--json FILE] [--table FILE]
+
+PROGRAM is a compiled benchmark (benches/*.rs) that answers `--serve`. `scripts/bench-ops` builds them and calls this.
+Both sides make the same input. Before timing, results are compared. A round is one turn of ours and one of every
+peer; the ratio of a round is peer / ours, so above 1 we are faster, and the table has the median of the rounds.
+Peers: torch (eager and compiled), sentence-transformers, transformers, numpy (OpenBLAS), faiss, simsimd, numkong.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+import tracemalloc
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from functools import lru_cache
+
+warnings.filterwarnings("ignore")
+import faiss
+import numkong
+import numpy as np
+import simsimd
+import torch
+from threadpoolctl import threadpool_limits
+
+THRESHOLDS = [0.90, 0.93, 0.95, 0.97, 0.99]
+TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+COLD_SETS = 4
+MASK_ROWS, MASK_TOKENS = 256, 2928
+
+
+class Ours:
+    """A benchmark program that answers questions about its cases."""
+
+    def __init__(self, program):
+        self.process = subprocess.Popen([program, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, *words):
+        self.process.stdin.write("\t".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the benchmark ended at {words}")
+        return line.rstrip("\n")
+
+    def cases(self):
+        line, found = self.ask("list"), {}
+        while line != "end":
+            name, size, flops = line.split("\t")
+            found[name] = (int(size), int(flops))
+            line = self.process.stdout.readline().rstrip("\n")
+        return found
+
+    def check(self, name):
+        return [float(x) for x in self.ask("check", name).split()]
+
+    def time(self, name, threads, seconds):
+        return [float(x) for x in self.ask("time", name, threads, seconds).split()]
+
+
+# ---- the input, as benches/common/mod.rs makes it ----
+
+
+def values(seed, count):
+    z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return (z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
+
+
+def embeddings(seed, rows, d, dtype):
+    x, centres = values(seed, rows * d).reshape(rows, d), values(999, 64 * d).reshape(64, d)
+    leaning = np.arange(0, rows, 8)
+    x[leaning] += np.float32(3) * centres[leaning // 8 % 64]
+    return torch.from_numpy(x).to(TORCH[dtype])
+
+
+def bits(tensor):
+    """A numpy view that the C libraries take: bf16 as its bits."""
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def digest(tensor):
+    flat = tensor.reshape(-1).double()
+    return [flat[0].item(), flat[-1].item(), flat.sum().item()]
+
+
+class Peer:
+    """`run(set)` over the sets in turn; `read` makes the numbers that ours are compared with, `None` = another law."""
+
+    def __init__(self, name, sets, run, read=None, tolerance=2e-3):
+        self.name, self.sets, self.run, self.read, self.tolerance = name, sets, run, read, tolerance
+        self.next = 0
+
+    def turn(self):
+        result = self.run(self.sets[self.next])
+        self.next = (self.next + 1) % len(self.sets)
+        return result
+
+    def check(self, ours):
+        if self.read is None:
+            return None
+        theirs = self.read(self.run(self.sets[0]))
+        worst = max((abs(a - b) / max(1.0, abs(a)) for a, b in zip(ours, theirs)), default=0.0)
+        return worst
+
+    def time(self, seconds):
+        self.turn()
+        times, start = [], time.perf_counter()
+        while len(times) < 5 or time.perf_counter() - start < seconds:
+            begin = time.perf_counter()
+            self.turn()
+            times.append(time.perf_counter() - begin)
+        return times
+
+
+# ---- pooling ----
+
+
+def pool_lengths(shape):
+    return [4 + i * 37 % 57 for i in range(256)] if shape == "ragged" else [128] * 64
+
+
+def pool_peers(parts, threads):
+    what, shape, dtype = parts
+    if what != "mean":
+        return []
+    from sentence_transformers.models import Normalize, Pooling
+
+    lengths = torch.tensor(pool_lengths(shape))
+    width, hidden = int(lengths.max()), 768
+    mask = (torch.arange(width)[None] < lengths[:, None]).long()
+    packed = [
+        torch.from_numpy(values(s, int(lengths.sum()) * hidden)).reshape(-1, hidden).to(TORCH[dtype])
+        for s in range(COLD_SETS)
+    ]
+
+    def padded(states):
+        out = torch.zeros(len(lengths), width, hidden, dtype=states.dtype)
+        out[mask.bool()] = states
+        return out
+
+    wide = [padded(states) for states in packed]
+    modules = torch.nn.Sequential(Pooling(hidden, pooling_mode="mean"), Normalize()).eval()
+
+    def library(states):
+        with torch.no_grad():
+            features = {"token_embeddings": states, "attention_mask": mask}
+            return modules(features)["sentence_embedding"]
+
+    def eager(states):
+        m = mask[..., None].float()
+        mean = (states.float() * m).sum(1) / m.sum(1)
+        return torch.nn.functional.normalize(mean, dim=1)
+
+    def ragged(states):
+        mean = torch.segment_reduce(states.float(), "mean", lengths=lengths, axis=0)
+        return torch.nn.functional.normalize(mean, dim=1)
+
+    # Ours takes packed rows; models that run padded hold padded ones. Neither pays for the other's layout.
+    loose = 2e-2 if dtype != "f32" else 2e-3
+    return [
+        Peer("sentence-transformers", wide, library, digest, loose * 5),
+        Peer("torch padded", wide, eager, digest),
+        Peer("torch compiled", wide, torch.compile(eager), digest),
+        Peer("torch segment_reduce", packed, ragged, digest),
+    ]
+
+
+# ---- cosine ----
+
+
+def in_threads(threads, function, a, b, *rest):
+    """A library's single-threaded call, on slices."""
+    if threads == 1:
+        return lambda pair: function(pair[0], pair[1], *rest)
+    workers = pool_of(threads)
+    cut = np.linspace(0, len(a), threads + 1).astype(int)
+
+    def run(pair):
+        parts = [workers.submit(function, pair[0][i:j], pair[1][i:j], *rest) for i, j in zip(cut, cut[1:])]
+        return [part.result() for part in parts]
+
+    return run
+
+
+@lru_cache
+def pool_of(threads):
+    return ThreadPoolExecutor(threads)
+
+
+def similarity(parts):
+    parts = parts if isinstance(parts, list) else [parts]
+    return torch.from_numpy(1.0 - np.concatenate([np.asarray(p, dtype=np.float64).reshape(-1) for p in parts]))
+
+
+def row_peers(parts, threads):
+    what, shape, dtype = parts
+    rows, d = map(int, shape.split(" x "))
+    sets = COLD_SETS if what == "rows cold" else 1
+    tensors = [tuple(embeddings(2 * s + k, rows, d, dtype) for k in (0, 1)) for s in range(sets)]
+    raw = [tuple(bits(t) for t in pair) for pair in tensors]
+    named = ["bf16"] if dtype == "bf16" else []
+    limits = torch.tensor(THRESHOLDS)
+
+    def eager(pair):
+        scores = torch.nn.functional.cosine_similarity(pair[0].float(), pair[1].float(), dim=1)
+        return scores, scores[:, None] < limits
+
+    peers = [
+        Peer("simsimd", raw, in_threads(threads, simsimd.cosine, *raw[0], *named), lambda r: digest(similarity(r))),
+        Peer("torch", tensors, eager, lambda r: digest(r[0])),
+    ]
+    if dtype != "bf16":
+        peers.insert(1, Peer("numkong", raw, in_threads(threads, numkong.angular, *raw[0]), lambda r: digest(similarity(r))))
+    return peers
+
+
+def unit(x):
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
+
+
+def count_peers(parts, threads):
+    what, shape, dtype = parts
+    rows, d = map(int, shape.split(" x "))
+    tensors = tuple(embeddings(s, rows, d, dtype) for s in (0, 1))
+    limits = [np.float32(t) for t in THRESHOLDS]
+    plain = tuple(t.float().numpy() for t in tensors)
+    raw = tuple(bits(t) for t in tensors)
+    one_side = what == "count, one side"
+
+    def blas(pair):
+        a, b = unit(pair[0]), unit(pair[1])
+        scores = a @ b.T
+        return [np.count_nonzero(scores > t) for t in limits]
+
+    def torch_count(pair):
+        a, b = (torch.nn.functional.normalize(x, dim=1) for x in pair)
+        scores = a @ b.T
+        return torch.stack([(scores > t).sum() for t in THRESHOLDS])
+
+    def simd(pair):
+        named = ["bf16"] if dtype == "bf16" else []
+        distances = np.asarray(simsimd.cdist(*pair, "cosine", *named, threads=threads))
+        return [np.count_nonzero(distances < 1 - t) for t in THRESHOLDS]
+
+    if what == "count, peak bytes":
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        blas(plain)
+        peak = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.stop()
+        return [("numpy sgemm + compare", peak)]
+    if one_side:
+        # Every pair i < j once; what the peers do is the whole square.
+        plain, tensors = (plain[0], plain[0].copy()), (tensors[0], tensors[0].clone())
+        raw = (raw[0], raw[0].copy())
+    numbers = None if one_side else lambda counts: [float(c) for c in counts]
+    peers = [Peer("numpy sgemm + compare", [plain], blas, numbers)]
+    if dtype == "f32":
+        peers += [
+            Peer("torch", [tensors], torch_count, numbers),
+            Peer("torch compiled", [tensors], torch.compile(torch_count), numbers),
+        ]
+    if dtype == "bf16":
+        # Scores rounded to bf16: a faster product, and another answer near the thresholds.
+        peers.append(Peer("torch bf16 (scores rounded)", [tensors], torch_count))
+    if not one_side:
+        peers.append(Peer("simsimd cdist + compare", [raw], simd, numbers))
+    return peers
+
+
+def top_peers(parts, threads):
+    _, shape, dtype = parts
+    rows, d = map(int, shape.split(" x "))
+    tensors = tuple(embeddings(s, rows, d, dtype).float() for s in (0, 1))
+    faiss.omp_set_num_threads(threads)
+
+    def search(pair):
+        a, b = unit(pair[0]), unit(pair[1])
+        return faiss.knn(a, b, 10, metric=faiss.METRIC_INNER_PRODUCT)[0]
+
+    def eager(pair):
+        a, b = (torch.nn.functional.normalize(x, dim=1) for x in pair)
+        return (a @ b.T).topk(10, dim=1).values
+
+    return [
+        Peer("faiss knn", [tuple(t.numpy() for t in tensors)], search, lambda r: digest(torch.from_numpy(r))),
+        Peer("torch", [tensors], eager, digest),
+    ]
+
+
+def cosine_peers(parts, threads):
+    what = parts[0]
+    if what.startswith("rows"):
+        return row_peers(parts, threads)
+    if what.startswith("count"):
+        return count_peers(parts, threads)
+    return top_peers(parts, threads) if what == "top 10" else []
+
+
+# ---- masks and tokens: another generator, so times only ----
+
+
+def mask_peers(parts, threads):
+    what = parts[0]
+    if what == "bernoulli":
+        return [
+            Peer("torch rand + nonzero", [None], lambda _: (torch.rand(MASK_ROWS, MASK_TOKENS) >= 0.99).nonzero()),
+            Peer("numpy random + nonzero", [None], lambda _: np.nonzero(np.random.default_rng(1).random((MASK_ROWS, MASK_TOKENS), np.float32) >= 0.99)),
+        ]
+    if what == "exact k":
+        return [Peer("torch rand + topk + sort", [None], lambda _: torch.rand(MASK_ROWS, MASK_TOKENS).topk(29, dim=1, largest=False).indices.sort(dim=1))]
+    if what == "pack":
+        packed, hidden = map(int, parts[1].split(" x "))
+        text, image = (torch.from_numpy(values(n, n * hidden)).reshape(n, hidden).bfloat16() for n in (64, MASK_TOKENS))
+        source = torch.cat([text, image])
+        index = torch.randint(0, len(source), (packed,))
+        return [Peer("torch cat + index_select", [None], lambda _: torch.cat([text, image]).index_select(0, index))]
+    return []
+
+
+def token_peers(parts, threads):
+    from transformers.generation import logits_process as hf
+
+    setting, shape, dtype = parts
+    rows, vocab = map(int, shape.split(" x "))
+    sets = [(torch.from_numpy(values(s, rows * vocab)).reshape(rows, vocab) * 5).to(TORCH[dtype]) for s in range(COLD_SETS)]
+    history = torch.arange(200)[None].expand(rows, -1)
+    chain = {
+        "temperature": [hf.TemperatureLogitsWarper(0.7)],
+        "top-k 50": [hf.TopKLogitsWarper(50)],
+        "top-p 0.9": [hf.TopPLogitsWarper(0.9)],
+        "all": [
+            hf.RepetitionPenaltyLogitsProcessor(1.1),
+            hf.TemperatureLogitsWarper(0.7),
+            hf.TopKLogitsWarper(50),
+            hf.TopPLogitsWarper(0.9),
+            hf.MinPLogitsWarper(0.05),
+        ],
+    }
+
+    def generate(logits):
+        scores = logits.float()
+        for step in chain.get(setting, []):
+            scores = step(history, scores)
+        if setting == "greedy":
+            token = scores.argmax(1, keepdim=True)
+        else:
+            token = torch.multinomial(scores.softmax(1), 1)
+        return token, scores.log_softmax(1).gather(1, token)
+
+    read = (lambda r: [r[0][0].item(), r[0][-1].item()]) if setting == "greedy" and dtype == "f32" else None
+    return [Peer("transformers + multinomial", sets, generate, read)]
+
+
+PEERS = {"pool": pool_peers, "cosine": cosine_peers, "mask": mask_peers, "token": token_peers}
+
+
+# ---- the run ----
+
+
+def quantiles(times):
+    cut = statistics.quantiles(times, n=10) if len(times) > 1 else times * 9
+    return {"median": statistics.median(times), "p20": cut[1], "p80": cut[7]}
+
+
+def compare(ours, name, size, flops, threads, rounds, seconds, ceilings):
+    op, *parts = name.split("/")
+    peers = PEERS.get(op, lambda *_: [])(parts, threads)
+    row = {"case": name, "threads": threads, "bytes": size, "flops": flops, "peers": {}}
+    if "peak bytes" in name:
+        row["peak_bytes"] = ours.check(name)[0]
+        row["peers"] = {peer: {"peak_bytes": peak} for peer, peak in peers}
+        return row
+    if op == "pool" and parts[0] == "mean":
+        # candle's composed ops are a case of the same program.
+        candle = "/".join([op, "candle ops", *parts[1:]])
+        row["peers"]["candle ops"] = {"error": difference(ours.check(name), ours.check(candle)), "times": []}
+    expected = ours.check(name)
+    for peer in peers:
+        error = peer.check(expected)
+        if error is not None and error > peer.tolerance:
+            raise SystemExit(f"{name}: {peer.name} gives {error:.1e} other results than ours")
+        row["peers"][peer.name] = {"error": error, "times": []}
+    own = []
+    for _ in range(rounds):
+        own.append(ours.time(name, threads, seconds))
+        for peer in peers:
+            row["peers"][peer.name]["times"].append(peer.time(seconds))
+        if "candle ops" in row["peers"]:
+            row["peers"]["candle ops"]["times"].append(ours.time(candle, threads, seconds))
+    row["ours"] = quantiles([t for turn in own for t in turn])
+    for peer in row["peers"].values():
+        turns = peer.pop("times")
+        ratios = [statistics.median(theirs) / statistics.median(mine) for theirs, mine in zip(turns, own)]
+        peer.update(quantiles([t for turn in turns for t in turn]))
+        peer["ratio"], peer["ratio_low"], peer["ratio_high"] = statistics.median(ratios), min(ratios), max(ratios)
+    seconds_each = row["ours"]["median"]
+    if flops:
+        row["rate"], ceiling = flops / seconds_each, ceilings[threads].get("sgemm")
+    else:
+        row["rate"], ceiling = size / seconds_each, ceilings[threads].get("read")
+    row["share"] = row["rate"] / ceiling if ceiling else None
+    return row
+
+
+def difference(a, b):
+    return max((abs(x - y) / max(1.0, abs(x)) for x, y in zip(a, b)), default=0.0)
+
+
+def measure_ceilings(ours, threads, seconds):
+    found = {}
+    for name, (size, flops) in ours.cases().items():
+        if name.startswith("machine/"):
+            best = min(ours.time(name, threads, seconds))
+            found[name.split("/")[1]] = (flops or size) / best
+    return found
+
+
+def load():
+    with open("/proc/loadavg") as file:
+        return file.read().split()[:3]
+
+
+def machine():
+    with open("/proc/cpuinfo") as file:
+        lines = file.read().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    wide = [f for f in ("avx2", "avx512f", "avx512_bf16", "avx512_fp16") if f in flags.split()]
+    return {"cpu": model, "cores": os.cpu_count(), "features": wide, "load_before": load(), "date": str(date.today())}
+
+
+def versions():
+    import sentence_transformers
+    import transformers
+
+    names = {"torch": torch, "numpy": np, "faiss": faiss, "sentence-transformers": sentence_transformers, "transformers": transformers}
+    found = {name: module.__version__ for name, module in names.items()}
+    from importlib.metadata import version
+
+    return found | {name: version(name) for name in ("simsimd", "numkong")}
+
+
+def cell(row):
+    ours = row["ours"]
+    rate = f"{row['rate'] / 1e9:.1f} {'GFLOP/s' if row['flops'] else 'GB/s'}"
+    share = f"{100 * row['share']:.0f} %" if row["share"] else ""
+    times = f"{ours['median'] * 1e3:.3g} [{ours['p20'] * 1e3:.3g}, {ours['p80'] * 1e3:.3g}]"
+    peers = "; ".join(f"{name} **{p['ratio']:.2f}** [{p['ratio_low']:.2f}, {p['ratio_high']:.2f}]" for name, p in row["peers"].items())
+    return f"| {row['case']} | {row['threads']} | {times} | {rate} | {share} | {peers or '-'} |"
+
+
+def table(report):
+    m = report["machine"]
+    lines = [
+        f"{m['cpu']}, {m['cores']} cores ({', '.join(m['features'])}), {m['date']}; load average {m['load_before'][0]} before the run, "
+        f"{m['load_after'][0]} after it (the run itself is about {m['cores']}).",
+        "",
+        "Ceilings of the same run: "
+        + "; ".join(
+            f"{threads} thread{'s' if threads != '1' else ''}: read {c['read'] / 1e9:.1f} GB/s, copy {c['copy'] / 1e9:.1f} GB/s, "
+            f"f32 product {c['sgemm'] / 1e9:.0f} GFLOP/s"
+            for threads, c in report["ceilings"].items()
+        )
+        + ".",
+        "",
+        "| case | threads | ms, median [p20, p80] | rate | of ceiling | peer / ours, median of rounds [least, most] |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [cell(row) for row in report["rows"] if "ours" in row]
+    lines += ["", "| memory beyond the input, at the peak | ours | peer |", "|---|---|---|"]
+    for row in report["rows"]:
+        for name, peer in row["peers"].items():
+            if "peak_bytes" in row:
+                lines.append(f"| {row['case']} | {row['peak_bytes'] / 1e6:.1f} MB | {name} {peer['peak_bytes'] / 1e6:.1f} MB |")
+    lines += ["", "Versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + "."]
+    return lines
+
+
+def put_table(path, lines):
+    """Between the two marks of a Markdown file."""
+    begin, end = "<!-- ops on CPU: made by scripts/bench-ops -->", "<!-- end of ops on CPU -->"
+    with open(path) as file:
+        text = file.read()
+    head, rest = text.split(begin)
+    tail = rest.split(end)[1]
+    with open(path, "w") as file:
+        file.write(head + begin + "\n" + "\n".join(lines) + "\n" + end + tail)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bench", action="append", required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--json")
+    parser.add_argument("--table")
+    args = parser.parse_args()
+    programs = {name: Ours(path) for name, path in (bench.split("=", 1) for bench in args.bench)}
+    report = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "ceilings": {}, "rows": []}
+    threads = sorted({1, os.cpu_count()})
+    ceilings = {n: measure_ceilings(programs["cosine"], n, 1.0) for n in threads}
+    for op, ours in programs.items():
+        for name, (size, flops) in ours.cases().items():
+            if name.startswith("machine/") or "candle ops" in name or args.only not in name:
+                continue
+            for n in threads:
+                torch.set_num_threads(n)
+                with threadpool_limits(n):
+                    row = compare(ours, name, size, flops, n, args.rounds, args.seconds, ceilings)
+                report["rows"].append(row)
+                print(cell(row) if "ours" in row else f"{name}: {row['peak_bytes'] / 1e6:.1f} MB, {row['peers']}", flush=True)
+                if "peak_bytes" in row:
+                    break
+    report["machine"]["load_after"] = load()
+    report["ceilings"] = {str(n): c for n, c in ceilings.items()}
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(report, file, indent=1)
+    if args.table:
+        put_table(args.table, table(report))
+
+
+if __name__ == "__main__":
+    main()
