@@ -4,7 +4,7 @@
 //! Five floors, each of which knows only those below it:
 //!
 //! - `cli`: the `bdhs` command;
-//! - `sweep`: the ablation, all (encoder, threshold) cells from one set of candidates;
+//! - `sweep`: the ablation, all (encoder, threshold) cells from one set of candidates; `eval`: benchmarks and their scores;
 //! - `sampling`, `data`, `engine`, `store`: the method, its input, generation, results;
 //! - `models`: LLaVA and sentence encoders on ragged batches;
 //! - [`ops`]: the kernels, for anyone.
@@ -19,6 +19,8 @@ pub mod cli;
 pub mod data;
 #[cfg(feature = "toolkit")]
 pub mod engine;
+#[cfg(feature = "toolkit")]
+pub mod eval;
 #[cfg(feature = "toolkit")]
 pub mod models;
 #[cfg(feature = "toolkit")]

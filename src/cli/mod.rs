@@ -2,6 +2,7 @@
 
 mod doctor;
 mod embed;
+mod eval;
 mod sample;
 mod score;
 mod sweep;
@@ -38,6 +39,8 @@ enum Command {
     Embed(embed::Embed),
     /// Decide the grid for given references and candidates, without generating
     Score(score::Score),
+    /// Score a benchmark's answers as the published tables do
+    Eval(Box<eval::Eval>),
     /// Show what this build and this machine can do
     Doctor(doctor::Doctor),
 }
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Sample(command) => command.run(&cli.global),
         Command::Embed(command) => command.run(&cli.global),
         Command::Score(command) => command.run(&cli.global),
+        Command::Eval(command) => command.run(&cli.global),
         Command::Doctor(command) => command.run(&cli.global),
     };
     match done {
