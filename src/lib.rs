@@ -4,7 +4,8 @@
 //! Five floors, each of which knows only those below it:
 //!
 //! - `cli`: the `bdhs` command;
-//! - `sweep`, `report`: the ablation, all (encoder, threshold) cells from one set of candidates, and a page that shows them;
+//! - `sweep`: the ablation, all (encoder, threshold) cells from one set of candidates; `eval`: benchmarks and their scores;
+//!   `report`: the page of a run; `demo`: a world and models to show it on;
 //! - `sampling`, `data`, `engine`, `store`: the method, its input, generation, results;
 //! - `models`: LLaVA and sentence encoders on ragged batches;
 //! - [`ops`]: the kernels, for anyone.
@@ -21,6 +22,8 @@ pub mod data;
 pub mod demo;
 #[cfg(feature = "toolkit")]
 pub mod engine;
+#[cfg(feature = "toolkit")]
+pub mod eval;
 #[cfg(feature = "toolkit")]
 pub mod models;
 #[cfg(feature = "toolkit")]

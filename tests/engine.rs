@@ -5,7 +5,7 @@ mod common;
 
 use bdhs::{
     data::{Dataset, DatasetOptions, Sample},
-    engine::{Engine, Images, Prepared, Request, waves},
+    engine::{Answering, Engine, Images, Prepared, Question, Request, answer, waves},
     models::llava::{Llava, Piece},
     ops::{
         attend::{AttendPlan, Block, Segment},
@@ -311,4 +311,46 @@ fn waves_fit_the_token_budget() {
     for range in waves(&costs, 400) {
         assert!(range.len() == 1 || costs[range.clone()].iter().sum::<usize>() <= 400);
     }
+}
+
+/// Questions answered many at a time are those answered one by one with the same engine, whatever the waves; questions about one
+/// image share its features.
+#[test]
+fn answers_do_not_depend_on_the_waves() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = samples(dir.path(), 3);
+    let model = model("next_vicuna");
+    let image = |i: usize| data.samples[i].images.first().cloned();
+    let question = |id: &str, image: Option<std::path::PathBuf>, text: &str| Question {
+        id: id.into(),
+        image,
+        text: text.into(),
+    };
+    let questions = [
+        question("a", image(0), "What is there?"),
+        question("b", image(1), "Is there a bus?"),
+        question("c", image(0), "What colour is it?"),
+        question("d", None, "Name a colour."),
+    ];
+    let answers = |token_budget: usize, questions: &[Question]| {
+        let answering = Answering { max_new_tokens: 12, token_budget, ..Answering::default() };
+        let mut found = Vec::new();
+        answer(&model, questions, answering, &(), |wave| {
+            found.extend_from_slice(wave);
+            Ok(())
+        })
+        .unwrap();
+        found
+    };
+    let together = answers(1 << 20, &questions);
+    assert_eq!(together.iter().map(|a| a.question).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(answers(1, &questions), together);
+    for (question, answer) in questions.iter().zip(&together) {
+        let alone = &answers(1, std::slice::from_ref(question))[0];
+        assert_eq!((&alone.text, alone.stop), (&answer.text, answer.stop), "{}", question.id);
+        assert!(answer.tokens <= 12);
+    }
+    // The image matters: without it another answer comes out of the same question.
+    let blind = answers(1, &[question("a", None, "What is there?")]);
+    assert_ne!(blind[0].text, together[0].text);
 }

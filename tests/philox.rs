@@ -33,6 +33,7 @@ fn counter_and_key_layout() {
         (Purpose::Token, 3),
         (Purpose::Noise, 4),
         (Purpose::Dropout, 5),
+        (Purpose::Bootstrap, 6),
     ] {
         for sentence in [0, 1, 9, WHOLE_RESPONSE] {
             for index in [0u64, 1, 2, 3, 4, 5, 1 << 20, (1 << 34) - 1] {

@@ -4,6 +4,7 @@ mod demo;
 mod doctor;
 mod embed;
 mod report;
+mod eval;
 mod sample;
 mod score;
 mod sweep;
@@ -44,6 +45,8 @@ enum Command {
     Demo(demo::Demo),
     /// Write report.html of a run folder anew
     Report(report::Report),
+    /// Score a benchmark's answers as the published tables do
+    Eval(Box<eval::Eval>),
     /// Show what this build and this machine can do
     Doctor(doctor::Doctor),
 }
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Score(command) => command.run(&cli.global),
         Command::Demo(command) => command.run(&cli.global),
         Command::Report(command) => command.run(&cli.global),
+        Command::Eval(command) => command.run(&cli.global),
         Command::Doctor(command) => command.run(&cli.global),
     };
     match done {

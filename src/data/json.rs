@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::{Error, Result};
 
 /// One object of a file.
-pub(super) struct Object {
+pub(crate) struct Object {
     pub path: PathBuf,
     /// Line on which the object begins, from 1.
     pub line: usize,
@@ -46,19 +46,29 @@ impl Object {
 
     /// The field `id`: a string that is not blank, or an integer (as its digits).
     pub fn id(&self) -> Result<String> {
-        match self.get("id") {
+        self.name("id")
+    }
+
+    /// A field that names something: a string that is not blank, or an integer (as its digits).
+    pub fn name(&self, field: &str) -> Result<String> {
+        match self.get(field) {
             Some(Value::String(id)) if !id.trim().is_empty() => Ok(id.clone()),
             Some(Value::Number(id)) if !id.is_f64() => Ok(id.to_string()),
             Some(other) => {
-                Err(self.error("id", format!("is {}, expected a name or an integer", kind(other))))
+                Err(self.error(field, format!("is {}, expected a name or an integer", kind(other))))
             }
-            None => Err(self.error("id", "is missing, expected a name or an integer")),
+            None => Err(self.error(field, "is missing, expected a name or an integer")),
         }
+    }
+
+    /// All fields, in the file's order.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.fields
     }
 }
 
 /// A value in the words of an error message.
-pub(super) fn kind(value: &Value) -> String {
+pub(crate) fn kind(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::String(text) if text.trim().is_empty() => "blank".to_owned(),
@@ -71,7 +81,7 @@ pub(super) fn kind(value: &Value) -> String {
 
 /// Remembers where each id was seen.
 #[derive(Default)]
-pub(super) struct Ids(HashMap<String, usize>);
+pub(crate) struct Ids(HashMap<String, usize>);
 
 impl Ids {
     /// # Errors
@@ -91,7 +101,7 @@ impl Ids {
 ///
 /// # Errors
 /// If the file cannot be read, is not UTF-8, or holds something else; the message names line and column.
-pub(super) fn read_objects(path: &Path) -> Result<Vec<Object>> {
+pub(crate) fn read_objects(path: &Path) -> Result<Vec<Object>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = line_of(&bytes, error.valid_up_to());
@@ -108,6 +118,53 @@ pub(super) fn read_objects(path: &Path) -> Result<Vec<Object>> {
     } else {
         let lines = body.lines().zip(1..).filter(|(json, _)| !json.trim().is_empty());
         lines.map(|(json, line)| parse(path, (line, 0), None, json)).collect()
+    }
+}
+
+/// Reads a file that holds one JSON document; fields that `T` does not have are skipped without being kept.
+///
+/// # Errors
+/// If the file cannot be read, is not valid JSON, or does not have the shape of `T`; the message names line and column.
+pub(crate) fn read_document<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let body = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+    serde_json::from_slice(body).map_err(|error| {
+        let reason = error.to_string();
+        let reason = reason.split(" at line ").next().unwrap_or_default();
+        let at = format!("line {}, column {}", error.line(), error.column());
+        Error::invalid(path, at, format!("is not the expected JSON: {reason}"))
+    })
+}
+
+/// The entries of a JSON object in the file's order; a key that is there twice is an error.
+pub(crate) struct Entries<T>(pub Vec<(String, T)>);
+
+impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Entries<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+        impl<'de, T: serde::Deserialize<'de>> serde::de::Visitor<'de> for Visitor<T> {
+            type Value = Entries<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("an object from ids to entries")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Self::Value, A::Error> {
+                let mut seen = std::collections::HashSet::new();
+                let mut entries = Vec::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if !seen.insert(key.clone()) {
+                        return Err(serde::de::Error::custom(format!("id {key:?} is there twice")));
+                    }
+                    entries.push((key, map.next_value()?));
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Visitor(std::marker::PhantomData))
     }
 }
 

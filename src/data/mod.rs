@@ -2,7 +2,7 @@
 
 mod dataset;
 pub mod image;
-mod json;
+pub(crate) mod json;
 mod texts;
 
 pub use dataset::{Dataset, DatasetOptions, Sample, TurnChoice};

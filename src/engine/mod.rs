@@ -6,6 +6,7 @@
 //! query of every layer is the same function as leaving it out with the other positions kept
 //! (method of arXiv 2407.02477, eq. 6).
 
+mod answer;
 mod decode;
 mod prepare;
 mod progress;
@@ -15,6 +16,7 @@ mod waves;
 
 use candle_core::Tensor;
 
+pub use answer::{Answer, Answering, Question, answer};
 pub use prepare::{Prepared, Request};
 pub use progress::{Progress, checkpoint};
 pub use vision::Images;

@@ -42,6 +42,8 @@ pub enum Purpose {
     Noise = 4,
     /// Dropout in training.
     Dropout = 5,
+    /// Which units a bootstrap resample holds; the sample is the resample's number.
+    Bootstrap = 6,
 }
 
 /// The sentence number of draws that belong to a whole response: the unguided stream uses it for every purpose, so that

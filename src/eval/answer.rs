@@ -1,0 +1,160 @@
+//! A benchmark's questions answered by a model of one's own: predictions first, as a file, then the score.
+//!
+//! `predictions.jsonl` gets a row `{"question_id", "image", "prompt", "text", "model_id", "tokens", "stop"}` for each answer as soon
+//! as its wave is done; `run.json` says what they were made with. An interrupted run goes on where it stopped: rows that are
+//! there are kept, a row that was cut off is dropped, and another model, prompt or limit is refused.
+
+use std::{
+    collections::HashSet,
+    fs::{File, OpenOptions},
+    io::{Seek, Write},
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+
+use super::{Files, Metric, Settings};
+use crate::{
+    Error, Result,
+    engine::{Answering, Progress, Question, answer},
+    models::llava::Llava,
+    sweep::atomic::write_file,
+};
+
+/// Where a model's answers come from and go to.
+#[derive(Clone, Copy, Debug)]
+pub struct Folders<'a> {
+    /// Images, by the benchmark's names.
+    pub images: &'a Path,
+    /// `run.json` and `predictions.jsonl`.
+    pub out: &'a Path,
+}
+
+/// Answers a metric's questions and returns the prediction file. The token limit is that of the settings or the metric.
+///
+/// # Errors
+/// If a benchmark's file or an image is missing, the folder holds answers of another run, or generation fails.
+pub fn answer_items(
+    metric: &dyn Metric,
+    files: &Files,
+    settings: &Settings,
+    model: &Llava,
+    folders: Folders,
+    mut answering: Answering,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
+    let spec = metric.spec();
+    settings.validate()?;
+    metric.can_ask(files, settings)?;
+    let benchmark = metric.open(files, settings)?;
+    let (items, Folders { images, out }) = (benchmark.items(), folders);
+    let limit = metric.max_new_tokens(spec.protocol(settings.protocol)?);
+    answering.max_new_tokens = settings.max_new_tokens.unwrap_or(limit);
+    let questions = items
+        .iter()
+        .map(|item| {
+            let image = item.image.as_deref().map(|name| find_image(images, name)).transpose()?;
+            Ok(Question { id: item.id.clone(), image, text: item.prompt.clone() })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let name = model.dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let prompts: Vec<&str> = items.iter().map(|item| item.prompt.as_str()).collect();
+    let run = json!({
+        "metric": spec.name,
+        "model": name,
+        "model_fingerprint": model.fingerprint()?,
+        "prompts": blake3::hash(json!(prompts).to_string().as_bytes()).to_hex().to_string(),
+        "max_new_tokens": answering.max_new_tokens,
+        "rho": answering.rho,
+        "seed": answering.seed,
+    });
+    claim(&out.join("run.json"), &run)?;
+    let path = out.join("predictions.jsonl");
+    let (mut file, known) = reopen(&path)?;
+    let open: Vec<usize> = (0..items.len()).filter(|&i| !known.contains(&items[i].id)).collect();
+    let todo: Vec<Question> = open.iter().map(|&i| questions[i].clone()).collect();
+    answer(model, &todo, answering, progress, |answers| {
+        let mut rows = String::new();
+        for answer in answers {
+            let item = &items[open[answer.question]];
+            let row = json!({
+                "question_id": item.id,
+                "image": item.image,
+                "prompt": item.prompt,
+                "text": answer.text,
+                "model_id": name,
+                "tokens": answer.tokens,
+                "stop": answer.stop,
+            });
+            rows.push_str(&format!("{row}\n"));
+        }
+        file.write_all(rows.as_bytes()).and_then(|()| file.sync_data()).map_err(Error::io(&path))
+    })?;
+    Ok(path)
+}
+
+/// Writes what a run is made with, or checks that it is what was written before.
+pub(super) fn claim(path: &Path, run: &Value) -> Result<()> {
+    if !path.exists() {
+        return write_file(path, format!("{run:#}\n").as_bytes());
+    }
+    let found: Value = crate::data::json::read_document(path)?;
+    let differs =
+        run.as_object().into_iter().flatten().find(|(name, value)| found.get(name) != Some(*value));
+    match differs {
+        None => Ok(()),
+        Some((name, value)) => {
+            let was = found.get(name).unwrap_or(&Value::Null);
+            let message = format!(
+                "was made with {name} {was}, this run has {value}; expected the same, or another folder"
+            );
+            Err(Error::Store { path: path.into(), message })
+        }
+    }
+}
+
+/// Opens a file of rows to go on with, and the ids it has. A last row without its line end was cut off and is dropped.
+fn reopen(path: &Path) -> Result<(File, HashSet<String>)> {
+    let mut file = append(path)?;
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    file.set_len(whole as u64)
+        .and_then(|()| file.seek(std::io::SeekFrom::End(0)))
+        .map_err(Error::io(path))?;
+    let mut known = HashSet::new();
+    for (row, line) in text[..whole].lines().zip(1..) {
+        let value: Value = serde_json::from_str(row).map_err(|error| {
+            Error::invalid(path, format!("line {line}"), format!("is not valid JSON: {error}"))
+        })?;
+        known.extend(value["question_id"].as_str().map(str::to_owned));
+    }
+    Ok((file, known))
+}
+
+/// Opens a file for appending; it is made if it is missing.
+pub(super) fn append(path: &Path) -> Result<File> {
+    let open = OpenOptions::new().create(true).append(true).read(true).open(path);
+    open.map_err(Error::io(path))
+}
+
+/// The file of an image that a benchmark names by file name, address or id.
+///
+/// # Errors
+/// If there is none; the message says what was looked for.
+pub fn find_image(folder: &Path, name: &str) -> Result<PathBuf> {
+    let base = name.rsplit('/').next().unwrap_or(name);
+    let mut names = vec![name.to_owned(), base.to_owned()];
+    names.extend(["jpg", "png", "jpeg"].map(|end| format!("{base}.{end}")));
+    if let Ok(number) = base.parse::<u64>() {
+        names.extend(
+            ["COCO_val2014_", "COCO_train2014_", ""].map(|p| format!("{p}{number:012}.jpg")),
+        );
+    }
+    let inside = |name: &&String| !name.contains("..") && !name.starts_with('/');
+    let found =
+        names.iter().filter(inside).map(|name| folder.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| {
+        let tried = names.join(", ");
+        Error::invalid(folder, "", format!("has no image {name:?}; looked for {tried}"))
+    })
+}
