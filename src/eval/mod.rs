@@ -241,12 +241,9 @@ impl Spec {
 
     /// What `--help` says: score, protocols, files and where they come from.
     pub fn help(&self) -> String {
-        let mut text = format!("Score: {}\nProtocols: ", self.headline);
-        for (i, protocol) in self.protocols.iter().enumerate() {
-            let default = if i == 0 { " (default)" } else { ", " };
-            text.push_str(&format!("{}{protocol}{}", if i > 1 { ", " } else { "" }, default));
-        }
-        let text = text.trim_end_matches(", ").to_owned();
+        let names: Vec<String> = self.protocols.iter().map(ToString::to_string).collect();
+        let protocols = names.join(", ").replacen(&names[0], &format!("{} (default)", names[0]), 1);
+        let text = format!("Score: {}\nProtocols: {protocols}", self.headline);
         format!("{text}\n\n{}", Input::list(self.inputs))
     }
 }

@@ -95,7 +95,7 @@ fn a_model_answers_and_a_stopped_run_goes_on() {
     let mut scored = eval("pope", dir.path());
     scored.arg("--predictions").arg(&path).args(["--resamples", "50", "--json"]);
     assert_eq!(common::json(&succeed(&mut scored))["score"], again["score"]);
-    // Another token limit is another run.
+    // Another setting is another run.
     let mut other = answered(dir.path(), "whole");
     other.args(["--rho", "1"]);
     let output = other.output().unwrap();
