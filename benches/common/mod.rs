@@ -110,7 +110,8 @@ fn serve(cases: &[Case]) {
             println!("end");
             continue;
         }
-        if made.as_ref().is_none_or(|(name, _)| name != words[1]) {
+        // A check is of the first input set: made anew.
+        if words[0] == "check" || made.as_ref().is_none_or(|(name, _)| name != words[1]) {
             // Freed before the next input is made.
             drop(made.take());
             let case = cases.iter().find(|case| case.name == words[1]).expect("a case");

@@ -3,8 +3,8 @@
 mod demo;
 mod doctor;
 mod embed;
-mod report;
 mod eval;
+mod report;
 mod sample;
 mod score;
 mod sweep;

@@ -10,11 +10,9 @@ use super::embedded::picture;
 use super::questions::{Negative, pope, questions};
 use super::scene::{Dice, Scene, Shape, Split};
 use super::words::mentions;
-use super::{DESCRIBE, SHORT, folder, user_turn};
-use crate::data::Sample;
-use crate::engine::{Engine, Images, Progress, Request, checkpoint, waves};
+use super::{DESCRIBE, SHORT, folder};
+use crate::engine::{Answering, Progress, Question, answer};
 use crate::models::llava::Llava;
-use crate::sampling::SamplingConfig;
 use crate::{Error, Result};
 
 /// Figures at one rho.
@@ -82,7 +80,6 @@ pub fn figures(
     }
     let mut rows = Vec::new();
     for &rho in rhos {
-        progress.begin(&format!("rho {rho}"), Some(items.len() as u64));
         let answers = answers(model, &items, &paths, rho, progress)?;
         rows.push(count(rho, &items, &answers));
     }
@@ -116,40 +113,21 @@ fn answers(
     rho: f64,
     progress: &dyn Progress,
 ) -> Result<Vec<String>> {
-    const BUDGET: usize = 16_384;
-    let config = SamplingConfig {
-        rho,
-        temperature: 0.0,
-        guidance: false,
-        attempts: 1,
-        max_response_tokens: 96,
-        ..SamplingConfig::default()
-    };
-    let engine = Engine::new(model, config, 0);
-    let samples: Vec<Sample> = items
+    let questions: Vec<Question> = items
         .iter()
         .enumerate()
-        .map(|(i, item)| Sample {
-            index: i as u32,
+        .map(|(i, item)| Question {
             id: i.to_string(),
-            images: vec![paths[item.scene as usize].clone()],
-            turns: vec![user_turn(&item.question)],
-            reference: String::new(),
-            line: 0,
+            image: Some(paths[item.scene as usize].clone()),
+            text: item.question.clone(),
         })
         .collect();
-    let prepared = samples
-        .iter()
-        .map(|sample| engine.prepare(Request { sample, attempt: 1, guided: false }))
-        .collect::<Result<Vec<_>>>()?;
-    let costs: Vec<usize> = prepared.iter().map(|prepared| prepared.cost()).collect();
+    let answering = Answering { max_new_tokens: 96, rho, ..Answering::default() };
     let mut texts = Vec::with_capacity(items.len());
-    for range in waves(&costs, BUDGET) {
-        checkpoint(progress)?;
-        let wave = &prepared[range];
-        let candidates = engine.generate(wave, &mut Images::new(0), progress)?;
-        texts.extend(candidates.into_iter().map(|candidate| candidate.text));
-    }
+    answer(model, &questions, answering, progress, |answers| {
+        texts.extend(answers.iter().map(|answer| answer.text.clone()));
+        Ok(())
+    })?;
     Ok(texts)
 }
 
