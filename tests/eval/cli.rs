@@ -120,8 +120,10 @@ fn results_are_compared() {
     let dir = tempfile::tempdir().unwrap();
     pope(dir.path(), 4);
     for (name, text) in [("a", "Yes"), ("b", "No")] {
-        let rows: Vec<String> =
-            (1..=8).map(|id| json!({"question_id": id, "text": text}).to_string()).collect();
+        // The random split's ids, as LLaVA numbers them.
+        let rows: Vec<String> = (10_000_001..=10_000_008)
+            .map(|id| json!({"question_id": id, "text": text}).to_string())
+            .collect();
         let answers = write(dir.path(), &format!("{name}.jsonl"), &rows.join("\n"));
         let mut command = eval("pope", dir.path());
         command.arg("--predictions").arg(answers).arg("--out").arg(dir.path().join(name));
