@@ -51,7 +51,7 @@ pub fn layer_norm(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
-    Ok(run("norm::layer_norm", Law::Layer, x, before, [Some(weight), bias], eps, false)?.1)
+    Ok(run("norm::layer_norm", Law::Layer, x, before, (weight, bias), eps, false)?.1)
 }
 
 /// [`layer_norm`] that also returns what was normalised: `(x + before, its layer norm)`.
@@ -65,7 +65,7 @@ pub fn layer_norm_sum(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<(Tensor, Tensor)> {
-    run("norm::layer_norm_sum", Law::Layer, x, Some(before), [Some(weight), bias], eps, true)
+    run("norm::layer_norm_sum", Law::Layer, x, Some(before), (weight, bias), eps, true)
 }
 
 /// RMS normalisation: `[.., H]` like x.
@@ -73,7 +73,7 @@ pub fn layer_norm_sum(
 /// # Errors
 /// As [`layer_norm`].
 pub fn rms_norm(x: &Tensor, before: Option<Add>, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    Ok(run("norm::rms_norm", Law::Rms, x, before, [Some(weight), None], eps, false)?.1)
+    Ok(run("norm::rms_norm", Law::Rms, x, before, (weight, None), eps, false)?.1)
 }
 
 /// [`rms_norm`] that also returns what was normalised: `(x + before, its RMS norm)`.
@@ -86,7 +86,7 @@ pub fn rms_norm_sum(
     weight: &Tensor,
     eps: f64,
 ) -> Result<(Tensor, Tensor)> {
-    run("norm::rms_norm_sum", Law::Rms, x, Some(before), [Some(weight), None], eps, true)
+    run("norm::rms_norm_sum", Law::Rms, x, Some(before), (weight, None), eps, true)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,24 +101,24 @@ fn run(
     law: Law,
     x: &Tensor,
     before: Option<Add>,
-    [weight, bias]: [Option<&Tensor>; 2],
+    (weight, bias): (&Tensor, Option<&Tensor>),
     eps: f64,
     both: bool,
 ) -> Result<(Tensor, Tensor)> {
     let width = check(op, x, before, eps)?;
-    let parameter = |what: &'static str, t: Option<&Tensor>| -> Result<Option<Tensor>> {
-        let Some(t) = t else { return Ok(None) };
+    let parameter = |what: &'static str, t: &Tensor| -> Result<Tensor> {
         if t.dims() != [width] || t.dtype() != x.dtype() {
             let got = format!("{:?} {:?}", t.dims(), t.dtype());
             return Err(Error::argument(op, what, got, format!("[{width}] {:?}", x.dtype())));
         }
-        Ok(Some(t.contiguous()?))
+        Ok(t.contiguous()?)
     };
     let weight = parameter("weight", weight)?;
-    let bias = parameter("bias", bias)?;
-    let add_bias = parameter("before.bias", before.and_then(|a| a.bias))?;
+    let bias = bias.map(|b| parameter("bias", b)).transpose()?;
+    let add_bias = before.and_then(|a| a.bias);
+    let add_bias = add_bias.map(|b| parameter("before.bias", b)).transpose()?;
     let residual = before.map(|a| a.residual);
-    let operands = [Some(x), residual, weight.as_ref(), bias.as_ref(), add_bias.as_ref()];
+    let operands = [Some(x), residual, Some(&weight), bias.as_ref(), add_bias.as_ref()];
     let tracked = operands.iter().flatten().any(|t| t.track_op());
     let norm = Norm { law, eps: eps as f32, both, width, weight, bias, add_bias };
     if tracked {
@@ -189,9 +189,9 @@ fn normalise(law: Law, eps: f32, values: &mut [f32], weight: &[f32], bias: Optio
 impl Norm {
     fn forward<T: Stored>(&self, x: &[T], residual: Option<&[T]>) -> candle_core::Result<Vec<T>> {
         let width = self.width;
-        let weight = parameter::<T>(self.weight.as_ref())?.unwrap_or_default();
-        let bias = parameter::<T>(self.bias.as_ref())?;
-        let add_bias = parameter::<T>(self.add_bias.as_ref())?;
+        let weight = parameter::<T>(&self.weight)?;
+        let bias = self.bias.as_ref().map(parameter::<T>).transpose()?;
+        let add_bias = self.add_bias.as_ref().map(parameter::<T>).transpose()?;
         let mut out = vec![T::default(); if self.both { 2 * x.len() } else { x.len() }];
         let normed_at = out.len() - x.len();
         let shared = SharedMut::new(&mut out);
@@ -229,13 +229,12 @@ impl Norm {
 }
 
 /// The values of a parameter as f32.
-fn parameter<T: Stored>(tensor: Option<&Tensor>) -> candle_core::Result<Option<Vec<f32>>> {
-    let Some(tensor) = tensor else { return Ok(None) };
+fn parameter<T: Stored>(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
         candle_core::bail!("norm: parameters are not on the CPU, where x is")
     };
-    Ok(Some(T::to_f32_vec(contiguous::<T>(storage, layout, "norm")?)))
+    Ok(T::to_f32_vec(contiguous::<T>(storage, layout, "norm")?))
 }
 
 // The differentiable path.
@@ -250,12 +249,12 @@ impl Norm {
         if let Some(residual) = residual {
             sum = (sum + residual)?;
         }
-        let zeros = || Tensor::zeros(self.width, sum.dtype(), sum.device());
-        let (weight, bias) = (self.weight.clone(), self.bias.clone());
-        let weight = weight.map_or_else(zeros, Ok)?;
-        let bias = bias.map_or_else(zeros, Ok)?;
+        let bias = match self.bias {
+            Some(bias) => bias,
+            None => Tensor::zeros(self.width, sum.dtype(), sum.device())?,
+        };
         let op = TrackedNorm { law: self.law, eps: self.eps };
-        let y = sum.apply_op3(&weight, &bias, op)?;
+        let y = sum.apply_op3(&self.weight, &bias, op)?;
         Ok((sum, y))
     }
 }
@@ -391,7 +390,7 @@ struct Norm {
     /// Whether the sum before normalisation is returned too, stacked in front.
     both: bool,
     width: usize,
-    weight: Option<Tensor>,
+    weight: Tensor,
     bias: Option<Tensor>,
     add_bias: Option<Tensor>,
 }
