@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use image::RgbImage;
-use include_dir::{Dir, DirEntry, include_dir};
+use include_dir::{Dir, include_dir};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -73,18 +74,20 @@ fn cache() -> PathBuf {
         .unwrap_or_else(|| std::env::temp_dir().join("bdhs"))
 }
 
-/// The folder that holds the demo's five checkpoints.
-fn models() -> Result<PathBuf> {
+/// What names the folder of the checkpoints: a hash of all that they hold, once a process.
+static MODELS_HASH: LazyLock<String> = LazyLock::new(|| {
     let mut hasher = blake3::Hasher::new();
-    let mut files = Vec::new();
-    list(&MODELS, &mut files);
-    for (path, content) in &files {
+    for (path, content) in files(&MODELS) {
         hasher.update(path.to_string_lossy().as_bytes());
         hasher.update(&(content.len() as u64).to_le_bytes()).update(content);
     }
-    let hash = &hasher.finalize().to_hex()[..16];
-    made_once(&cache().join(format!("demo-models-{hash}")), |dir| {
-        for (path, content) in &files {
+    hasher.finalize().to_hex()[..16].to_owned()
+});
+
+/// The folder that holds the demo's five checkpoints.
+fn models() -> Result<PathBuf> {
+    made_once(&cache().join(format!("demo-models-{}", *MODELS_HASH)), |dir| {
+        for (path, content) in files(&MODELS) {
             let path = dir.join(path);
             folder::create(path.parent().unwrap_or(dir))?;
             fs::write(&path, content).map_err(Error::io(&path))?;
@@ -93,13 +96,11 @@ fn models() -> Result<PathBuf> {
     })
 }
 
-fn list<'a>(dir: &'a Dir, files: &mut Vec<(&'a Path, &'a [u8])>) {
-    for entry in dir.entries() {
-        match entry {
-            DirEntry::Dir(dir) => list(dir, files),
-            DirEntry::File(file) => files.push((file.path(), file.contents())),
-        }
-    }
+/// Every file below a folder, with its content.
+fn files<'a>(dir: &'a Dir) -> Vec<(&'a Path, &'a [u8])> {
+    let mut all: Vec<_> = dir.files().map(|file| (file.path(), file.contents())).collect();
+    all.extend(dir.dirs().flat_map(files));
+    all
 }
 
 /// The folder that holds the demo's evaluation scenes: pictures and a LLaVA conversation file. Its name follows from its

@@ -116,6 +116,11 @@ impl EncoderSpec {
     pub const HEADS: usize = 4;
     pub const BUCKETS: usize = 32;
 
+    /// The id of the padding token.
+    pub fn padding(&self) -> Option<usize> {
+        self.scheme.special.iter().position(|token| token.to_lowercase().contains("pad"))
+    }
+
     /// Rows of the position table: RoBERTa's kind counts from 2.
     pub fn positions(&self) -> usize {
         if self.architecture == "bert" { self.max_tokens } else { self.max_tokens + 2 }
@@ -228,26 +233,7 @@ pub(super) fn write_encoder(dir: &Path, spec: &EncoderSpec, texts: &[String]) ->
     create(dir)?;
     let tokenizer = tokenizer::encoder(&spec.scheme, texts)?;
     save(dir, &tokenizer)?;
-    let padding = spec.scheme.special.iter().position(|t| t.to_lowercase().contains("pad"));
-    let mut config = json!({
-        "model_type": spec.architecture,
-        "vocab_size": tokenizer::size(&tokenizer),
-        "hidden_size": EncoderSpec::HIDDEN,
-        "intermediate_size": EncoderSpec::INNER,
-        "num_hidden_layers": EncoderSpec::LAYERS,
-        "num_attention_heads": EncoderSpec::HEADS,
-        "max_position_embeddings": spec.positions(),
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
-        "pad_token_id": padding,
-        "torch_dtype": "float16",
-    });
-    match spec.architecture {
-        "mpnet" => config["relative_attention_num_buckets"] = json!(EncoderSpec::BUCKETS),
-        "bert" => config["type_vocab_size"] = json!(2),
-        _ => config["type_vocab_size"] = json!(1),
-    }
-    json_file(dir, "config.json", &config)?;
+    json_file(dir, "config.json", &encoder_config(spec, tokenizer::size(&tokenizer)))?;
     let [before, after] = spec.scheme.around;
     json_file(
         dir,
@@ -255,7 +241,7 @@ pub(super) fn write_encoder(dir: &Path, spec: &EncoderSpec, texts: &[String]) ->
         &json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": spec.max_tokens,
-            "pad_token": padding.map(|id| spec.scheme.special[id]),
+            "pad_token": spec.padding().map(|id| spec.scheme.special[id]),
             "unk_token": spec.scheme.unknown,
             "cls_token": before,
             "sep_token": after,
@@ -290,6 +276,28 @@ pub(super) fn write_encoder(dir: &Path, spec: &EncoderSpec, texts: &[String]) ->
         }),
     )?;
     Ok(tokenizer)
+}
+
+fn encoder_config(spec: &EncoderSpec, vocab: usize) -> Value {
+    let mut config = json!({
+        "model_type": spec.architecture,
+        "vocab_size": vocab,
+        "hidden_size": EncoderSpec::HIDDEN,
+        "intermediate_size": EncoderSpec::INNER,
+        "num_hidden_layers": EncoderSpec::LAYERS,
+        "num_attention_heads": EncoderSpec::HEADS,
+        "max_position_embeddings": spec.positions(),
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": spec.padding(),
+        "torch_dtype": "float16",
+    });
+    match spec.architecture {
+        "mpnet" => config["relative_attention_num_buckets"] = json!(EncoderSpec::BUCKETS),
+        "bert" => config["type_vocab_size"] = json!(2),
+        _ => config["type_vocab_size"] = json!(1),
+    }
+    config
 }
 
 pub(super) fn create(dir: &Path) -> Result<()> {

@@ -100,11 +100,12 @@ fn train_vision(
         let states = model.tower_features(&tiles(model, settings.seed, &scenes)?)?;
         let states = states.reshape((VISION_BATCH * TOKENS, size::VISION))?;
         let logits = states.matmul(&head.t()?)?;
+        let labels: Vec<[Vec<u32>; 3]> = scenes.iter().map(|(_, scene)| labels(scene)).collect();
         let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu)?;
         let mut at = 0;
         for (kind, width) in probe_widths().into_iter().enumerate() {
             let wanted: Vec<u32> =
-                scenes.iter().flat_map(|(_, scene)| labels(scene)[kind].clone()).collect();
+                labels.iter().flat_map(|labels| labels[kind].iter().copied()).collect();
             let part = logits.narrow(1, at, width)?.contiguous()?;
             loss = (loss + cross_entropy(&part, &Tensor::new(wanted, &Device::Cpu)?)?)?;
             at += width;
