@@ -181,13 +181,13 @@ fn prices(text: &str) -> Result<(f64, f64), String> {
 }
 
 impl Ask {
-    fn judge(&self) -> Result<Judge> {
+    fn judge(&self, model: &str) -> Result<Judge> {
         let seconds = |name, value: f64| {
             Duration::try_from_secs_f64(value)
                 .map_err(|_| Error::argument("judge", name, value, "seconds, 0 or more"))
         };
         Ok(Judge {
-            endpoint: Endpoint::from_env(self.judge_model.as_deref())?,
+            endpoint: Endpoint::from_env(model),
             runs: self.judge_runs,
             threads: self.judge_threads,
             tries: self.judge_tries,
@@ -259,14 +259,14 @@ impl Run {
             let path = answer_items(metric, &files, &settings, &model, folders, answering, &bars)?;
             sources.predictions = Some(path);
         }
-        if let (Some(_), Some(out)) = (&self.judge.judge_model, &self.out) {
+        if let (Some(model), Some(out)) = (&self.judge.judge_model, &self.out) {
             let Some(predictions) = &sources.predictions else {
                 let expected = "answers to judge, or --model";
                 return Err(Error::argument(name, "--predictions", "not given", expected));
             };
             let places = (predictions.as_path(), self.answer.images.as_deref(), out.as_path());
             let estimate = |cost: Cost| eprintln!("judge, about: {cost}");
-            let judge = self.judge.judge()?;
+            let judge = self.judge.judge(model)?;
             let (path, cost) =
                 eval::ask_judge(metric, &files, &settings, places, &judge, (&bars, &estimate))?;
             eprintln!("judge, now: {cost}");

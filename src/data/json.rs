@@ -102,9 +102,13 @@ impl Ids {
 /// # Errors
 /// If the file cannot be read, is not UTF-8, or holds something else; the message names line and column.
 pub(crate) fn read_objects(path: &Path) -> Result<Vec<Object>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| {
-        let line = line_of(&bytes, error.valid_up_to());
+    objects(path, &std::fs::read(path).map_err(Error::io(path))?)
+}
+
+/// As [`read_objects`], of a file whose content is known.
+pub(crate) fn objects(path: &Path, bytes: &[u8]) -> Result<Vec<Object>> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let line = line_of(bytes, error.valid_up_to());
         Error::invalid(path, format!("line {line}"), "is not UTF-8 text")
     })?;
     let body = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -126,8 +130,12 @@ pub(crate) fn read_objects(path: &Path) -> Result<Vec<Object>> {
 /// # Errors
 /// If the file cannot be read, is not valid JSON, or does not have the shape of `T`; the message names line and column.
 pub(crate) fn read_document<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let body = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+    document(path, &std::fs::read(path).map_err(Error::io(path))?)
+}
+
+/// As [`read_document`], of a file whose content is known.
+pub(crate) fn document<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    let body = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     serde_json::from_slice(body).map_err(|error| {
         let reason = error.to_string();
         let reason = reason.split(" at line ").next().unwrap_or_default();

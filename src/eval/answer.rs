@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Files, Metric, Settings};
+use super::{Files, Metric, Settings, evaluate::open};
 use crate::{
     Error, Result,
     engine::{Answering, Progress, Question, answer},
@@ -44,9 +44,8 @@ pub fn answer_items(
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
     let spec = metric.spec();
-    settings.validate()?;
+    let benchmark = open(metric, files, settings)?;
     metric.can_ask(files, settings)?;
-    let benchmark = metric.open(files, settings)?;
     let (items, Folders { images, out }) = (benchmark.items(), folders);
     let limit = metric.max_new_tokens(spec.protocol(settings.protocol)?);
     answering.max_new_tokens = settings.max_new_tokens.unwrap_or(limit);
@@ -71,8 +70,11 @@ pub fn answer_items(
     claim(&out.join("run.json"), &run)?;
     let path = out.join("predictions.jsonl");
     let (mut file, known) = reopen(&path)?;
-    let open: Vec<usize> = (0..items.len()).filter(|&i| !known.contains(&items[i].id)).collect();
-    let todo: Vec<Question> = open.iter().map(|&i| questions[i].clone()).collect();
+    let (open, todo): (Vec<usize>, Vec<Question>) = questions
+        .into_iter()
+        .enumerate()
+        .filter(|(_, question)| !known.contains(&question.id))
+        .unzip();
     answer(model, &todo, answering, progress, |answers| {
         let mut rows = String::new();
         for answer in answers {

@@ -1,6 +1,9 @@
 //! From files to a result.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -39,6 +42,28 @@ pub struct Sources {
     pub replies: Vec<PathBuf>,
 }
 
+/// Checks settings and files against what a metric takes, and reads the benchmark.
+pub(super) fn open(
+    metric: &dyn Metric,
+    files: &Files,
+    settings: &Settings,
+) -> Result<Box<dyn Benchmark>> {
+    let spec = metric.spec();
+    settings.validate()?;
+    files.validate(spec.inputs)?;
+    spec.protocol(settings.protocol)?;
+    metric.open(files, settings)
+}
+
+/// Which models judged, and how many replies each gave: the choice of judge moves scores a lot.
+fn judges(given: &Given) -> Value {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for reply in given.replies.iter().flatten().flatten() {
+        *counts.entry(reply.model.as_deref().unwrap_or("unknown")).or_default() += 1;
+    }
+    json!(counts)
+}
+
 /// Scores a prediction file, or a judge's replies to one.
 ///
 /// # Errors
@@ -49,14 +74,11 @@ pub fn evaluate(
     settings: &Settings,
     sources: &Sources,
 ) -> Result<Outcome> {
-    let spec = metric.spec();
-    settings.validate()?;
-    files.validate(spec.inputs)?;
-    spec.protocol(settings.protocol)?;
-    let benchmark = metric.open(files, settings)?;
+    let benchmark = open(metric, files, settings)?;
     let (given, counts) = gather(metric, benchmark.as_ref(), settings, sources)?;
     let mut scored = benchmark.score(&given)?;
-    if spec.judged {
+    if metric.spec().judged {
+        scored.details.insert("judge_models".into(), judges(&given));
         scored.details.insert("official_prompt".into(), benchmark.official_prompt().into());
     }
     outcome(metric, settings, scored, counts)
@@ -76,12 +98,10 @@ pub fn ask_judge(
     (progress, estimate): (&dyn Progress, &dyn Fn(Cost)),
 ) -> Result<(PathBuf, Cost)> {
     let spec = metric.spec();
-    settings.validate()?;
-    files.validate(spec.inputs)?;
     if !spec.judged {
         return Err(Error::argument(spec.name, "--judge", "given", "nothing: it has no judge"));
     }
-    let benchmark = metric.open(files, settings)?;
+    let benchmark = open(metric, files, settings)?;
     let rows = join::read(predictions, spec)?;
     let joined = join::join(benchmark.as_ref(), rows, predictions, settings)?;
     let image = |item: &Item| {
@@ -201,7 +221,7 @@ pub(super) fn outcome(
     details.append(&mut scored.details);
     let mut recorded = json!(settings);
     recorded["protocol"] = json!(protocol);
-    recorded["suffix"] = json!(settings.suffix.as_deref().unwrap_or(spec.suffix));
+    recorded["suffix"] = json!(spec.suffix(settings));
     recorded["max_new_tokens"] =
         json!(settings.max_new_tokens.unwrap_or(metric.max_new_tokens(protocol)));
     details.insert("settings".into(), recorded);

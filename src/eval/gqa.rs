@@ -120,7 +120,7 @@ impl Metric for Gqa {
     fn open(&self, files: &Files, settings: &Settings) -> Result<Box<dyn Benchmark>> {
         let path = files.need(SPEC.inputs, "questions")?;
         let protocol = SPEC.protocol(settings.protocol)?;
-        let suffix = settings.suffix.as_deref().unwrap_or(SHORT);
+        let suffix = SPEC.suffix(settings);
         let (mut items, mut truth) = (Vec::new(), Vec::new());
         for (id, question) in read_document::<Entries<Question>>(&path)?.0 {
             if !question.balanced {

@@ -93,7 +93,7 @@ pub fn pair(reply: &str) -> [f64; 2] {
 pub fn first_two(reply: &str) -> [f64; 2] {
     let line = python::strip(reply).split('\n').next().unwrap_or_default();
     match numbers(line)[..] {
-        [(a, _), (b, _), ..] => [a, b],
+        [a, b, ..] => [a, b],
         _ => [-1.0; 2],
     }
 }
@@ -108,8 +108,8 @@ pub fn strict(reply: &str) -> Option<[f64; 2]> {
     Some([score(a)?, score(b)?])
 }
 
-/// Matches of `-?\d+(\.\d+)?`, each with its end.
-fn numbers(line: &str) -> Vec<(f64, usize)> {
+/// Matches of `-?\d+(\.\d+)?`.
+fn numbers(line: &str) -> Vec<f64> {
     let bytes = line.as_bytes();
     let digits = |mut at: usize| {
         while bytes.get(at).is_some_and(u8::is_ascii_digit) {
@@ -128,7 +128,7 @@ fn numbers(line: &str) -> Vec<(f64, usize)> {
         if bytes.get(end) == Some(&b'.') && digits(end + 1) > end + 1 {
             end = digits(end + 1);
         }
-        found.extend(line[at..end].parse().ok().map(|number| (number, end)));
+        found.extend(line[at..end].parse::<f64>());
         at = end;
     }
     found
@@ -201,7 +201,7 @@ impl Metric for LlavaW {
     fn open(&self, files: &Files, settings: &Settings) -> Result<Box<dyn Benchmark>> {
         let path = files.need(SPEC.inputs, "questions")?;
         let protocol = SPEC.protocol(settings.protocol)?;
-        let suffix = settings.suffix.as_deref().unwrap_or("");
+        let suffix = SPEC.suffix(settings);
         let items = read_objects(&path)?
             .iter()
             .map(|object| {
@@ -329,7 +329,7 @@ impl Benchmark for Questions {
             let mut cells = Additions::default();
             let mut pairs: Vec<Option<[f64; 2]>> = Vec::new();
             for (run, replies) in given.replies.iter().enumerate() {
-                let reply = replies[i].as_ref().map_or("", |reply| reply.content.as_str());
+                let reply = Given::reply(replies, i);
                 let found = self.read(item, run, reply)?;
                 unparsed += u64::from(matches!(found, None | Some([-1.0, -1.0])));
                 pairs.push(found);
@@ -356,7 +356,6 @@ impl Benchmark for Questions {
         let mut details = Map::new();
         details.insert("unparsed".into(), unparsed.into());
         details.insert("runs".into(), self.runs(&items, given.replies.len()));
-        super::mmhal::judges(given, &mut details);
         Ok(Scored { items, details })
     }
 }

@@ -10,7 +10,7 @@
 //! An answer is a hallucination if its rating is below 3. Item i is of type i mod 8; the files keep that order. Beside the
 //! mean, the result has RLAIF-V's informativeness (mean of s - 3 if s >= 3 else s, as a share of 3) and the same mean on its own scale.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -147,7 +147,7 @@ impl Metric for MmHal {
         let path = files.need(INPUTS, "items")?;
         let protocol = SPEC.protocol(settings.protocol)?;
         let objects = read_objects(&path)?;
-        let suffix = settings.suffix.as_deref().unwrap_or("");
+        let suffix = self.spec().suffix(settings);
         let items = objects
             .iter()
             .enumerate()
@@ -253,9 +253,9 @@ impl Benchmark for Questions {
         let mut items = Vec::with_capacity(self.items.len());
         for (i, item) in self.items.iter().enumerate() {
             let mut cells = Additions::default();
-            let mut ratings = Vec::new();
+            let (mut ratings, mut known) = (Vec::new(), Vec::new());
             for replies in &given.replies {
-                let reply = replies[i].as_ref().map_or("", |reply| reply.content.as_str());
+                let reply = Given::reply(replies, i);
                 let found = match self.protocol {
                     Protocol::Strict => strict(reply),
                     _ => rating(reply),
@@ -266,6 +266,7 @@ impl Benchmark for Questions {
                     continue;
                 }
                 let rating = f64::from(found.unwrap_or(0));
+                known.push(rating);
                 let hallucinated = f64::from(u8::from(rating < 3.0));
                 let kind = &item.category;
                 for (name, value) in [
@@ -280,7 +281,7 @@ impl Benchmark for Questions {
                     cells.push(name, value);
                 }
             }
-            let known: Vec<f64> = ratings.iter().map(|r| f64::from(r.unwrap_or(0))).collect();
+            let mean = known.iter().sum::<f64>() / known.len() as f64;
             items.push(ItemScore {
                 id: item.id.clone(),
                 category: item.category.clone(),
@@ -288,22 +289,12 @@ impl Benchmark for Questions {
                 answer: given.answers.get(i).cloned().flatten(),
                 parsed: json!(ratings),
                 target: json!(self.answers[i]),
-                score: Some(known.iter().sum::<f64>() / known.len() as f64),
+                score: mean.is_finite().then_some(mean),
                 cells,
             });
         }
         let mut details = Map::new();
         details.insert("unparsed".into(), unparsed.into());
-        judges(given, &mut details);
         Ok(Scored { items, details })
     }
-}
-
-/// Which models judged, and how many replies each gave: the choice of judge moves scores a lot.
-pub(super) fn judges(given: &Given, details: &mut Map<String, Value>) {
-    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    for reply in given.replies.iter().flatten().flatten() {
-        *counts.entry(reply.model.as_deref().unwrap_or("unknown")).or_default() += 1;
-    }
-    details.insert("judge_models".into(), json!(counts));
 }

@@ -127,7 +127,7 @@ impl Metric for MmVet {
             Some(path) => llava_questions(&path)?,
             None => HashMap::new(),
         };
-        let suffix = settings.suffix.as_deref().unwrap_or("");
+        let suffix = SPEC.suffix(settings);
         let prompt = files.find(SPEC.inputs, "prompt")?;
         let text = match &prompt {
             Some(path) => std::fs::read_to_string(path).map_err(Error::io(path))?,
@@ -270,13 +270,13 @@ impl Benchmark for Questions {
         let mut items = Vec::with_capacity(self.items.len());
         for (i, item) in self.items.iter().enumerate() {
             let mut cells = Additions::default();
-            let mut grades = Vec::new();
+            let (mut grades, mut known) = (Vec::new(), Vec::new());
             let groups = std::iter::once(String::new())
                 .chain(self.capabilities[i].iter().map(|name| format!("capability/{name}/")))
                 .chain([format!("integration/{}/", item.category)])
                 .collect::<Vec<_>>();
             for (run, replies) in given.replies.iter().enumerate() {
-                let reply = replies[i].as_ref().map_or("", |reply| reply.content.as_str());
+                let reply = Given::reply(replies, i);
                 let found = reading(self.protocol, reply);
                 if found.is_some_and(f64::is_nan) {
                     let message = format!(
@@ -291,12 +291,13 @@ impl Benchmark for Questions {
                     (None, Protocol::Strict) => continue,
                     (found, _) => found.unwrap_or(0.0),
                 };
+                known.push(value);
                 for group in &groups {
                     cells.push(format!("run/{run}/{group}sum"), value);
                     cells.push(format!("run/{run}/{group}n"), 1.0);
                 }
             }
-            let known: Vec<f64> = grades.iter().map(|grade| grade.unwrap_or(0.0)).collect();
+            let mean = known.iter().sum::<f64>() / known.len() as f64;
             items.push(ItemScore {
                 id: item.id.clone(),
                 category: item.category.clone(),
@@ -304,14 +305,13 @@ impl Benchmark for Questions {
                 answer: given.answers.get(i).cloned().flatten(),
                 parsed: json!(grades),
                 target: json!(self.answers[i]),
-                score: Some(known.iter().sum::<f64>() / known.len() as f64),
+                score: mean.is_finite().then_some(mean),
                 cells,
             });
         }
         let mut details = Map::new();
         details.insert("unparsed".into(), unparsed.into());
         details.insert("reported".into(), reported(&items, given.replies.len()));
-        super::mmhal::judges(given, &mut details);
         Ok(Scored { items, details })
     }
 }

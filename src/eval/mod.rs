@@ -95,6 +95,11 @@ pub struct Given {
 }
 
 impl Given {
+    /// What a run's judge said of an item, empty where there is no reply (which the reader of the replies has refused).
+    pub(crate) fn reply(replies: &[Option<Reply>], item: usize) -> &str {
+        replies[item].as_ref().map_or("", |reply| reply.content.as_str())
+    }
+
     /// An item's answer, empty where it is missing (which the reader of the predictions has allowed).
     pub(crate) fn answer(&self, item: usize) -> &str {
         self.answers.get(item).and_then(Option::as_deref).unwrap_or("")
@@ -222,6 +227,11 @@ pub fn metric(name: &str) -> Result<&'static dyn Metric> {
 }
 
 impl Spec {
+    /// What is appended to the question.
+    pub(crate) fn suffix<'a>(&self, settings: &'a Settings) -> &'a str {
+        settings.suffix.as_deref().unwrap_or(self.suffix)
+    }
+
     /// The protocol asked for, or the default.
     ///
     /// # Errors

@@ -74,7 +74,7 @@ impl Metric for Pope {
         let protocol = SPEC.protocol(settings.protocol)?;
         let labels = files.need(SPEC.inputs, "labels")?;
         let splits = splits(&labels, protocol)?;
-        let suffix = settings.suffix.as_deref().unwrap_or(SHORT);
+        let suffix = SPEC.suffix(settings);
         let questions = match files.find(SPEC.inputs, "questions")? {
             Some(path) => from_questions(&path, &splits, settings)?,
             None => from_labels(&splits, suffix),

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     Error, Result,
-    data::json::{Entries, Object, read_document, read_objects},
+    data::json::{Entries, Object, document, objects},
 };
 
 /// What a file holds.
@@ -23,26 +23,27 @@ pub(super) enum Rows {
 /// # Errors
 /// If the file cannot be read or is not JSON; the message names the line.
 pub(super) fn read(path: &Path, fields: &[&str]) -> Result<Rows> {
-    if is_document(path, fields)? {
-        return Ok(Rows::Entries(read_document::<Entries<Value>>(path)?.0));
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    if is_document(&bytes, fields) {
+        return Ok(Rows::Entries(document::<Entries<Value>>(path, &bytes)?.0));
     }
-    Ok(Rows::Objects(read_objects(path)?))
+    Ok(Rows::Objects(objects(path, &bytes)?))
 }
 
-/// Whether the file is one object of entries rather than rows.
-fn is_document(path: &Path, fields: &[&str]) -> Result<bool> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let text = String::from_utf8_lossy(&bytes);
+/// Whether a file's content is one object of entries rather than rows.
+fn is_document(bytes: &[u8], fields: &[&str]) -> bool {
+    // What is not UTF-8 is refused, with its line, by whatever reads it.
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
     let body = text.trim_start_matches('\u{feff}').trim();
     if !body.starts_with('{') {
-        return Ok(false);
+        return false;
     }
     let first = body.lines().next().unwrap_or_default();
-    Ok(match serde_json::from_str::<Value>(first) {
+    match serde_json::from_str::<Value>(first) {
         Ok(Value::Object(row)) => {
             first.len() == body.len() && !fields.iter().any(|field| row.contains_key(*field))
         }
         // A row that is cut off is reported as one; a brace alone begins a pretty-printed document.
         _ => !first.trim_end().ends_with('}') && body.ends_with('}') && first.trim() == "{",
-    })
+    }
 }

@@ -42,11 +42,6 @@ impl Cells {
         self.places.get(name).copied()
     }
 
-    /// All names, in order of first use.
-    pub fn names(&self) -> &[String] {
-        &self.names
-    }
-
     /// The distinct `X`, without a `/`, of all cells `before/X/after`, in order of first use.
     pub fn groups(&self, before: &str, after: &str) -> Vec<String> {
         let mut found: Vec<String> = Vec::new();
@@ -73,9 +68,13 @@ impl Cells {
 pub struct Additions(pub Vec<(Arc<str>, f64)>);
 
 impl Additions {
-    /// Adds a number to a cell.
+    /// Adds a number to a cell. An item may add to one more than once, as each of several judge runs does.
     pub fn push(&mut self, cell: impl Into<Arc<str>>, value: f64) {
-        self.0.push((cell.into(), value));
+        let cell = cell.into();
+        match self.0.iter_mut().find(|(known, _)| *known == cell) {
+            Some((_, sum)) => *sum += value,
+            None => self.0.push((cell, value)),
+        }
     }
 }
 
@@ -228,8 +227,8 @@ pub fn estimates(
         .collect()
 }
 
-/// Differences `b - a` of the statistics of two runs over the same units, resampled alike; with each the share of resamples
-/// whose difference is not above 0, and not below.
+/// Differences `b - a` of the statistics of two runs over the same units, resampled alike; with each its
+/// two-sided p-value.
 pub fn paired(
     a: (&Tally, &[Statistic]),
     b: (&Tally, &[Statistic]),

@@ -269,15 +269,39 @@ fn judge_replies() {
 }
 
 #[test]
+fn a_reply_that_strict_cannot_read_gives_its_item_no_score() {
+    let dir = tempfile::tempdir().unwrap();
+    super::judge::mmhal(dir.path());
+    let reply = |i: usize| {
+        let content = if i == 3 { "I cannot say." } else { "Rating: 4" };
+        json!({"model": "m", "choices": [{"message": {"content": content}}]})
+    };
+    let all: Vec<_> = (0..8).map(reply).collect();
+    let path = write(dir.path(), "replies.json", &json!(all).to_string());
+    for (name, expected) in [("strict", None), ("official", Some(0.0))] {
+        let outcome = run("mmhal", &folder(dir.path()), &protocol(name), &replies(&[path.clone()]));
+        let outcome = outcome.unwrap();
+        assert_eq!(outcome.items[3].score, expected, "{name}");
+        assert_eq!(outcome.items[4].score, Some(4.0));
+    }
+}
+
+#[test]
 fn what_is_not_given_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let files = pope(dir.path());
     let none = super::Sources::default();
     let error = run("pope", &files, &Settings::default(), &none).unwrap_err().to_string();
     assert!(error.contains("--predictions is not given"), "{error}");
-    let error =
-        run("pope", &files, &protocol("vlmevalkit"), &replies(&[])).unwrap_err().to_string();
+    let error = run("pope", &files, &protocol("llava"), &replies(&[dir.path().join("x")]));
+    let error = error.unwrap_err().to_string();
     assert!(error.contains("--predictions is not given"), "{error}");
+    let judged = tempfile::tempdir().unwrap();
+    let answers = super::judge::mmhal(judged.path());
+    let error =
+        run("mmhal", &folder(judged.path()), &protocol("official"), &super::predictions(&answers));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("--judge-replies is not given"), "{error}");
     let error = bdhs::eval::metric("chair").map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("expected pope, mmhal, mmhalv, llavaw"), "{error}");
     let error = run("mmhal", &files, &protocol("llava"), &none).unwrap_err().to_string();

@@ -185,6 +185,13 @@ fn every_reply_is_asked_for_once_and_can_be_scored_again() {
     assert_eq!(outcome.score, Some(4.0));
     assert_eq!(outcome.details["counts"]["judge_runs"], 2);
     assert_eq!(outcome.details["official_prompt"], true);
+    // Both runs are in an item's sums, also in those of a written result.
+    let cells = &outcome.items[0].cells;
+    assert!(cells.0.iter().any(|(name, value)| &**name == "n" && *value == 2.0), "{cells:?}");
+    let folder = dir.path().join("result");
+    bdhs::eval::layout::write(&folder, &outcome, "model", 0.0).unwrap();
+    let read = bdhs::eval::compare::read(&folder.join("result.json")).unwrap();
+    assert_eq!((&read.items[0].cells, read.score), (cells, outcome.score));
     // The same command again asks nothing.
     let (_, cost) = ask(dir.path(), "mmhal", &judge).unwrap();
     assert_eq!((cost.requests, server.seen.lock().unwrap().len()), (0, 16));

@@ -53,19 +53,11 @@ impl Endpoint {
         Self { base_url: base_url.trim_end_matches('/').into(), model: model.into(), key }
     }
 
-    /// From `OPENAI_BASE_URL` (default: OpenAI's), `OPENAI_API_KEY` and, unless given, `BDHS_JUDGE_MODEL`.
-    ///
-    /// # Errors
-    /// If no model is named.
-    pub fn from_env(model: Option<&str>) -> Result<Self> {
+    /// A model at `OPENAI_BASE_URL` (default: OpenAI's) with `OPENAI_API_KEY`.
+    pub fn from_env(model: &str) -> Self {
         let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let model = model.map(str::to_owned).or_else(|| var("BDHS_JUDGE_MODEL"));
-        let Some(model) = model else {
-            let expected = "a model name, or BDHS_JUDGE_MODEL in the environment";
-            return Err(Error::argument("judge", "--judge", "not given", expected));
-        };
         let url = var("OPENAI_BASE_URL").unwrap_or_else(|| "https://api.openai.com/v1".to_owned());
-        Ok(Self::new(&url, &model, var("OPENAI_API_KEY")))
+        Self::new(&url, model, var("OPENAI_API_KEY"))
     }
 }
 

@@ -5,13 +5,13 @@
 //! prompt or set of answers is refused. A lock keeps two processes from asking the same.
 //!
 //! # Rows
-//! `{"kind": "reply", "id", "run", "attempt", "request", "model", "content", "finish", "prompt_tokens", "completion_tokens",
+//! `{"kind": "reply", "id", "run", "attempt", "model", "content", "finish", "prompt_tokens", "completion_tokens",
 //! "temperature", "raw"}`, `raw` being the service's document. `kind` is `other_model` for a reply of another model than asked,
 //! which is kept (it was paid for) but not used, and `failure` for what was no reply: `status` and the body's beginning.
 //!
 //! # Failures
-//! 429, 5xx, time-outs, broken connections and bodies that are no chat completion (HTML, half a JSON) are tried again, with
-//! waits that double from [`Judge::backoff`] up to a minute, or as long as `Retry-After` asks; a 429 holds all threads back. Other
+//! 408, 409, 429, 5xx, time-outs, broken connections and bodies that are no chat completion (HTML, half a JSON) are tried again, with
+//! waits that double from [`Judge::backoff`] up to a minute, or, after a 429, as long as its `Retry-After` asks, which holds all threads back. Other
 //! statuses end the run at once. A refusal is a reply without text, and no rule finds a score in it.
 //!
 //! The key comes from the environment, is sent to the endpoint, and appears nowhere else: bodies that repeat it are redacted.
@@ -333,7 +333,7 @@ impl Shared<'_> {
     }
 }
 
-/// The fields of both, the place's after `kind`.
+/// The fields of both, the place's at the end.
 fn merged(mut row: Value, place: &Value) -> Value {
     for (name, value) in place.as_object().into_iter().flatten() {
         row[name] = value.clone();

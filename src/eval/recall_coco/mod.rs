@@ -135,7 +135,7 @@ impl Metric for RecallCoco {
             singular,
             known_first: strict,
         };
-        let suffix = settings.suffix.as_deref().unwrap_or("");
+        let suffix = SPEC.suffix(settings);
         let mut items: Vec<Item> = Vec::new();
         if let Some(path) = files.find(SPEC.inputs, "images")? {
             items = read_objects(&path)?

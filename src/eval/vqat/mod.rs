@@ -126,7 +126,7 @@ struct Questions {
     items: Vec<Item>,
     /// Ten answers each, in the items' order.
     answers: Vec<Vec<String>>,
-    /// Whether prediction rows name images.
+    /// Place by image and question in lower case.
     by_image: HashMap<(String, String), usize>,
     by_id: HashMap<String, usize>,
 }
@@ -139,7 +139,7 @@ impl Metric for Vqat {
     fn open(&self, files: &Files, settings: &Settings) -> Result<Box<dyn Benchmark>> {
         let path = files.need(SPEC.inputs, "annotations")?;
         let protocol = SPEC.protocol(settings.protocol)?;
-        let suffix = settings.suffix.as_deref().unwrap_or(SHORT);
+        let suffix = SPEC.suffix(settings);
         let prompts = match files.find(SPEC.inputs, "questions")? {
             Some(path) if with_ocr(settings)? => Some(prompts(&path)?),
             // Prompts do not matter for answers that are there already; `can_ask` is for the others.
