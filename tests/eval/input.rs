@@ -279,7 +279,12 @@ fn a_reply_that_strict_cannot_read_gives_its_item_no_score() {
     let all: Vec<_> = (0..8).map(reply).collect();
     let path = write(dir.path(), "replies.json", &json!(all).to_string());
     for (name, expected) in [("strict", None), ("official", Some(0.0))] {
-        let outcome = run("mmhal", &folder(dir.path()), &protocol(name), &replies(&[path.clone()]));
+        let outcome = run(
+            "mmhal",
+            &folder(dir.path()),
+            &protocol(name),
+            &replies(std::slice::from_ref(&path)),
+        );
         let outcome = outcome.unwrap();
         assert_eq!(outcome.items[3].score, expected, "{name}");
         assert_eq!(outcome.items[4].score, Some(4.0));
