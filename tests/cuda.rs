@@ -21,11 +21,12 @@ const MODES: [Mode; 6] =
     [Mode::Cls, Mode::Mean, Mode::Max, Mode::Last, Mode::WeightedMean, Mode::MeanSqrtLen];
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// The first GPU, or `None` after saying why the test is skipped.
+/// The first GPU, or `None` after saying why the test is skipped. With `BDHS_NEED_GPU` set, having none is a failure.
 fn gpu() -> Option<Device> {
     match cuda::probe(0) {
         Ok(_) => Some(Device::new_cuda_with_stream(0).unwrap()),
         Err(error) => {
+            assert!(std::env::var_os("BDHS_NEED_GPU").is_none(), "no GPU: {error}");
             eprintln!("skipped: {error}");
             None
         }

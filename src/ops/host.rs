@@ -63,6 +63,30 @@ pub(crate) fn check_device(
     Err(Error::argument(op, what, format!("on {other:?}"), expected))
 }
 
+/// An error unless offsets lead from 0 to `total`, which are `of`, and never fall.
+pub(crate) fn check_offsets(
+    op: &'static str,
+    what: &'static str,
+    offsets: &[u32],
+    total: usize,
+    of: &str,
+) -> Result<()> {
+    let fail = |got: String, expected: String| Err(Error::argument(op, what, got, expected));
+    let (Some(&first), Some(&last)) = (offsets.first(), offsets.last()) else {
+        return fail("empty".into(), "B + 1 offsets".into());
+    };
+    if first != 0 || last as usize != total {
+        return fail(format!("from {first} to {last}"), format!("from 0 to {total}, {of}"));
+    }
+    if let Some(at) = offsets.windows(2).position(|pair| pair[0] > pair[1]) {
+        return fail(
+            format!("{} after {}, at {}", offsets[at + 1], offsets[at], at + 1),
+            "no fall".into(),
+        );
+    }
+    Ok(())
+}
+
 /// Runs `f` on the values of `tensor`. A strided tensor is copied first.
 pub(crate) fn with_floats<R>(
     op: &'static str,

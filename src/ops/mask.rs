@@ -38,6 +38,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::host::check_device;
 use super::philox::{Draws, Purpose};
 use crate::{Error, Result};
 
@@ -422,10 +423,10 @@ fn check_sources(sources: &[&Tensor]) -> Result<usize> {
         if source.rank() != 2 || first.rank() != 2 || source.dim(1)? != first.dim(1)? {
             return fail(format!("{:?} at {i}", source.dims()), "[rows, H] with one H".into());
         }
-        if source.dtype() != first.dtype() || !source.device().same_device(first.device()) {
-            let got = format!("{:?} on {:?} at {i}", source.dtype(), source.device().location());
-            return fail(got, format!("{:?} on {:?}", first.dtype(), first.device().location()));
+        if source.dtype() != first.dtype() {
+            return fail(format!("{:?} at {i}", source.dtype()), format!("{:?}", first.dtype()));
         }
+        check_device("mask::pack", "sources", source, first)?;
     }
     Ok(first.dim(1)?)
 }

@@ -50,7 +50,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::host::{Floats, check_device, with_floats};
+use super::host::{Floats, check_device, check_offsets, with_floats};
 use super::simd::{self, Element};
 use crate::{Error, Result};
 use cpu::{Band, Best, Side};
@@ -200,26 +200,11 @@ pub fn rows_f64(candidates: &Tensor, references: &Tensor) -> Result<Vec<f64>> {
 
 /// r + 1 offsets from 0 to n that never fall.
 pub(super) fn check_groups(op: &'static str, groups: &[u32], n: usize, r: usize) -> Result<()> {
-    let fail = |got: String, expected: String| Err(Error::argument(op, "groups", got, expected));
     if groups.len() != r + 1 {
-        return fail(
-            format!("{} offsets", groups.len()),
-            format!("{}, one more than references", r + 1),
-        );
+        let expected = format!("{}, one more than references", r + 1);
+        return Err(Error::argument(op, "groups", format!("{} offsets", groups.len()), expected));
     }
-    if groups[0] != 0 || groups[r] as usize != n {
-        return fail(
-            format!("from {} to {}", groups[0], groups[r]),
-            format!("from 0 to {n}, the candidates"),
-        );
-    }
-    if let Some(at) = groups.windows(2).position(|pair| pair[0] > pair[1]) {
-        return fail(
-            format!("{} after {}, at {}", groups[at + 1], groups[at], at + 1),
-            "no fall".into(),
-        );
-    }
-    Ok(())
+    check_offsets(op, "groups", groups, n, "the candidates")
 }
 
 /// The reference of every candidate.

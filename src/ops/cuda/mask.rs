@@ -287,8 +287,7 @@ pub(in crate::ops) fn pack_tensors(
         let candle_core::Storage::Cuda(storage) = &**storage else {
             return Err(Error::argument(op, "sources", "off the GPU", "on one GPU"));
         };
-        // Contiguous: even rows are certain.
-        views.extend(Rows::of_storage(op, "sources", storage, layout)?);
+        views.push(Rows::of_storage(op, "sources", storage, layout)?);
     }
     let gather = Gather::new(device, &views, rows)?;
     let shape = (rows.len(), hidden);

@@ -210,7 +210,7 @@ fn driver_for(major: u32) -> String {
 }
 
 /// The name of a GPU generation, for messages.
-pub fn generation(gpu: Version) -> &'static str {
+fn generation(gpu: Version) -> &'static str {
     match gpu {
         Version(..=2, _) => "Fermi or older",
         Version(3, _) => "Kepler",

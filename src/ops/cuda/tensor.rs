@@ -10,14 +10,16 @@ use super::{Rows, Values, driver_error, refuse_capture};
 use crate::{Error, Result};
 
 impl<'a> Rows<'a> {
-    /// A storage as rows along the last axis; `None` if its layout has no single distance between them.
+    /// A storage as rows along the last axis; an error if its layout has no single distance between them.
     pub(in crate::ops) fn of_storage(
         op: &'static str,
         what: &'static str,
         storage: &'a CudaStorage,
         layout: &Layout,
-    ) -> Result<Option<Self>> {
-        let Some((count, width, stride)) = row_layout(layout) else { return Ok(None) };
+    ) -> Result<Self> {
+        let uneven =
+            || Error::argument(op, what, format!("strided {layout:?}"), "evenly spaced rows");
+        let (count, width, stride) = row_layout(layout).ok_or_else(uneven)?;
         let extent = if count == 0 { 0 } else { (count - 1) * stride + width };
         let range = layout.start_offset()..layout.start_offset() + extent;
         let values: Values<'a> = match &storage.slice {
@@ -33,7 +35,7 @@ impl<'a> Rows<'a> {
                 ));
             }
         };
-        Rows::strided(values, count, width, stride).map(Some)
+        Rows::strided(values, count, width, stride)
     }
 }
 
@@ -69,12 +71,9 @@ pub(in crate::ops) fn with_rows<R>(
         if row_layout(tensor.layout()).is_some() { tensor.clone() } else { tensor.contiguous()? };
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
-        Storage::Cuda(storage) => match Rows::of_storage(op, what, storage, layout)? {
-            Some(rows) => f(&rows, storage.device()),
-            None => {
-                Err(Error::argument(op, what, format!("strided {layout:?}"), "a contiguous tensor"))
-            }
-        },
+        Storage::Cuda(storage) => {
+            f(&Rows::of_storage(op, what, storage, layout)?, storage.device())
+        }
         _ => Err(Error::argument(
             op,
             what,

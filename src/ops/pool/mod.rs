@@ -48,7 +48,7 @@ use half::{bf16, f16};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::host::{Floats, check_device, each_float, with_floats};
+use super::host::{Floats, check_device, check_offsets, each_float, with_floats};
 use super::simd::Element;
 use crate::{Error, Result};
 use cpu::{LayerNorm, Plan, Segments};
@@ -257,7 +257,7 @@ fn check(
     let shape = format!("{:?}", states.dims());
     let hidden = match (rows, states.dims()) {
         (Rows::Packed { cu_seqlens }, &[tokens, hidden]) => {
-            check_offsets(op, cu_seqlens, tokens)?;
+            check_offsets(op, "cu_seqlens", cu_seqlens, tokens, "the rows of states")?;
             hidden
         }
         (Rows::Padded { mask }, &[batch, tokens, hidden]) => {
@@ -336,28 +336,6 @@ fn check_norm(
 pub(super) fn check_eps(op: &'static str, eps: f64) -> Result<()> {
     if !(eps >= 0.0 && eps.is_finite()) {
         return Err(Error::argument(op, "norm eps", eps, "finite and not negative"));
-    }
-    Ok(())
-}
-
-/// Offsets from 0 to `tokens` that never fall.
-pub(super) fn check_offsets(op: &'static str, cu_seqlens: &[u32], tokens: usize) -> Result<()> {
-    let fail =
-        |got: String, expected: String| Err(Error::argument(op, "cu_seqlens", got, expected));
-    let (Some(&first), Some(&last)) = (cu_seqlens.first(), cu_seqlens.last()) else {
-        return fail("empty".into(), "B + 1 offsets".into());
-    };
-    if first != 0 || last as usize != tokens {
-        return fail(
-            format!("from {first} to {last}"),
-            format!("from 0 to {tokens}, the rows of states"),
-        );
-    }
-    if let Some(b) = cu_seqlens.windows(2).position(|pair| pair[0] > pair[1]) {
-        return fail(
-            format!("{} after {}, at {}", cu_seqlens[b + 1], cu_seqlens[b], b + 1),
-            "no fall".into(),
-        );
     }
     Ok(())
 }

@@ -13,7 +13,8 @@ use half::{bf16, f16};
 use super::args::{self, PoolArgs, PoolGradArgs, PoolMaskArgs, PoolRows};
 use super::module::File;
 use super::{Queue, Rows, Upload, check_len, geometry};
-use crate::ops::pool::{Mode, Options, check_dim, check_eps, check_offsets};
+use crate::ops::host::check_offsets;
+use crate::ops::pool::{Mode, Options, check_dim, check_eps};
 use crate::{Error, Result};
 pub(in crate::ops) use tensors::{backward, codes, forward, on_tensor, places};
 
@@ -52,7 +53,7 @@ impl Places {
     /// On offsets that do not go from 0 to `tokens` without a fall, and statuses of the driver.
     pub fn packed(to: &impl Upload, cu_seqlens: &[u32], tokens: usize) -> Result<Self> {
         let op = "cuda::pool::Places::packed";
-        check_offsets(op, cu_seqlens, tokens)?;
+        check_offsets(op, "cu_seqlens", cu_seqlens, tokens, "the rows of states")?;
         Ok(Self {
             place: Place::Packed { cu: to.upload(op, cu_seqlens)? },
             batch: cu_seqlens.len() - 1,

@@ -81,7 +81,7 @@ fn with_norm<R>(
     let residual = residual.as_ref().map(Tensor::storage_and_layout);
     let residual = match &residual {
         Some((storage, layout)) => {
-            Rows::of_storage(op, "residual", cuda(op, "residual", storage)?, layout)?
+            Some(Rows::of_storage(op, "residual", cuda(op, "residual", storage)?, layout)?)
         }
         None => None,
     };
@@ -178,7 +178,7 @@ pub(in crate::ops) fn forward(
     options: &Options,
     dim: usize,
 ) -> Result<(CudaStorage, Shape)> {
-    let rows = even_rows("pool", "states", storage, layout)?;
+    let rows = Rows::of_storage("pool", "states", storage, layout)?;
     let (device, shape) = (storage.device.clone(), Shape::from((places.batch, dim)));
     let stream = device.cuda_stream();
     let storage = match options.dtype {
@@ -197,7 +197,7 @@ pub(in crate::ops) fn backward(
     options: &Options,
 ) -> Result<(CudaStorage, Shape)> {
     let op = "pool backward";
-    let rows = even_rows(op, "states", states.0, states.1)?;
+    let rows = Rows::of_storage(op, "states", states.0, states.1)?;
     let Some((start, end)) = grad.1.contiguous_offsets() else {
         return Err(Error::argument(
             op,
@@ -223,17 +223,6 @@ pub(in crate::ops) fn backward(
         Values::BF16(_) => run!(bf16),
     };
     Ok((storage, states.1.shape().clone()))
-}
-
-fn even_rows<'a>(
-    op: &'static str,
-    what: &'static str,
-    storage: &'a CudaStorage,
-    layout: &Layout,
-) -> Result<Rows<'a>> {
-    Rows::of_storage(op, what, storage, layout)?.ok_or_else(|| {
-        Error::argument(op, what, format!("strided {layout:?}"), "evenly spaced rows")
-    })
 }
 
 fn wrap<T: CudaDType>(buffer: CudaSlice<T>, device: CudaDevice) -> CudaStorage {
