@@ -205,8 +205,7 @@ fn ask_is_colour(object: &Object, dice: &mut Dice) -> Question {
     } else if colour != shape.favourite_colour() && dice.chance(0.5) {
         shape.favourite_colour()
     } else {
-        let others: Vec<_> = Colour::ALL.iter().copied().filter(|&other| other != colour).collect();
-        *dice.pick(&others)
+        dice.other(colour, Colour::ALL)
     };
     let answer = if asked == colour { "Yes" } else { "No" };
     let first = format!("{answer}, the {} is {}.", shape.name(), colour.name());

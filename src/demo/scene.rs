@@ -499,10 +499,12 @@ impl Dice {
 
     /// The favourite with probability `p`, otherwise one of the others.
     fn favour<T: Copy + PartialEq>(&mut self, p: f64, favourite: T, all: &[T]) -> T {
-        if self.chance(p) {
-            return favourite;
-        }
-        let others: Vec<_> = all.iter().copied().filter(|&item| item != favourite).collect();
+        if self.chance(p) { favourite } else { self.other(favourite, all) }
+    }
+
+    /// Any of the items but this one. Panics if there is no other.
+    pub fn other<T: Copy + PartialEq>(&mut self, value: T, all: &[T]) -> T {
+        let others: Vec<_> = all.iter().copied().filter(|&item| item != value).collect();
         *self.pick(&others)
     }
 }

@@ -133,11 +133,6 @@ pub fn paraphrases(scene: &Scene, dice: &mut Dice) -> (String, String) {
     (first, describe_in_order(scene, &order, dice).text)
 }
 
-/// Another description of a scene: [`describe`] with the next draws.
-pub fn paraphrase(scene: &Scene, dice: &mut Dice) -> String {
-    describe(scene, dice)
-}
-
 /// Describes a scene with its objects in this order, which must hold each of them once.
 pub fn describe_in_order(scene: &Scene, order: &[Object], dice: &mut Dice) -> Description {
     // A draw fits in a few tries, since each learns from the one before; the last is only there to end the loop.

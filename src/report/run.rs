@@ -13,7 +13,7 @@ use crate::{
     Error, Result,
     models::llava::PatchMap,
     sampling::SamplingConfig,
-    store::{EncoderInfo, Manifest, Store, Wave},
+    store::{EncoderInfo, Key, Manifest, Score, Store, Wave},
     sweep::{
         SavedRun,
         grid::{Attempts, Cell, ScoreTable, decide_cells},
@@ -37,6 +37,8 @@ pub(super) struct Run {
     pub thresholds: Vec<f64>,
     /// One an encoder.
     pub tables: Vec<ScoreTable>,
+    /// One an encoder, by candidate.
+    pub scores: Vec<BTreeMap<Key, Score>>,
     /// Decided anew from the store: encoder by encoder, thresholds in the summary's order.
     pub cells: Vec<Cell>,
     pub waves: Vec<Wave>,
@@ -71,13 +73,12 @@ impl Run {
         let rule = Attempts { count: summary.attempts, guidance: sampling.guidance };
         let (encoders, mut thresholds) = axes(&summary);
         let encoder_infos = find_encoders(&store, &encoders)?;
-        let tables = encoder_infos
-            .iter()
-            .map(|encoder| {
-                let rows = store.score_rows(&encoder.fingerprint)?;
-                Ok(ScoreTable::new(&encoder.name, &rows, rule))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let (mut tables, mut scores) = (Vec::new(), Vec::new());
+        for encoder in &encoder_infos {
+            let rows = store.score_rows(&encoder.fingerprint)?;
+            tables.push(ScoreTable::new(&encoder.name, &rows, rule));
+            scores.push(rows.into_iter().map(|row| (row.score.candidate, row.score)).collect());
+        }
         let samples: Vec<u32> = (0..summary.samples as u32).collect();
         let cells = decide_cells(&tables, &samples, &thresholds, rule)?;
         thresholds.sort_by(f64::total_cmp);
@@ -95,6 +96,7 @@ impl Run {
             encoder_infos,
             thresholds,
             tables,
+            scores,
             cells,
             waves,
             patches,

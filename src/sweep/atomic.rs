@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use crate::{Error, Result};
 
 /// A file written under a temporary name beside its own, which it gets from [`AtomicFile::commit`]. Dropped before
@@ -86,6 +88,13 @@ pub fn write_file(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.put(bytes)?;
     file.commit()
+}
+
+/// Writes a value as indented JSON, a line end behind it, under the rules of [`AtomicFile`].
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::Io { path: path.into(), source: error.into() })?;
+    write_file(path, format!("{text}\n").as_bytes())
 }
 
 fn folder_of(path: &Path) -> &Path {

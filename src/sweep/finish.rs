@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    atomic::write_file,
+    atomic::write_json,
     export::{ExportOptions, Exporter},
     grid::{Attempts, Cell, ScoreTable, Slot, decide_cells},
     run::Runner,
@@ -11,7 +11,7 @@ use super::{
     summary::{Summary, SummaryInput, Truncation},
 };
 use crate::{
-    Error, Result, report,
+    Result, report,
     sampling::Flag,
     store::{EncoderInfo, ScoreRow},
 };
@@ -53,10 +53,7 @@ pub(super) fn finish(runner: &Runner) -> Result<Summary> {
         seconds: &runner.seconds,
         budget_lowered: runner.store.budget_changes()?.len() as u64,
     });
-    let path = runner.config.run.out.join("summary.json");
-    let text = serde_json::to_string_pretty(&summary)
-        .map_err(|error| Error::Io { path: path.clone(), source: error.into() })?;
-    write_file(&path, format!("{text}\n").as_bytes())?;
+    write_json(&runner.config.run.out.join("summary.json"), &summary)?;
     SavedRun::of(runner.config).write(&runner.config.run.out)?;
     runner.progress.begin("writing the report", None);
     // The pairs are what a run is for: they are not lost because a picture could not be drawn.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, atomic::write_file};
+use super::{Config, atomic::write_json};
 use crate::{Error, Result, models::llava::PatchMap};
 
 /// Its name in a run folder.
@@ -37,10 +37,7 @@ impl SavedRun {
 
     /// Writes it into a run folder.
     pub fn write(&self, run: &Path) -> Result<()> {
-        let path = run.join(FILE);
-        let text = serde_json::to_string_pretty(self)
-            .map_err(|error| Error::Io { path: path.clone(), source: error.into() })?;
-        write_file(&path, format!("{text}\n").as_bytes())
+        write_json(&run.join(FILE), self)
     }
 
     /// Reads that of a run folder; none where a folder has none, as older versions left it.

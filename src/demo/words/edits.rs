@@ -107,7 +107,7 @@ impl Editor<'_> {
                 self.change_letter(slot, dice).is_some()
             }
             Slot::Background => {
-                self.new.background = other(self.old.background, Background::ALL, dice);
+                self.new.background = dice.other(self.old.background, Background::ALL);
                 true
             }
             Slot::Drop(cell) => self.can_drop(cell),
@@ -123,11 +123,11 @@ impl Editor<'_> {
             Slot::Place(cell) => self.object(cell)?.cell = *dice.pick(&cells),
             Slot::Colour(cell) => {
                 let object = self.object(cell)?;
-                object.colour = other(object.colour, Colour::ALL, dice);
+                object.colour = dice.other(object.colour, Colour::ALL);
             }
             Slot::Size(cell) => {
                 let object = self.object(cell)?;
-                object.size = other(object.size, Size::ALL, dice);
+                object.size = dice.other(object.size, Size::ALL);
             }
             _ => return None,
         }
@@ -148,7 +148,7 @@ impl Editor<'_> {
         match slot {
             _ if self.old.letter.is_none() => return None,
             Slot::LetterCharacter => {
-                letter.character = other(letter.character, &Letter::CHARACTERS, dice)
+                letter.character = dice.other(letter.character, &Letter::CHARACTERS)
             }
             Slot::LetterPlace if cells.is_empty() => return None,
             Slot::LetterPlace => letter.cell = *dice.pick(&cells),
@@ -181,9 +181,4 @@ impl Editor<'_> {
         });
         Some(())
     }
-}
-
-fn other<T: Copy + PartialEq>(value: T, all: &[T], dice: &mut Dice) -> T {
-    let others: Vec<_> = all.iter().copied().filter(|&item| item != value).collect();
-    *dice.pick(&others)
 }

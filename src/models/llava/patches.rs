@@ -11,6 +11,7 @@ use super::anyres::{ImageLayout, Tiling, inner_size};
 use super::config::Config;
 use super::image::{ImageProcessor, Size};
 use crate::Result;
+use crate::ops::mask::TokenGrid;
 
 /// How pictures become patches in one checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,11 @@ pub struct PatchGrid {
 }
 
 impl PatchGrid {
+    fn new(grid: &TokenGrid, area: Rect) -> Self {
+        let TokenGrid { start, rows, cols, stride } = *grid;
+        Self { start, rows, cols, stride, area }
+    }
+
     /// Row and column of a token; none for tokens of other grids, newlines and class tokens.
     pub fn place(&self, token: usize) -> Option<(usize, usize)> {
         let offset = token.checked_sub(self.start)?;
@@ -108,35 +114,23 @@ impl PatchMap {
     /// Those of [`ImageLayout::new`].
     pub fn patches(&self, width: usize, height: usize) -> Result<Patches> {
         let layout = ImageLayout::of(&self.tiling, width, height)?;
-        let grid = |index: usize, area: Rect| {
-            layout.grids.get(index).map(|grid| PatchGrid {
-                start: grid.start,
-                rows: grid.rows,
-                cols: grid.cols,
-                stride: grid.stride,
-                area,
-            })
-        };
         let side = self.tiling.side;
-        let area = self.base.area(width, height);
-        let base = PatchGrid { start: 0, rows: side, cols: side, stride: side, area };
+        let base = PatchGrid::new(&layout.grids[0], self.base.area(width, height));
         let tiles = layout.anyres.as_ref().and_then(|plan| {
             // The picture lies in the middle of the canvas; the grid is the part of the canvas that is not padding.
             let (w, h) = inner_size(width, height, (plan.height, plan.width));
             let patch = self.tiling.image_size as f64 / side as f64;
             let (sx, sy) = (width as f64 / w as f64, height as f64 / h as f64);
             let (left, top) = ((plan.width - w) / 2, (plan.height - h) / 2);
-            grid(
-                1,
-                Rect {
-                    x: (plan.left as f64 * patch - left as f64) * sx,
-                    y: (plan.top as f64 * patch - top as f64) * sy,
-                    width: plan.cols as f64 * patch * sx,
-                    height: plan.rows as f64 * patch * sy,
-                },
-            )
+            let area = Rect {
+                x: (plan.left as f64 * patch - left as f64) * sx,
+                y: (plan.top as f64 * patch - top as f64) * sy,
+                width: plan.cols as f64 * patch * sx,
+                height: plan.rows as f64 * patch * sy,
+            };
+            Some(PatchGrid::new(layout.grids.get(1)?, area))
         });
-        Ok(Patches { tokens: layout.tokens, base: grid(0, area).unwrap_or(base), tiles })
+        Ok(Patches { tokens: layout.tokens, base, tiles })
     }
 }
 

@@ -76,11 +76,6 @@ pub(super) enum Decision {
 /// The gallery: see [`select::choose`] for which pairs. Pictures that cannot be read are noted in `run.missing`.
 pub(super) fn pairs(run: &mut Run, wanted: usize) -> Result<Vec<Pair>> {
     let taken = taken(run);
-    let scores: Vec<BTreeMap<Key, Score>> = run
-        .encoder_infos
-        .iter()
-        .map(|encoder| run.store.scores(&encoder.fingerprint))
-        .collect::<Result<_>>()?;
     let mut known: Vec<(Key, Candidate)> = run.store.candidates()?;
     known.retain(|(_, candidate)| {
         taken.contains_key(&slot(candidate)) && run.texts.contains_key(&candidate.sample)
@@ -89,7 +84,7 @@ pub(super) fn pairs(run: &mut Run, wanted: usize) -> Result<Vec<Pair>> {
         .iter()
         .map(|(key, candidate)| {
             let text = &run.texts[&candidate.sample];
-            features(run, key, candidate, text, &taken[&slot(candidate)], &scores)
+            features(run, key, candidate, text, &taken[&slot(candidate)], &run.scores)
         })
         .collect();
     let chosen = choose(&features, wanted);
@@ -102,7 +97,7 @@ pub(super) fn pairs(run: &mut Run, wanted: usize) -> Result<Vec<Pair>> {
             let text = &run.texts[&candidate.sample];
             let mut pair = pair(run, n + 1, candidate, text, &why);
             pair.cells = (taken[&slot(candidate)].len(), run.cells.len());
-            pair.scores = lines(run, key, candidate, &scores);
+            pair.scores = lines(run, key, candidate, &run.scores);
             (pair.picture, pair.no_picture) = match load(run, candidate, text) {
                 Ok(picture) => (picture, None),
                 Err(reason) => {

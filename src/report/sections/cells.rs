@@ -5,8 +5,9 @@ use serde::Serialize;
 
 use super::super::{
     chart::step,
+    figure::Table,
     gallery::Pair,
-    number::{count, share},
+    number::{count, phi, share},
     page::value,
     run::Run,
 };
@@ -71,8 +72,21 @@ pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
             |cell| (share(forced(cell)), forced(cell) / most),
         ),
     ];
-    let rows: Vec<Vec<String>> = run.summary.cells.iter().map(row).collect();
-    Ok(Some(context! { maps => value(maps), rows => value(rows) }))
+    let head = [
+        "encoder",
+        "eps",
+        "pairs",
+        "accepted",
+        "forced",
+        "mean attempts",
+        "phi 5 %",
+        "phi 50 %",
+        "phi 95 %",
+        "phi undefined",
+        "flagged",
+    ];
+    let all = Table::new("All cells", head, run.summary.cells.iter().map(row).collect());
+    Ok(Some(context! { maps => value(maps), all => value(all) }))
 }
 
 fn map(
@@ -101,7 +115,6 @@ fn map(
 }
 
 fn row(cell: &CellSummary) -> Vec<String> {
-    let quantile = |value: Option<f64>| super::super::number::phi(value);
     let accepted: u64 = cell.accepted_by_attempt.iter().sum();
     vec![
         cell.encoder.clone(),
@@ -110,9 +123,9 @@ fn row(cell: &CellSummary) -> Vec<String> {
         count(accepted),
         count(cell.forced),
         format!("{:.2}", cell.mean_attempts),
-        quantile(cell.phi.p05),
-        quantile(cell.phi.p50),
-        quantile(cell.phi.p95),
+        phi(cell.phi.p05),
+        phi(cell.phi.p50),
+        phi(cell.phi.p95),
         count(cell.undefined_phi),
         count(cell.flagged),
     ]
