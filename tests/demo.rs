@@ -74,13 +74,13 @@ fn the_model_sees_with_its_image_and_makes_things_up_without() {
     assert!(value(blind, "recall") < 0.55, "{blind}");
     assert!(value(blind, "hallucinated") > 0.4, "{blind}");
     assert!(value(seeing, "short") > value(blind, "short") + 0.2);
-    // A blind model is not at chance: what is popular is often there.
+    // The words of a probe tell nothing, so a blind model is at chance.
     let pope = |row: &Value| {
         let kinds = ["random", "popular", "adversarial"];
         kinds.map(|kind| row["pope"][kind].as_f64().unwrap()).iter().sum::<f64>() / 3.0
     };
     assert!(pope(seeing) > 0.75, "{seeing}");
-    assert!(pope(blind) < 0.68, "{blind}");
+    assert!(pope(blind) < 0.58, "{blind}");
 }
 
 /// Every file below a folder, by relative name.

@@ -1,6 +1,6 @@
 //! `bdhs demo`: the embedded demo's models and scenes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use clap::{Args, Subcommand};
@@ -12,6 +12,7 @@ use super::{
 use crate::{
     Error, Result,
     demo::{
+        benchmarks,
         embedded::{resolve, write_scenes},
         figures, folder,
         scene::Split,
@@ -35,6 +36,8 @@ enum Command {
     Figures(FiguresArgs),
     /// Write scenes as pictures and a LLaVA conversation file
     Scenes(Scenes),
+    /// Write the demo's eight benchmarks, in the formats of the real ones
+    Benchmarks(Benchmarks),
 }
 
 /// Arguments of `bdhs demo figures`.
@@ -49,6 +52,14 @@ struct FiguresArgs {
     /// Share of image tokens that is masked, in [0, 1]; repeat for several [default: 0 0.9 1]
     #[arg(long = "rho", value_name = "R")]
     rhos: Vec<f64>,
+}
+
+/// Arguments of `bdhs demo benchmarks`.
+#[derive(Args)]
+struct Benchmarks {
+    /// The folder
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
 }
 
 /// Arguments of `bdhs demo scenes`.
@@ -106,6 +117,10 @@ impl Demo {
             Command::Train(train) => train.run(global),
             Command::Figures(figures) => figures.run(global),
             Command::Scenes(scenes) => scenes.run(global),
+            Command::Benchmarks(Benchmarks { out }) => {
+                benchmarks::write(out)?;
+                written(out, global)
+            }
         }
     }
 }
@@ -145,9 +160,13 @@ impl Train {
         let bars = Bars::new(global);
         train::train(&settings, self.only.as_deref(), &self.out, &bars)?;
         bars.clear();
-        match global.json {
-            true => print_json(&serde_json::json!({ "out": self.out })),
-            false => print_text(&format!("written to {}", self.out.display())),
-        }
+        written(&self.out, global)
+    }
+}
+
+fn written(out: &Path, global: &Global) -> Result<()> {
+    match global.json {
+        true => print_json(&serde_json::json!({ "out": out })),
+        false => print_text(&format!("written to {}", out.display())),
     }
 }

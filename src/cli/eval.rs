@@ -1,9 +1,6 @@
 //! `bdhs eval`: benchmarks.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
@@ -13,13 +10,16 @@ use super::{
 };
 use crate::{
     Error, Result,
+    demo::{
+        embedded::{BENCHMARKS, is_embedded, resolve},
+        folder,
+        judge::{self, Service},
+    },
     engine::Answering,
     eval::{
-        self, Files, Protocol, Settings, Singular, Sources, Unit,
-        answer::{Folders, answer_items},
-        compare,
+        self, Files, Protocol, Settings, Singular, Sources, Unit, compare,
         judge::{Cost, Endpoint, Judge},
-        layout,
+        run::{self, Benchmarks, Heard},
     },
     models::{device, llava::Llava},
 };
@@ -50,6 +50,8 @@ enum What {
     Mmvet(Run),
     #[command(about = title("recall-coco"), after_help = help("recall-coco"))]
     RecallCoco(Run),
+    /// All eight with one model; without arguments, the embedded demo with its own benchmarks and judge
+    All(All),
     /// Compare two results of one metric: differences with intervals, and the items that differ
     Compare(Compare),
 }
@@ -75,7 +77,7 @@ struct Run {
     #[arg(long, value_name = "FILE")]
     predictions: Option<PathBuf>,
     /// Replies of a judge, for judged metrics; repeat for several runs
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "judge_model")]
     judge_replies: Vec<PathBuf>,
     /// Whose rules: see below
     #[arg(long, value_name = "NAME")]
@@ -107,21 +109,21 @@ struct Run {
     /// Folder for answers, replies, result.json, items.jsonl and lmms-eval's layout; an interrupted run continues in it
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// LLaVA folder that answers the questions, instead of --predictions; needs --images and --out
+    #[arg(long, value_name = "DIR", requires_all = ["images", "out"], conflicts_with = "predictions")]
+    model: Option<PathBuf>,
+    /// Folder of the benchmark's images
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Answering with a model")]
     answer: Answer,
     #[command(flatten, next_help_heading = "Asking a judge (OPENAI_BASE_URL, OPENAI_API_KEY)")]
     judge: Ask,
 }
 
-/// A model of one's own.
+/// How a model answers.
 #[derive(Args)]
 struct Answer {
-    /// LLaVA folder that answers the questions; needs --images and --out
-    #[arg(long, value_name = "DIR", requires_all = ["images", "out"], conflicts_with = "predictions")]
-    model: Option<PathBuf>,
-    /// Folder of the benchmark's images
-    #[arg(long, value_name = "DIR")]
-    images: Option<PathBuf>,
     /// Storage type of the model: f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: String,
@@ -136,16 +138,22 @@ struct Answer {
     rho: f64,
 }
 
+impl Answer {
+    fn load(&self, model: &std::path::Path, global: &Global) -> Result<Llava> {
+        Llava::load(resolve(model)?, &global.device()?, device::dtype(&self.dtype)?)
+    }
+
+    fn answering(&self, seed: u64) -> Answering {
+        let Self { token_budget, rho, .. } = *self;
+        Answering { token_budget, rho, seed, ..Answering::default() }
+    }
+}
+
 /// A judge.
 #[derive(Args)]
 struct Ask {
-    /// Model that judges the answers; needs --out
-    #[arg(
-        long = "judge",
-        value_name = "MODEL",
-        requires = "out",
-        conflicts_with = "judge_replies"
-    )]
+    /// Model that judges the answers; needs --out. `demo-judge` is a service of this program that knows the demo's scenes
+    #[arg(long = "judge", value_name = "MODEL")]
     judge_model: Option<String>,
     /// Runs over all items
     #[arg(long = "judge-runs", value_name = "N", default_value_t = 1)]
@@ -180,14 +188,25 @@ fn prices(text: &str) -> Result<(f64, f64), String> {
         .ok_or_else(|| "expected two numbers, as 2.5,10".to_owned())
 }
 
+/// A judge, and the service behind it where that is ours.
+struct Asked {
+    judge: Judge,
+    _service: Option<Service>,
+}
+
 impl Ask {
-    fn judge(&self, model: &str) -> Result<Judge> {
+    /// The judge of this name.
+    fn judge(&self, model: &str) -> Result<Asked> {
         let seconds = |name, value: f64| {
             Duration::try_from_secs_f64(value)
                 .map_err(|_| Error::argument("judge", name, value, "seconds, 0 or more"))
         };
-        Ok(Judge {
-            endpoint: Endpoint::from_env(model),
+        let service = if model == judge::MODEL { Some(Service::start(0)?) } else { None };
+        let judge = Judge {
+            endpoint: match &service {
+                Some(service) => Endpoint::new(service.url(), model, None),
+                None => Endpoint::from_env(model),
+            },
             runs: self.judge_runs,
             threads: self.judge_threads,
             tries: self.judge_tries,
@@ -196,8 +215,86 @@ impl Ask {
             accept_model: self.judge_accept.clone(),
             detail: self.judge_detail.clone(),
             prices: self.judge_prices,
-        })
+        };
+        Ok(Asked { judge, _service: service })
     }
+}
+
+/// Arguments of `bdhs eval all`.
+#[derive(Args)]
+struct All {
+    /// LLaVA folder that answers the questions
+    #[arg(long, value_name = "DIR", default_value = folder::LLAVA)]
+    model: PathBuf,
+    /// Folder with a folder for each metric, by its name, in the benchmark's own layout
+    #[arg(long, value_name = "DIR", default_value = BENCHMARKS)]
+    data: PathBuf,
+    /// Folder of all benchmarks' images [default: images in the folder of --data]
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Folder for a folder a metric, and eval.json; an interrupted run continues in it
+    #[arg(long, value_name = "DIR", default_value = "runs/eval")]
+    out: PathBuf,
+    /// Only these metrics, with commas between
+    #[arg(long, value_name = "METRIC", value_delimiter = ',')]
+    only: Vec<String>,
+    /// TextVQA: whether prompts list OCR tokens [default: yes, and no for the demo's benchmarks]
+    #[arg(long, value_name = "BOOL")]
+    ocr: Option<bool>,
+    /// What the bootstrap draws: image (with all its questions) or item
+    #[arg(long, value_name = "NAME", default_value = "image")]
+    unit: Unit,
+    /// Bootstrap resamples; 0 = no intervals
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    resamples: u32,
+    /// Key of the bootstrap's draws and of hidden tokens
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten, next_help_heading = "Answering")]
+    answer: Answer,
+    #[command(
+        flatten,
+        next_help_heading = "Asking a judge (OPENAI_BASE_URL, OPENAI_API_KEY) [default: demo-judge for the demo's benchmarks]"
+    )]
+    judge: Ask,
+}
+
+impl All {
+    fn run(&self, global: &Global) -> Result<()> {
+        let demo = is_embedded(&self.data);
+        let data = resolve(&self.data)?;
+        let model = self.answer.load(&self.model, global)?;
+        let judge = self.judge.judge_model.as_deref().or(demo.then_some(judge::MODEL));
+        let judge = judge.map(|name| self.judge.judge(name)).transpose()?;
+        let settings = Settings {
+            ocr: self.ocr.or(demo.then_some(false)),
+            // The demo's model has 512 positions, and no answer of more than 60 tokens.
+            max_new_tokens: self.answer.max_new_tokens.or(demo.then_some(128)),
+            unit: self.unit,
+            resamples: self.resamples,
+            seed: self.seed,
+            ..Settings::default()
+        };
+        let images = self.images.clone().unwrap_or_else(|| data.join("images"));
+        let benchmarks = Benchmarks { data: &data, label: demo.then(|| BENCHMARKS.to_owned()) };
+        let bars = Bars::new(global);
+        let run = run::Run {
+            model: Some((&model, self.answer.answering(self.seed))),
+            judge: judge.as_ref().map(|asked| &asked.judge),
+            images: Some(&images),
+            out: Some(&self.out),
+        };
+        let heard = Heard { progress: &bars, cost: &tell };
+        let metrics = run::chosen(&self.only)?;
+        let summary = run::all(&run, &benchmarks, &metrics, &settings, &heard)?;
+        bars.clear();
+        if global.json { print_json(&summary) } else { print_text(&summary.table()) }
+    }
+}
+
+/// Tells what a judge will cost, or has cost.
+fn tell(before: bool, cost: Cost) {
+    eprintln!("judge, {}: {cost}", if before { "about" } else { "now" });
 }
 
 /// Arguments of `bdhs eval compare`.
@@ -226,6 +323,7 @@ impl Eval {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
         let (name, run) = match &self.what {
             What::Compare(compare) => return compare.run(global),
+            What::All(all) => return all.run(global),
             What::Pope(run) => ("pope", run),
             What::Mmhal(run) => ("mmhal", run),
             What::Mmhalv(run) => ("mmhalv", run),
@@ -241,52 +339,29 @@ impl Eval {
 
 impl Run {
     fn run(&self, name: &'static str, global: &Global) -> Result<()> {
-        let files =
-            Files { folder: self.data.clone(), named: self.files.iter().cloned().collect() };
         let (metric, settings) = (eval::metric(name)?, self.settings());
-        let mut sources =
-            Sources { predictions: self.predictions.clone(), replies: self.judge_replies.clone() };
+        metric.spec().protocol(settings.protocol)?;
         let bars = Bars::new(global);
-        if let Some((model, folders)) = self.model() {
-            metric.spec().protocol(settings.protocol)?;
-            let model = Llava::load(model, &global.device()?, device::dtype(&self.answer.dtype)?)?;
-            let answering = Answering {
-                token_budget: self.answer.token_budget,
-                rho: self.answer.rho,
-                seed: self.seed,
-                ..Answering::default()
-            };
-            let path = answer_items(metric, &files, &settings, &model, folders, answering, &bars)?;
-            sources.predictions = Some(path);
-        }
-        if let (Some(model), Some(out)) = (&self.judge.judge_model, &self.out) {
-            let Some(predictions) = &sources.predictions else {
-                let expected = "answers to judge, or --model";
-                return Err(Error::argument(name, "--predictions", "not given", expected));
-            };
-            let places = (predictions.as_path(), self.answer.images.as_deref(), out.as_path());
-            let estimate = |cost: Cost| eprintln!("judge, about: {cost}");
-            let judge = self.judge.judge(model)?;
-            let (path, cost) =
-                eval::ask_judge(metric, &files, &settings, places, &judge, (&bars, &estimate))?;
-            eprintln!("judge, now: {cost}");
-            sources.replies = vec![path];
-        }
+        let model = self.model.as_ref().map(|model| self.answer.load(model, global)).transpose()?;
+        let judge = self.judge.judge_model.as_deref();
+        let judge = judge.map(|name| self.judge.judge(name)).transpose()?;
+        let run = run::Run {
+            model: model.as_ref().map(|model| (model, self.answer.answering(self.seed))),
+            judge: judge.as_ref().map(|asked| &asked.judge),
+            images: self.images.as_deref(),
+            out: self.out.as_deref(),
+        };
+        let files = Files {
+            folder: self.data.clone(),
+            named: self.files.iter().cloned().collect(),
+            label: None,
+        };
+        let sources =
+            Sources { predictions: self.predictions.clone(), replies: self.judge_replies.clone() };
+        let heard = Heard { progress: &bars, cost: &tell };
+        let outcome = run.run(metric, &files, &settings, sources, &heard)?;
         bars.clear();
-        let outcome = eval::evaluate(metric, &files, &settings, &sources)?;
-        if let Some(folder) = &self.out {
-            let named = self.answer.model.as_deref().map(Path::file_name);
-            let stem = || sources.predictions.as_deref().and_then(Path::file_stem);
-            let model = named.unwrap_or_else(stem).unwrap_or_default();
-            layout::write(folder, &outcome, &model.to_string_lossy(), layout::now()?)?;
-        }
         if global.json { print_json(&outcome) } else { print_text(&outcome.table()) }
-    }
-
-    /// The model and the folders that it needs; the parser has seen to it that they are there together.
-    fn model(&self) -> Option<(&Path, Folders<'_>)> {
-        let folders = Folders { images: self.answer.images.as_deref()?, out: self.out.as_deref()? };
-        Some((self.answer.model.as_deref()?, folders))
     }
 
     fn settings(&self) -> Settings {

@@ -1,7 +1,8 @@
 //! JSON and JSONL files as rows that know their line.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -9,7 +10,7 @@ use crate::{Error, Result};
 
 /// One object of a file.
 pub(crate) struct Object {
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     /// Line on which the object begins, from 1.
     pub line: usize,
     /// Element of the array, from 0, in a file that holds an array.
@@ -27,7 +28,7 @@ impl Object {
         if !field.is_empty() {
             at.push_str(&format!(": field {field}"));
         }
-        Error::invalid(&self.path, at, message)
+        Error::invalid(&*self.path, at, message)
     }
 
     /// A field, unless it is absent or null.
@@ -112,6 +113,7 @@ pub(crate) fn objects(path: &Path, bytes: &[u8]) -> Result<Vec<Object>> {
         Error::invalid(path, format!("line {line}"), "is not UTF-8 text")
     })?;
     let body = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let path = &Arc::from(path);
     if body.trim_start().starts_with('[') {
         let elements = array_elements(path, body)?;
         elements
@@ -183,15 +185,20 @@ fn line_of(bytes: &[u8], at: usize) -> usize {
 /// Line of a piece of JSON, and how many bytes of that line are before it.
 type Place = (usize, usize);
 
-fn parse(path: &Path, (line, before): Place, element: Option<usize>, json: &str) -> Result<Object> {
+fn parse(
+    path: &Arc<Path>,
+    (line, before): Place,
+    element: Option<usize>,
+    json: &str,
+) -> Result<Object> {
     let place = |line: usize| match element {
         Some(element) => format!("line {line} (element {element})"),
         None => format!("line {line}"),
     };
     match serde_json::from_str(json) {
-        Ok(Value::Object(fields)) => Ok(Object { path: path.to_owned(), line, element, fields }),
+        Ok(Value::Object(fields)) => Ok(Object { path: path.clone(), line, element, fields }),
         Ok(other) => Err(Error::invalid(
-            path,
+            &**path,
             place(line),
             format!("is {}, expected an object", kind(&other)),
         )),
@@ -202,7 +209,7 @@ fn parse(path: &Path, (line, before): Place, element: Option<usize>, json: &str)
             let reason = error.to_string();
             let reason = reason.split(" at line ").next().unwrap_or_default();
             Err(Error::invalid(
-                path,
+                &**path,
                 at,
                 format!("is not valid JSON: {reason}, at column {column}"),
             ))
@@ -265,7 +272,7 @@ fn array_elements<'a>(path: &Path, text: &'a str) -> Result<Vec<(Place, &'a str)
     }
     // A broken element (a missing quote or bracket) is the likely reason: let the parser name it.
     if let Some((start, place)) = element {
-        parse(path, place, Some(elements.len()), &text[start..])?;
+        parse(&Arc::from(path), place, Some(elements.len()), &text[start..])?;
     }
     Err(Error::invalid(path, format!("line {line}"), "the file ends inside the array, expected ]"))
 }

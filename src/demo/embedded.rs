@@ -14,7 +14,7 @@ use super::folder::{LLAVA, encoder_names};
 use super::questions::{Kind, questions};
 use super::scene::{Dice, Scene, Split};
 use super::words::describe;
-use super::{DESCRIBE, folder};
+use super::{DESCRIBE, benchmarks, folder};
 use crate::models::llava::prompt::IMAGE;
 use crate::sweep::Config;
 use crate::{Error, Result};
@@ -24,16 +24,19 @@ static MODELS: Dir = include_dir!("$CARGO_MANIFEST_DIR/src/demo/models");
 
 /// Name of the demo's scenes, as a data file.
 pub const SCENES: &str = "demo-scenes";
+/// Name of the demo's benchmarks, as a folder with a folder for each metric, and `images`.
+pub const BENCHMARKS: &str = "demo-benchmarks";
 
 /// Scenes of the default sweep.
 const SAMPLES: u32 = 300;
 /// Seed of the evaluation scenes.
 const SEED: u64 = 1;
 
-/// Whether a path is the name of something embedded: a model, or the scenes.
+/// Whether a path is the name of something embedded: a model, the scenes, or the benchmarks.
 pub fn is_embedded(path: &Path) -> bool {
     let name = path.to_str().unwrap_or_default();
-    (name == LLAVA || name == SCENES || encoder_names().contains(&name)) && !path.exists()
+    let known = [LLAVA, SCENES, BENCHMARKS].contains(&name) || encoder_names().contains(&name);
+    known && !path.exists()
 }
 
 /// The file or folder that a path means: itself, or what [`is_embedded`] names, unpacked.
@@ -46,6 +49,9 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     }
     if path.as_os_str() == SCENES {
         return Ok(scenes()?.join("data.json"));
+    }
+    if path.as_os_str() == BENCHMARKS {
+        return benchmark_folder();
     }
     Ok(models()?.join(path))
 }
@@ -115,6 +121,17 @@ fn scenes() -> Result<PathBuf> {
     })
 }
 
+/// The folder that holds the demo's benchmarks, named as [`scenes`]'s is.
+fn benchmark_folder() -> Result<PathBuf> {
+    let mut hasher = blake3::Hasher::new();
+    for (name, text) in benchmarks::files() {
+        hasher.update(name.as_bytes()).update(text.as_bytes());
+    }
+    hasher.update(benchmarks::image(0).as_raw());
+    let hash = &hasher.finalize().to_hex()[..16];
+    made_once(&cache().join(format!("{BENCHMARKS}-{hash}")), benchmarks::write)
+}
+
 /// Writes `data.json`, LLaVA conversations, and `images/*.png`. Two of three samples ask for a description, the third is
 /// a yes/no question answered in sentences.
 ///
@@ -122,14 +139,16 @@ fn scenes() -> Result<PathBuf> {
 /// The folder cannot be written.
 pub fn write_scenes(dir: &Path, seed: u64, split: Split, count: u32) -> Result<()> {
     folder::create(&dir.join("images"))?;
-    (0..count).into_par_iter().try_for_each(|index| {
-        let path = dir.join(image_name(index));
-        picture(seed, split, index)
-            .save(&path)
-            .map_err(|e| Error::invalid(&path, "", format!("could not be written: {e}")))
-    })?;
+    (0..count)
+        .into_par_iter()
+        .try_for_each(|index| save(&picture(seed, split, index), &dir.join(image_name(index))))?;
     let path = dir.join("data.json");
     fs::write(&path, conversations(seed, split, count)).map_err(Error::io(&path))
+}
+
+/// Writes a picture as PNG.
+pub(super) fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+    picture.save(path).map_err(|e| Error::invalid(path, "", format!("could not be written: {e}")))
 }
 
 /// The picture of a scene.

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use comfy_table::{CellAlignment, Table, TableStyle};
 use serde::{Deserialize, Serialize};
 
-use super::embedded::picture;
-use super::questions::{Negative, pope, questions};
+use super::embedded::{picture, save};
+use super::questions::{Negative, probes, questions};
 use super::scene::{Dice, Scene, Shape, Split};
 use super::words::mentions;
 use super::{DESCRIBE, SHORT, folder};
+use crate::Result;
 use crate::engine::{Answering, Progress, Question, answer};
 use crate::models::llava::Llava;
-use crate::{Error, Result};
 
 /// Figures at one rho.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ struct Item {
 
 enum Count {
     Description(Vec<Shape>),
-    Pope(Negative, String),
+    Probe(Negative, String),
     Short(&'static str, String),
 }
 
@@ -69,15 +69,24 @@ pub fn figures(
 ) -> Result<Figures> {
     const SEED: u64 = 2;
     folder::create(work)?;
-    let (mut items, mut paths) = (Vec::new(), Vec::new());
+    let (mut items, mut paths, mut worlds) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..scenes {
         let path = work.join(format!("{index:05}.png"));
-        picture(SEED, Split::Eval, index)
-            .save(&path)
-            .map_err(|e| Error::invalid(&path, "", format!("could not be written: {e}")))?;
+        save(&picture(SEED, Split::Eval, index), &path)?;
         paths.push(path);
-        items.extend(ask(index, &Scene::sample(SEED, Split::Eval, index), SEED));
+        let scene = Scene::sample(SEED, Split::Eval, index);
+        items.extend(ask(index, &scene, SEED));
+        worlds.push(scene);
     }
+    for &negative in Negative::ALL {
+        let mut dice = Dice::new(SEED, Split::Eval, 0).fork(0x401);
+        for (scene, question) in probes(&worlds, negative, &mut dice) {
+            let count = Count::Probe(negative, question.answer);
+            items.push(Item { scene: scene as u32, question: short(&question.text), count });
+        }
+    }
+    // Questions about one picture share its features.
+    items.sort_by_key(|item| item.scene);
     let mut rows = Vec::new();
     for &rho in rhos {
         let answers = answers(model, &items, &paths, rho, progress)?;
@@ -87,18 +96,16 @@ pub fn figures(
     Ok(Figures { model: name, scenes, rows })
 }
 
+/// A question as short answers are asked for.
+fn short(text: &str) -> String {
+    format!("{text}\n{SHORT}")
+}
+
 fn ask(index: u32, scene: &Scene, seed: u64) -> Vec<Item> {
     let mut dice = Dice::new(seed, Split::Eval, index).fork(0x400);
     let item = |question: String, count| Item { scene: index, question, count };
-    let short = |text: &str| format!("{text}\n{SHORT}");
     let shapes = scene.objects.iter().map(|object| object.shape).collect();
     let mut items = vec![item(DESCRIBE[0].to_owned(), Count::Description(shapes))];
-    for (i, (yes, no)) in pope(scene, &mut dice).into_iter().enumerate() {
-        for question in [yes, no] {
-            let count = Count::Pope(Negative::ALL[i], question.answer);
-            items.push(item(short(&question.text), count));
-        }
-    }
     for question in questions(scene, &mut dice) {
         let count = Count::Short(question.kind.name(), question.answer);
         items.push(item(short(&question.text), count));
@@ -159,7 +166,7 @@ fn count(rho: f64, items: &[Item], answers: &[String]) -> Row {
                 shapes.iter().for_each(|shape| recall.add(named.contains(shape)));
                 named.iter().for_each(|shape| hallucinated.add(!shapes.contains(shape)));
             }
-            Count::Pope(negative, right) => {
+            Count::Probe(negative, right) => {
                 by_negative.entry(negative.name().to_owned()).or_default().add(given == right);
             }
             Count::Short(kind, right) => {

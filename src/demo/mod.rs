@@ -4,10 +4,12 @@
 //! formats, the scenes in image files beside a LLaVA conversation file. Its numbers say how the method and the tool work,
 //! not how real models behave.
 
+pub mod benchmarks;
 pub mod draw;
 pub mod embedded;
 pub mod figures;
 pub mod folder;
+pub mod judge;
 pub mod questions;
 pub mod scene;
 mod tokenizer;

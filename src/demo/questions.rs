@@ -1,6 +1,6 @@
 //! Questions about scenes, with short and long answers.
 //!
-//! [`questions`] makes the mix for training and short-answer figures, [`pope`] the balanced yes/no probes of object
+//! [`questions`] makes the mix for training and short-answer figures, [`probes`] the balanced yes/no probes of object
 //! hallucination (POPE, Y. Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023).
 
 use super::scene::{Colour, Dice, Object, Scene, Shape, named};
@@ -51,7 +51,7 @@ pub struct Question {
     pub answer: String,
     /// The answer in one or two sentences. To a yes/no question it begins with `Yes, ` or `No, `.
     pub long: String,
-    /// How the shape of an [`Kind::Exists`] question with answer `No` was chosen, if by [`questions`] or [`pope`].
+    /// How the shape of an [`Kind::Exists`] question with answer `No` was chosen, if by [`questions`] or [`probes`].
     pub negative: Option<Negative>,
 }
 
@@ -99,16 +99,47 @@ pub fn questions(scene: &Scene, dice: &mut Dice) -> Vec<Question> {
     all
 }
 
-/// Yes/no probes: for each [`Negative`], in that order, a question with answer `Yes` and one with `No`.
+/// A question of one kind, `None` for the letter of a scene that has none. Half of the yes/no questions are true.
+pub fn ask(kind: Kind, scene: &Scene, dice: &mut Dice) -> Option<Question> {
+    let object = *dice.pick(&scene.objects);
+    match kind {
+        Kind::Exists if dice.chance(0.5) => Some(present(scene, dice)),
+        Kind::Exists => {
+            let negative = *dice.pick(Negative::ALL);
+            Some(absent(scene, negative, dice))
+        }
+        Kind::Colour => Some(ask_colour(&object, dice)),
+        Kind::Where => Some(ask_where(&object, dice)),
+        Kind::WhatIsAt => Some(ask_what(&object, dice)),
+        Kind::HowMany => Some(ask_how_many(scene, dice)),
+        Kind::Size => Some(ask_size(&object, dice)),
+        Kind::IsColour => Some(ask_is_colour(&object, dice)),
+        Kind::Letter => ask_letter(scene, dice),
+    }
+}
+
+/// Yes/no probes of one kind as (scene, question): for each scene a shape that it does not have, and the same shape of another
+/// scene that does.
 ///
-/// The shapes of the yes differ as far as the scene has three; a scene of two objects asks for one of them twice.
-pub fn pope(scene: &Scene, dice: &mut Dice) -> [(Question, Question); 3] {
-    let mut objects = scene.objects.clone();
-    dice.shuffle(&mut objects);
-    [0, 1, 2].map(|i| {
-        let yes = exists(scene, objects[i % objects.len()].shape);
-        (yes, absent(scene, Negative::ALL[i], dice))
-    })
+/// Each shape is so asked for as often where it is as where it is not, and the words of a question tell nothing: without
+/// the picture the accuracy is one half. (What [`questions`] asks can be guessed: popular shapes are absent more often.)
+pub fn probes(scenes: &[Scene], negative: Negative, dice: &mut Dice) -> Vec<(usize, Question)> {
+    let mut found = Vec::new();
+    // Where the search for the next scene that has a shape begins.
+    let mut next = [0; Shape::ALL.len()];
+    for (i, scene) in scenes.iter().enumerate() {
+        let shape = negative.choose(scene, dice);
+        let from: usize = next[shape as usize];
+        let has = |place: &usize| scenes[*place % scenes.len()].object(shape).is_some();
+        let Some(place) = (from..from + scenes.len()).find(has) else { continue };
+        next[shape as usize] = place + 1;
+        let place = place % scenes.len();
+        found.push((place, exists(&scenes[place], shape)));
+        let mut absent = exists(scene, shape);
+        absent.negative = Some(negative);
+        found.push((i, absent));
+    }
+    found
 }
 
 /// "Is there a star in the picture?" and its answer.

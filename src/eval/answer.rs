@@ -66,6 +66,7 @@ pub fn answer_items(
         "max_new_tokens": answering.max_new_tokens,
         "rho": answering.rho,
         "seed": answering.seed,
+        IMAGES: images,
     });
     claim(&out.join("run.json"), &run)?;
     let path = out.join("predictions.jsonl");
@@ -95,14 +96,20 @@ pub fn answer_items(
     Ok(path)
 }
 
+/// The one field of `run.json` that may change, as images are found by name.
+pub const IMAGES: &str = "images";
+
 /// Writes what a run is made with, or checks that it is what was written before.
 pub(super) fn claim(path: &Path, run: &Value) -> Result<()> {
     if !path.exists() {
         return write_file(path, format!("{run:#}\n").as_bytes());
     }
     let found: Value = crate::data::json::read_document(path)?;
-    let differs =
-        run.as_object().into_iter().flatten().find(|(name, value)| found.get(name) != Some(*value));
+    let differs = run
+        .as_object()
+        .into_iter()
+        .flatten()
+        .find(|(name, value)| name.as_str() != IMAGES && found.get(name) != Some(*value));
     match differs {
         None => Ok(()),
         Some((name, value)) => {

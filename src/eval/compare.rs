@@ -54,8 +54,10 @@ pub struct Differing {
     pub id: String,
     /// Its category.
     pub category: String,
-    /// Its unit: the image, where the benchmark names it.
-    pub unit: String,
+    /// Its image, where the benchmark names it.
+    pub image: Option<String>,
+    /// What was asked.
+    pub question: String,
     /// The ground truth.
     pub target: Value,
     /// Answer of the first.
@@ -162,7 +164,8 @@ fn differing(a: &ItemScore, b: &ItemScore) -> Option<Differing> {
     (a.score != b.score).then(|| Differing {
         id: a.id.clone(),
         category: a.category.clone(),
-        unit: a.unit.clone(),
+        image: a.image.clone(),
+        question: a.question.clone(),
         target: a.target.clone(),
         answer_a: a.answer.clone(),
         answer_b: b.answer.clone(),

@@ -77,6 +77,9 @@ pub fn evaluate(
     let benchmark = open(metric, files, settings)?;
     let (given, counts) = gather(metric, benchmark.as_ref(), settings, sources)?;
     let mut scored = benchmark.score(&given)?;
+    if let Some(label) = &files.label {
+        scored.details.insert("data".into(), label.as_str().into());
+    }
     if metric.spec().judged {
         scored.details.insert("judge_models".into(), judges(&given));
         scored.details.insert("official_prompt".into(), benchmark.official_prompt().into());

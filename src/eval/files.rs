@@ -44,6 +44,8 @@ pub struct Files {
     pub folder: Option<PathBuf>,
     /// Paths by the key of their input; they come first.
     pub named: BTreeMap<String, PathBuf>,
+    /// What results call the data, where it is not the benchmark itself.
+    pub label: Option<String>,
 }
 
 impl Files {

@@ -195,14 +195,11 @@ impl Benchmark for Questions {
                     }
                 }
                 ItemScore {
-                    id: item.id.clone(),
-                    category: item.category.clone(),
-                    unit: item.image.clone().unwrap_or_default(),
-                    answer: given.answers.get(i).cloned().flatten(),
                     parsed: json!(parsed),
                     target: json!(target),
                     score: Some(score),
                     cells,
+                    ..ItemScore::of(item, given, i)
                 }
             })
             .collect();

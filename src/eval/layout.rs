@@ -9,7 +9,7 @@ use std::path::Path;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde_json::{Map, Value, json};
 
-use super::{Outcome, compare::Comparison};
+use super::{Outcome, compare::Comparison, run::Summary};
 use crate::{Error, Result, sweep::atomic::AtomicFile};
 
 /// lmms-eval's task of a metric, and its names for statistics with what our values are divided by.
@@ -104,7 +104,9 @@ pub fn lmms_results(outcome: &Outcome, model: &str, date: f64) -> Value {
             "output_type": "generate_until",
             "generation_kwargs": {"max_new_tokens": settings["max_new_tokens"], "temperature": 0.0, "do_sample": false},
             "repeats": 1,
-            "metadata": {"protocol": outcome.protocol, "settings": settings},
+            "metadata": {
+                "protocol": outcome.protocol, "settings": settings, "data": outcome.details.get("data"),
+            },
         }},
         "versions": {task: "bdhs"},
         "n-shot": {task: 0},
@@ -127,7 +129,9 @@ fn lmms_samples(outcome: &Outcome) -> impl Iterator<Item = Value> {
     outcome.items.iter().enumerate().map(|(i, item)| {
         json!({
             "doc_id": i,
-            "doc": {"question_id": item.id, "category": item.category, "image": item.unit},
+            "doc": {
+                "question_id": item.id, "category": item.category, "image": item.image, "question": item.question,
+            },
             "target": item.target,
             "resps": [[item.answer]],
             "filtered_resps": [item.answer],
@@ -163,14 +167,42 @@ impl Outcome {
             .filter(|(_, count)| count.as_u64() != Some(0))
             .map(|(name, count)| format!("{} {count}", name.replace('_', " ")))
             .collect();
+        let data = self.details.get("data").and_then(Value::as_str);
         format!(
-            "{} under {}\n{}\n{}, {} resampled units",
+            "{} under {}{}\n{}\n{}, {} resampled units",
             self.metric,
             self.protocol,
+            data.map_or(String::new(), |data| format!(", on {data}")),
             align(table, 4),
             counts.join(", "),
             self.details["units"]
         )
+    }
+}
+
+impl Summary {
+    /// Every metric's score, for people.
+    pub fn table(&self) -> String {
+        let mut table =
+            new_table(&["metric", "score", "value", "95 % low", "high", "items", "protocol"]);
+        for row in &self.metrics {
+            let cell = |value: Option<f64>| number(&json!(value));
+            table.add_row([
+                row.metric.clone(),
+                row.name.clone(),
+                cell(row.score.value),
+                cell(row.score.low),
+                cell(row.score.high),
+                row.items.to_string(),
+                row.protocol.to_string(),
+            ]);
+        }
+        for (column, right) in [false, false, true, true, true, true, false].iter().enumerate() {
+            if let (true, Some(column)) = (*right, table.column_mut(column)) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        format!("{} on {}, rho {}\n{table}", self.model, self.data, self.rho)
     }
 }
 

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Benchmark, Files, Given, Input, Item, ItemScore, Metric, Protocol, Scored, Settings, Spec,
-    judge::Ask,
+    judge::{Ask, fields, fill},
     python,
     tally::{Additions, Cells, Statistic, at},
 };
@@ -151,6 +151,23 @@ const OWN_RULE: &str = "Two assistants have answered the question above about an
     Score how helpful, relevant, accurate and detailed each answer is, from 1 to 10. Write the two scores, the first \
     assistant's and then the second's, on the first line, with one blank between and nothing else. Explain them on the lines \
     after it, and do not let the order of the answers count.";
+
+/// LLaVA's form around context, question, reference, answer and rule.
+const FORM: [&str; 6] = [
+    "[Context]\n",
+    "\n\n[Question]\n",
+    "\n\n[Assistant 1]\n",
+    "\n\n[End of Assistant 1]\n\n[Assistant 2]\n",
+    "\n\n[End of Assistant 2]\n\n[System]\n",
+    "\n\n",
+];
+
+/// Context, question, reference and answer of a prompt with our own rule.
+pub(crate) fn own_fields(prompt: &str) -> Option<[&str; 4]> {
+    let [first, a, b, c, d, last] = FORM;
+    let last = format!("{d}{OWN_RULE}{last}");
+    fields(prompt, (first, [a, b, c], &last))?.try_into().ok()
+}
 
 /// The system message of LLaVA's script.
 const SYSTEM: &str =
@@ -307,10 +324,7 @@ impl Benchmark for Questions {
             self.references.get(item).ok_or_else(|| lacks("row of answers_gpt4.jsonl"))?;
         let rule = self.rules.get(category.as_str()).or_else(|| self.rules.get(""));
         let rule = rule.ok_or_else(|| lacks("rule for its category"))?;
-        let user = format!(
-            "[Context]\n{context}\n\n[Question]\n{question}\n\n[Assistant 1]\n{reference}\n\n[End of Assistant 1]\n\n\
-             [Assistant 2]\n{answer}\n\n[End of Assistant 2]\n\n[System]\n{rule}\n\n"
-        );
+        let user = fill(FORM, [context.as_str(), question, reference, answer, rule]);
         let (system, temperature) = match self.protocol {
             Protocol::LmmsEval => (None, 0.0),
             _ => (Some(SYSTEM), 0.2),
@@ -343,14 +357,11 @@ impl Benchmark for Questions {
             let models: Vec<f64> = pairs.iter().flatten().map(|pair| pair[1]).collect();
             let mean = models.iter().sum::<f64>() / models.len() as f64;
             items.push(ItemScore {
-                id: item.id.clone(),
-                category: item.category.clone(),
-                unit: item.image.clone().unwrap_or_default(),
-                answer: given.answers.get(i).cloned().flatten(),
                 parsed: json!(pairs),
                 target: Value::Null,
                 score: mean.is_finite().then_some(mean),
                 cells,
+                ..ItemScore::of(item, given, i)
             });
         }
         let mut details = Map::new();

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Benchmark, Files, Given, Input, Item, ItemScore, Metric, Protocol, Scored, Settings, Spec,
-    judge::Ask,
+    judge::{Ask, fields, fill},
     tally::{Additions, Cells, Statistic},
 };
 use crate::{
@@ -121,6 +121,13 @@ const OWN_PROMPT: &str = "You check whether an answer about an image makes thing
     for a very informative one, 4 for a somewhat informative one and 3 for one that is not informative, all without \
     hallucination; and 2 for a very informative, 1 for a somewhat informative, 0 for an answer that is not informative, with \
     hallucination.\n\nImage: {}\nQuestion: {}\nCorrect answer: {}\nAnswer to check: {}\n";
+
+/// Image contents, question, correct answer and answer of a prompt in our own wording.
+pub(crate) fn own_fields(prompt: &str) -> Option<[&str; 4]> {
+    let pieces: Vec<&str> = OWN_PROMPT.split("{}").collect();
+    let [first, a, b, c, last] = pieces[..] else { return None };
+    fields(prompt, (first, [a, b, c], last))?.try_into().ok()
+}
 
 /// The pieces of a template with four `{}`.
 fn template(path: Option<&Path>) -> Result<Vec<String>> {
@@ -236,11 +243,7 @@ impl Benchmark for Questions {
     /// Arguments of a template are not looked at again, so answers with braces are safe.
     fn ask(&self, item: usize, answer: &str) -> Result<Ask> {
         let given = [&self.contents[item], &self.items[item].question, &self.answers[item], answer];
-        let mut user = self.template[0].clone();
-        for (text, piece) in given.iter().zip(&self.template[1..]) {
-            user.push_str(text);
-            user.push_str(piece);
-        }
+        let user = fill(self.template.iter().map(String::as_str), given);
         Ok(Ask { system: None, user, image: self.vision, temperature: 0.0, max_tokens: None })
     }
 
@@ -283,14 +286,11 @@ impl Benchmark for Questions {
             }
             let mean = known.iter().sum::<f64>() / known.len() as f64;
             items.push(ItemScore {
-                id: item.id.clone(),
-                category: item.category.clone(),
-                unit: item.image.clone().unwrap_or_default(),
-                answer: given.answers.get(i).cloned().flatten(),
                 parsed: json!(ratings),
                 target: json!(self.answers[i]),
                 score: mean.is_finite().then_some(mean),
                 cells,
+                ..ItemScore::of(item, given, i)
             });
         }
         let mut details = Map::new();

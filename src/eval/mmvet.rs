@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Benchmark, Files, Given, Input, Item, ItemScore, Metric, Protocol, Scored, Settings, Spec,
     join::Prediction,
-    judge::Ask,
+    judge::{Ask, fields},
     python,
     tally::{Additions, Cells, Statistic, at},
 };
@@ -107,6 +107,12 @@ const OWN_PROMPT: &str = "Grade a prediction against the ground truth of a quest
     the last line with the grade and nothing else.\n\nQuestion | Ground truth | Prediction | Grade\n--- | --- | --- | ---\n\
     What colour are the two cars? | red <AND> blue | Both are red. | 0.5\n\
     What animal is this? | cat <OR> kitten | It is a kitten. | 1.0\n";
+
+/// Question, ground truth and prediction of a prompt in our own wording.
+pub(crate) fn own_fields(prompt: &str) -> Option<[&str; 3]> {
+    let first = format!("{}\n\n", OWN_PROMPT.trim_end_matches('\n'));
+    fields(prompt, (&first, [" | ", " | "], " | "))?.try_into().ok()
+}
 
 /// What lmms-eval puts before a question since August 2024.
 const STEP_BY_STEP: &str = "First please perform reasoning, and think step by step to provide best answer to the following \
@@ -299,14 +305,11 @@ impl Benchmark for Questions {
             }
             let mean = known.iter().sum::<f64>() / known.len() as f64;
             items.push(ItemScore {
-                id: item.id.clone(),
-                category: item.category.clone(),
-                unit: item.image.clone().unwrap_or_default(),
-                answer: given.answers.get(i).cloned().flatten(),
                 parsed: json!(grades),
                 target: json!(self.answers[i]),
                 score: mean.is_finite().then_some(mean),
                 cells,
+                ..ItemScore::of(item, given, i)
             });
         }
         let mut details = Map::new();

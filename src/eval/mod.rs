@@ -24,6 +24,7 @@ mod python;
 pub mod recall_coco;
 mod replies;
 mod rows;
+pub mod run;
 mod settings;
 pub mod tally;
 pub mod vqat;
@@ -64,6 +65,12 @@ pub struct ItemScore {
     pub category: String,
     /// What is resampled together: the image, or the item itself.
     pub unit: String,
+    /// As [`Item::image`].
+    #[serde(default)]
+    pub image: Option<String>,
+    /// As [`Item::question`].
+    #[serde(default)]
+    pub question: String,
     /// The answer as given; null where none was needed.
     pub answer: Option<String>,
     /// What the protocol made of it (of the judge's replies, for judged sets).
@@ -74,6 +81,24 @@ pub struct ItemScore {
     pub score: Option<f64>,
     /// What the item adds to each sum of the tally.
     pub cells: tally::Additions,
+}
+
+impl ItemScore {
+    /// An item and its answer, not scored yet.
+    pub(crate) fn of(item: &Item, given: &Given, place: usize) -> Self {
+        Self {
+            id: item.id.clone(),
+            category: item.category.clone(),
+            unit: item.image.clone().unwrap_or_default(),
+            image: item.image.clone(),
+            question: item.question.clone(),
+            answer: given.answers.get(place).cloned().flatten(),
+            parsed: Value::Null,
+            target: Value::Null,
+            score: None,
+            cells: tally::Additions::default(),
+        }
+    }
 }
 
 /// All items of a run, scored.

@@ -406,14 +406,11 @@ impl Benchmark for Questions {
                     self.judge(given.answer(i), label, names.of(&item.category));
                 unparsed += u64::from(parsed.is_null());
                 ItemScore {
-                    id: item.id.clone(),
-                    category: item.category.clone(),
-                    unit: item.image.clone().unwrap_or_default(),
-                    answer: given.answers.get(i).cloned().flatten(),
                     parsed,
                     target: json!(label),
                     score: Some(score),
                     cells,
+                    ..ItemScore::of(item, given, i)
                 }
             })
             .collect::<Vec<_>>();

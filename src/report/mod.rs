@@ -10,6 +10,7 @@
 //! A section is a file in `sections/` with a template in `templates/`, and a line in `sections::ALL`.
 
 mod chart;
+mod evaluations;
 mod figure;
 mod gallery;
 mod number;

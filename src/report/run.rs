@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Options,
+    evaluations::{self, Evaluation},
     texts::{self, Text},
 };
 use crate::{
@@ -47,6 +48,8 @@ pub(super) struct Run {
     pub patches: Option<PatchMap>,
     /// Where relative picture paths start.
     pub images: Option<PathBuf>,
+    /// What models scored on benchmarks.
+    pub evaluations: Vec<Evaluation>,
     /// What the page cannot show.
     pub missing: Vec<String>,
 }
@@ -101,6 +104,7 @@ impl Run {
             waves,
             patches,
             images,
+            evaluations: evaluations::read(folder)?,
             missing,
         };
         run.load_texts(folder)?;

@@ -91,7 +91,7 @@ pub fn write_file(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes a value as indented JSON, a line end behind it, under the rules of [`AtomicFile`].
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::Io { path: path.into(), source: error.into() })?;
     write_file(path, format!("{text}\n").as_bytes())

@@ -17,7 +17,7 @@ use bdhs::eval::{Files, Outcome, Settings, Sources, evaluate, metric};
 /// Files by key.
 fn files(named: &[(&str, &Path)]) -> Files {
     let named = named.iter().map(|(key, path)| ((*key).to_owned(), path.to_path_buf())).collect();
-    Files { folder: None, named }
+    Files { named, ..Files::default() }
 }
 
 /// Files of a folder.

@@ -23,6 +23,8 @@ fn items(right: impl Fn(usize) -> bool, n: usize, per_unit: usize) -> Vec<ItemSc
                 id: i.to_string(),
                 category: String::new(),
                 unit: (i / per_unit).to_string(),
+                image: None,
+                question: String::new(),
                 answer: None,
                 parsed: Value::Null,
                 target: Value::Null,

@@ -55,6 +55,36 @@ pub struct Ask {
     pub max_tokens: Option<u32>,
 }
 
+/// Texts between the pieces of a form; there is one piece more than texts.
+pub(super) fn fill<'a>(
+    pieces: impl IntoIterator<Item = &'a str>,
+    fields: impl IntoIterator<Item = &'a str>,
+) -> String {
+    let (mut text, mut fields) = (String::new(), fields.into_iter());
+    for piece in pieces {
+        text.push_str(piece);
+        text.push_str(fields.next().unwrap_or_default());
+    }
+    text
+}
+
+/// The inverse of [`fill`], for judges of our own: a text's fields, if it has the form. Only the last field may contain the
+/// piece that ends it.
+pub(super) fn fields<'a, const N: usize>(
+    text: &'a str,
+    (first, between, last): (&str, [&str; N], &str),
+) -> Option<Vec<&'a str>> {
+    let mut rest = text.strip_prefix(first)?.strip_suffix(last)?;
+    let mut fields = Vec::with_capacity(N + 1);
+    for piece in between {
+        let (field, after) = rest.split_once(piece)?;
+        fields.push(field);
+        rest = after;
+    }
+    fields.push(rest);
+    Some(fields)
+}
+
 /// How to ask.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judge {

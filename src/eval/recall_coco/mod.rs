@@ -284,16 +284,13 @@ impl Questions {
             cells.push(name.clone(), count as f64);
         }
         ItemScore {
-            id: item.id.clone(),
-            category: String::new(),
-            unit: item.image.clone().unwrap_or_default(),
-            answer: given.answers.get(i).cloned().flatten(),
             parsed: json!({
                 "mentions": mentions, "recalled": recalled, "made_up": made_up, "missed": missed,
             }),
             target: json!(objects),
             score: (!objects.is_empty()).then(|| recalled.len() as f64 / objects.len() as f64),
             cells,
+            ..ItemScore::of(item, given, i)
         }
     }
 }

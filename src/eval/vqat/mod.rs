@@ -275,14 +275,11 @@ impl Benchmark for Questions {
             cells.push(sum.clone(), score);
             cells.push(n.clone(), 1.0);
             ItemScore {
-                id: item.id.clone(),
-                category: String::new(),
-                unit: item.image.clone().unwrap_or_default(),
-                answer: given.answers.get(i).cloned().flatten(),
                 parsed: json!(parsed),
                 target: json!(self.answers[i]),
                 score: Some(score),
                 cells,
+                ..ItemScore::of(item, given, i)
             }
         };
         use rayon::prelude::*;

@@ -19,9 +19,9 @@ use crate::{
     },
 };
 use diff::{Marked, mark_changes};
-use picture::Picture;
 use select::{Features, choose};
 
+pub(super) use picture::{Picture, plain as plain_picture};
 pub(super) use select::Why;
 
 /// A pair as the page shows it.

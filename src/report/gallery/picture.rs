@@ -68,6 +68,15 @@ pub(super) fn load(
     Ok(Picture { href: encode(image, path)?, width, height, tiny, mask, note })
 }
 
+/// Reads and shrinks a picture.
+pub(in crate::report) fn plain(path: &Path) -> Result<Picture> {
+    let image = data::image::open(path)?;
+    let (width, height) = image.dimensions();
+    let tiny = width.max(height) <= TINY;
+    let note = String::new();
+    Ok(Picture { href: encode(image, path)?, width, height, tiny, mask: None, note })
+}
+
 fn encode(image: RgbImage, path: &Path) -> Result<String> {
     let (width, height) = image.dimensions();
     let side = width.max(height);

@@ -1,6 +1,7 @@
 //! The sections of the page, in order.
 
 mod acceptance;
+mod benchmarks;
 mod cells;
 pub(super) mod cost;
 mod example;
@@ -38,12 +39,13 @@ macro_rules! section {
 }
 
 /// All sections. To add one: a module here with `content`, a template of its name, a line in this list.
-pub(super) const ALL: [Section; 9] = [
+pub(super) const ALL: [Section; 10] = [
     section!(example, "One pair"),
     section!(acceptance, "How soon a candidate is accepted"),
     section!(phi, "How similar candidates are"),
     section!(cells, "Encoder by threshold"),
     section!(overlap, "What the cells share"),
+    section!(benchmarks, "Benchmarks"),
     section!(cost, "What it cost"),
     section!(limits, "Truncation and flags"),
     section!(pairs, "More pairs"),

@@ -1,0 +1,59 @@
+//! Benchmark results of a run: the folders `eval/NAME` of a run folder, as `bdhs eval all --out` leaves them.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    Error, Result,
+    data::json::read_document,
+    eval::{
+        Outcome, compare,
+        run::{SUMMARY, Summary},
+    },
+};
+
+/// One model on several benchmarks.
+pub(super) struct Evaluation {
+    /// The folder's name.
+    pub name: String,
+    pub folder: PathBuf,
+    pub summary: Summary,
+}
+
+impl Evaluation {
+    /// A metric's full result, if the evaluation has the metric.
+    ///
+    /// # Errors
+    /// If the file is no result.
+    pub fn outcome(&self, metric: &str) -> Result<Option<Outcome>> {
+        if self.summary.metrics.iter().all(|row| row.metric != metric) {
+            return Ok(None);
+        }
+        compare::read(&self.folder.join(metric).join("result.json")).map(Some)
+    }
+}
+
+/// All evaluations of a run: the least masked first, then by name. What is compared is compared with the first.
+///
+/// # Errors
+/// If a summary is malformed.
+pub(super) fn read(run: &Path) -> Result<Vec<Evaluation>> {
+    let root = run.join("eval");
+    if !root.is_dir() {
+        return Ok(Vec::new());
+    }
+    let entries = std::fs::read_dir(&root).map_err(Error::io(&root))?;
+    let mut all = Vec::new();
+    for folder in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let path = folder.join(SUMMARY);
+        // A run that is not finished has no summary yet.
+        if path.is_file() {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            all.push(Evaluation { name, summary: read_document(&path)?, folder });
+        }
+    }
+    all.sort_by(|a, b| {
+        let rho = a.summary.rho.total_cmp(&b.summary.rho);
+        rho.then_with(|| a.name.cmp(&b.name))
+    });
+    Ok(all)
+}
