@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bdhs::ops::cosine::{count_above, matrix, pairs_above, rows, top_k};
 use candle_core::{DType, Tensor};
-use common::{COLD_SETS, Case, FLOATS, Output, THRESHOLDS, embeddings, rotate, values};
+use common::{COLD_SETS, Case, FLOATS, Output, THRESHOLDS, close, embeddings, rotate, values};
 use rayon::prelude::*;
 
 /// Counts bytes, so that the memory that a call takes at its peak is a measurement.
@@ -68,17 +68,21 @@ fn row_against_row(dtype: DType, name: &str, n: usize, d: usize, kept: &str) -> 
 
 fn all_pairs(dtype: DType, name: &str, n: usize, d: usize) -> Vec<Case> {
     let flops = 2 * n * n * d;
-    let case = |what: &str, flops: usize, run: fn(&(Tensor, Tensor)) -> Output| {
+    type Side = fn(u64, usize, usize, DType) -> Tensor;
+    let of = |side: Side, what: &str, flops: usize, run: fn(&(Tensor, Tensor)) -> Output| {
         Case::new(format!("cosine/{what}/{n} x {d}/{name}"), 0, flops, move || {
-            let side = |s: u64| embeddings(s, n, d, dtype);
-            rotate(vec![(side(0), side(1))], run)
+            rotate(vec![(side(0, n, d, dtype), side(1, n, d, dtype))], run)
         })
     };
+    let case = |what: &str, flops: usize, run| of(embeddings, what, flops, run);
+    let count: fn(&(Tensor, Tensor)) -> Output = |(a, b)| {
+        let found = count_above(a, Some(b), &THRESHOLDS).unwrap();
+        Output::Numbers(found.counts.iter().map(|&c| c as f64).collect())
+    };
     vec![
-        case("count", flops, |(a, b)| {
-            let found = count_above(a, Some(b), &THRESHOLDS).unwrap();
-            Output::Numbers(found.counts.iter().map(|&c| c as f64).collect())
-        }),
+        case("count", flops, count),
+        // Nothing can be left out: every cosine is near the thresholds.
+        of(close, "count, all close", flops, count),
         case("count, one side", flops / 2, |(a, _)| {
             let found = count_above(a, None, &THRESHOLDS).unwrap();
             Output::Numbers(found.counts.iter().map(|&c| c as f64).collect())

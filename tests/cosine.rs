@@ -186,6 +186,61 @@ proptest! {
     }
 }
 
+/// Rows whose first dimensions tell more, less, or nothing about the rest: all-pairs jobs with a bound compute products in
+/// parts and leave pairs out that cannot reach it.
+fn uneven(n: usize, d: usize, salt: u32, dtype: DType) -> Tensor {
+    let (centres, noise) = (random(8 * d, 999), random(n * d, salt));
+    let values = (0..n * d).map(|at| {
+        let (i, k) = (at / d, at % d);
+        let weight = match i % 4 {
+            0 => 1.0,
+            1 if k < d * 3 / 4 => 0.02,
+            2 if k >= d / 4 => 0.02,
+            3 if k < d / 2 => 0.0,
+            _ => 1.0,
+        };
+        let spread = [0.05, 0.3, 0.8, 3.0][i / 4 % 4];
+        weight * (centres[i / 16 % 8 * d + k] + spread * noise[at])
+    });
+    let mut values: Vec<f32> = values.collect();
+    values[5 * d..6 * d].fill(0.0);
+    values[70 * d + d - 1] = f32::NAN;
+    tensor(values, n, d, dtype)
+}
+
+#[test]
+fn products_in_parts_decide_as_float64_does() {
+    for (d, dtype) in [(127, DType::F32), (128, DType::F32), (200, DType::F16), (384, DType::BF16)]
+    {
+        let (n, m) = (300, 700);
+        let (a, b) = (uneven(n, d, 1, dtype), uneven(m, d, 2, dtype));
+        let exact = all(&a, &b);
+        let some = |i: usize, j: usize| exact[i][j];
+        // Also on top of actual cosines.
+        let mut thresholds = vec![0.51, 0.7, 0.9, 0.99];
+        thresholds.extend([some(0, 128), some(18, 16), some(40, 33)].map(|c| c.max(0.55) + 1e-12));
+        for threshold in thresholds {
+            let want: Vec<(u32, u32)> = (0..n)
+                .flat_map(|i| (0..m).map(move |j| (i, j)))
+                .filter(|&(i, j)| exact[i][j] > threshold)
+                .map(|(i, j)| (i as u32, j as u32))
+                .collect();
+            let found = pairs_above(&a, Some(&b), threshold).unwrap();
+            let places: Vec<(u32, u32)> = found.pairs.iter().map(|p| (p.i, p.j)).collect();
+            assert_eq!(places, want, "d {d}, threshold {threshold}");
+            for p in &found.pairs {
+                let error = f64::from(p.score) - exact[p.i as usize][p.j as usize];
+                assert!(error.abs() <= tile_bound(d), "d {d}: {p:?} off by {error:e}");
+            }
+            let counted = count_above(&a, Some(&b), &[threshold]).unwrap();
+            assert_eq!((counted.counts[0], counted.nan), (want.len() as u64, found.nan));
+            let below = count_below(&a, Some(&b), &[threshold]).unwrap();
+            let want = exact.iter().flatten().filter(|c| **c < threshold).count() as u64;
+            assert_eq!(below.counts[0], want, "d {d}, threshold {threshold}");
+        }
+    }
+}
+
 /// Wide enough that a row's columns cross several work items, and k larger than a tile's share.
 #[test]
 fn top_k_over_many_tiles() {

@@ -186,6 +186,12 @@ pub fn embeddings(seed: u64, rows: usize, d: usize, dtype: DType) -> Tensor {
     Tensor::from_vec(x, (rows, d), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
 }
 
+/// Embeddings that all lie close together, as those of some models do: every cosine is near 0.97.
+pub fn close(seed: u64, rows: usize, d: usize, dtype: DType) -> Tensor {
+    let x = values(seed, rows * d).into_iter().map(|x| x + 3.5).collect::<Vec<f32>>();
+    Tensor::from_vec(x, (rows, d), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
 pub const FLOATS: [(DType, &str); 3] =
     [(DType::F32, "f32"), (DType::F16, "f16"), (DType::BF16, "bf16")];
 

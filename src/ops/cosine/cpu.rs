@@ -129,25 +129,38 @@ impl<'a, T: Element> Side<'a, T> {
 
 /// `out[n, m] = a[n, d] b[m, d]^T`, all row-major.
 pub(super) fn product(a: &[f32], b: &[f32], d: usize, out: &mut [f32], parallelism: Parallelism) {
+    add_product(a, b, (d, 0..d), out, parallelism);
+}
+
+/// The part of [`product`] over the dimensions `part`; added to `out` unless it is the first part.
+fn add_product(
+    a: &[f32],
+    b: &[f32],
+    (d, part): (usize, Range<usize>),
+    out: &mut [f32],
+    parallelism: Parallelism,
+) {
     let (n, m) = (a.len() / d, b.len() / d);
     assert_eq!((a.len(), b.len(), out.len()), (n * d, m * d, n * m));
-    // SAFETY: the slices hold n d, m d and n m values, which is what these strides reach; `out` is borrowed alone.
+    let (a, b) = (&a[part.start.min(a.len())..], &b[part.start.min(b.len())..]);
+    // SAFETY: the slices hold n d, m d (less `part.start`, where both begin) and n m values, which is what these strides
+    // reach; `out` is borrowed alone.
     unsafe {
         gemm::gemm(
             n,
             m,
-            d,
+            part.len(),
             out.as_mut_ptr(),
             1,
             m as isize,
-            false,
+            part.start > 0,
             a.as_ptr(),
             1,
             d as isize,
             b.as_ptr(),
             d as isize,
             1,
-            0.0,
+            1.0,
             1.0,
             false,
             false,
@@ -167,22 +180,115 @@ const PANEL: usize = 8 << 20;
 #[derive(Default)]
 struct Tile {
     a: Vec<f32>,
+    rests: Vec<Rests>,
     scores: Vec<f32>,
+    /// Tiles to compute whole before another is tried in parts.
+    whole: usize,
+}
+
+/// Lengths of what rows have beyond each of the [`Parts`].
+type Rests = [f32; 2];
+
+/// How a product is computed where only scores from a bound on matter: the first dimensions, then more, then all. A score is
+/// at most what it is so far plus the product of the lengths of the rests (Cauchy and Schwarz); pairs that cannot reach the
+/// bound any more are not looked at again.
+#[derive(Clone, Copy)]
+struct Parts {
+    /// Scores below are of no interest.
+    low: f32,
+    /// Where the first and the second part end.
+    ends: [usize; 2],
+}
+
+/// Beyond rounding of partial sums and lengths. The whole score's own error is in the bound.
+const SLACK: f32 = 1e-4;
+/// A tile with a larger share of pairs that may reach the bound is computed on as a product.
+const FEW: usize = 32;
+/// Tiles that are computed whole after one whose parts were of no use.
+const PATIENCE: usize = 15;
+
+impl Parts {
+    fn new(d: usize, low: f32) -> Option<Self> {
+        // Short rows, and bounds so low that the parts would rarely be enough.
+        (d >= 128 && low > 0.5).then_some(Self { low, ends: [d / 4, d / 2] })
+    }
+
+    fn rests(self, row: &[f32]) -> Rests {
+        let [first, second] = self.ends;
+        let late = simd::dot(&row[second..], &row[second..]);
+        let middle = simd::dot(&row[first..second], &row[first..second]);
+        [(late + middle).sqrt(), late.sqrt()]
+    }
+
+    /// Fills a tile's scores; those that are below the bound may be any number below it. NaN stays NaN. Whether the parts
+    /// have saved anything.
+    fn fill(self, d: usize, a: (&[f32], &[Rests]), b: (&[f32], &[Rests]), out: &mut [f32]) -> bool {
+        let mut from = 0;
+        for (stage, end) in self.ends.into_iter().enumerate() {
+            add_product(a.0, b.0, (d, from..end), out, Parallelism::None);
+            from = end;
+            if let Some(alive) = self.alive(stage, a.1, b.1, out) {
+                for (i, j) in alive {
+                    let (x, y) = (&a.0[i * d + end..(i + 1) * d], &b.0[j * d + end..(j + 1) * d]);
+                    out[i * b.1.len() + j] += simd::dot(x, y);
+                }
+                return true;
+            }
+        }
+        add_product(a.0, b.0, (d, from..d), out, Parallelism::None);
+        false
+    }
+
+    /// The pairs that may still reach the bound, unless they are many. The others' partial scores are below it.
+    fn alive(
+        self,
+        stage: usize,
+        a: &[Rests],
+        b: &[Rests],
+        scores: &mut [f32],
+    ) -> Option<Vec<(usize, usize)>> {
+        let mut alive = Vec::new();
+        let most = scores.len() / FEW;
+        for ((i, row), rest) in scores.chunks_exact_mut(b.len()).enumerate().zip(a) {
+            for (g, group) in row.chunks(GROUP).enumerate() {
+                let others = &b[g * GROUP..];
+                let widest = others.iter().take(group.len()).fold(0f32, |w, r| w.max(r[stage]));
+                let reach = |other: f32| self.low - SLACK - rest[stage] * other;
+                if simd::largest_number(group) < reach(widest) {
+                    continue;
+                }
+                let pairs = group.iter().zip(others).enumerate();
+                let live = pairs.filter(|(_, (s, other))| **s >= reach(other[stage]));
+                alive.extend(live.map(|(c, _)| (i, g * GROUP + c)));
+                if alive.len() > most {
+                    return None;
+                }
+            }
+        }
+        Some(alive)
+    }
 }
 
 /// Visits all pairs (`symmetric`: those with i < j of one side) tile by tile, in parallel. An item is a block of rows times a
 /// panel of columns: `start(rows)` makes its state, `visit(state, i, j, scores)` sees row i against columns j.. of one
-/// tile. The states come back ordered by panels, then rows.
+/// tile. The states come back ordered by panels, then rows. With `low`, scores below it may be any numbers below it.
 pub(super) fn tiles<T: Element, S: Send>(
     a: &Side<'_, T>,
     b: &Side<'_, T>,
-    symmetric: bool,
+    (symmetric, low): (bool, Option<f32>),
     start: impl Fn(Range<usize>) -> S + Sync,
     visit: impl Fn(&mut S, usize, usize, &[f32]) + Sync,
 ) -> Vec<S> {
     let d = a.d;
     let width = (PANEL / (4 * d) / COLS).max(1) * COLS;
+    let parts = low.and_then(|low| Parts::new(d, low));
+    let rests_of = |values: &[f32], rests: &mut Vec<Rests>| {
+        let Some(parts) = parts else { return };
+        let rows = values.par_chunks_exact(d).with_min_len(2 * ROWS);
+        rows.map(|row| parts.rests(row)).collect_into_vec(rests);
+    };
     let mut panel = vec![0f32; width.min(b.len()) * d];
+    let mut panel_rests = vec![];
     let mut states = vec![];
     for first in (0..b.len()).step_by(width) {
         let columns = first..b.len().min(first + width);
@@ -192,11 +298,13 @@ pub(super) fn tiles<T: Element, S: Send>(
             b.fill(from..from + out.len() / d, out);
         });
         let panel = &*panel;
+        rests_of(panel, &mut panel_rests);
         let run = |tile: &mut Tile, block: usize| {
             let rows = block * ROWS..a.len().min((block + 1) * ROWS);
             let mut state = start(rows.clone());
             tile.a.resize(rows.len() * d, 0.0);
             a.fill(rows.clone(), &mut tile.a);
+            rests_of(&tile.a, &mut tile.rests);
             for j in columns.clone().step_by(COLS) {
                 let end = columns.end.min(j + COLS);
                 if symmetric && end <= rows.start + 1 {
@@ -204,7 +312,18 @@ pub(super) fn tiles<T: Element, S: Send>(
                 }
                 let b = &panel[(j - first) * d..(end - first) * d];
                 tile.scores.resize(rows.len() * (end - j), 0.0);
-                product(&tile.a, b, d, &mut tile.scores, Parallelism::None);
+                match parts {
+                    Some(parts) if tile.whole == 0 => {
+                        let rests = &panel_rests[j - first..end - first];
+                        let a = (&*tile.a, &*tile.rests);
+                        let saved = parts.fill(d, a, (b, rests), &mut tile.scores);
+                        tile.whole = if saved { 0 } else { PATIENCE };
+                    }
+                    _ => {
+                        product(&tile.a, b, d, &mut tile.scores, Parallelism::None);
+                        tile.whole = tile.whole.saturating_sub(1);
+                    }
+                }
                 for (i, scores) in rows.clone().zip(tile.scores.chunks_exact(end - j)) {
                     let skip = if symmetric { (i + 1).saturating_sub(j).min(end - j) } else { 0 };
                     visit(&mut state, i, j + skip, &scores[skip..]);

@@ -438,8 +438,12 @@ impl Job for CountJob<'_> {
         let bands: Vec<Band> = self.thresholds.iter().map(|&t| Band::new(t, bound)).collect();
         let low = bands.iter().map(|band| band.low).fold(f32::INFINITY, f32::min);
         let start = |_| (vec![0u64; bands.len()], 0u64);
-        let states =
-            cpu::tiles(&a, &b, self.symmetric, start, |(counts, rechecked), i, j, scores| {
+        let states = cpu::tiles(
+            &a,
+            &b,
+            (self.symmetric, Some(low)),
+            start,
+            |(counts, rechecked), i, j, scores| {
                 cpu::groups_reaching(scores, low, |at, group| {
                     for (count, band) in counts.iter_mut().zip(&bands) {
                         let [above, near] = simd::count_reaching(group, band.high, band.low);
@@ -458,7 +462,8 @@ impl Job for CountJob<'_> {
                         }
                     }
                 });
-            });
+            },
+        );
         let mut total = Counts { counts: vec![0; bands.len()], pairs: 0, nan: 0, rechecked: 0 };
         for (counts, rechecked) in states {
             total.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
@@ -489,8 +494,12 @@ impl Job for PairsJob {
         let (a, b) = (Side::new(a, self.d), Side::new(b, self.d));
         let band = Band::new(self.threshold, cpu::tile_bound(self.d));
         let start = |_| (vec![], 0u64);
-        let states =
-            cpu::tiles(&a, &b, self.symmetric, start, |(found, rechecked), i, j, scores| {
+        let states = cpu::tiles(
+            &a,
+            &b,
+            (self.symmetric, Some(band.low)),
+            start,
+            |(found, rechecked), i, j, scores| {
                 cpu::groups_reaching(scores, band.low, |at, group| {
                     for (c, &score) in group.iter().enumerate().filter(|(_, s)| **s >= band.low) {
                         let column = j + at + c;
@@ -507,7 +516,8 @@ impl Job for PairsJob {
                         found.push(pair);
                     }
                 });
-            });
+            },
+        );
         let rechecked = states.iter().map(|(_, rechecked)| rechecked).sum();
         let mut found: Vec<Pair> = states.into_iter().flat_map(|(found, _)| found).collect();
         found.par_sort_unstable_by_key(|pair| (pair.i, pair.j));
@@ -533,7 +543,7 @@ impl Job for TopKJob {
         let mut rows: Vec<Best> = (0..a.len()).map(|_| best()).collect();
         let start =
             |rows: std::ops::Range<usize>| (rows.start, rows.map(|_| best()).collect::<Vec<_>>());
-        let states = cpu::tiles(&a, &b, false, start, |(first, rows), i, j, scores| {
+        let states = cpu::tiles(&a, &b, (false, None), start, |(first, rows), i, j, scores| {
             rows[i - *first].see(j, scores);
         });
         for (first, part) in states {
