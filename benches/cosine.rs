@@ -51,7 +51,58 @@ fn main() {
             cases.extend(all_pairs(dtype, name, 4096, d));
         }
     }
+    #[cfg(feature = "cuda")]
+    cases.extend(common::gpu::first().into_iter().flat_map(|stream| launches(&stream)));
     common::main(cases);
+}
+
+/// Rows against rows, and counts of all pairs, on a GPU.
+#[cfg(feature = "cuda")]
+fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
+    use bdhs::ops::cuda::cosine::{Bands, CountOutput, RowOutput, Side, Thresholds, count, rows};
+    use common::gpu::{Buffer, case, sets};
+    use std::cell::RefCell;
+
+    let mut cases = vec![];
+    for (dtype, dtype_name) in FLOATS {
+        let d = 768;
+        for (n, kept) in [(400, "hot"), (100_000, "cold")] {
+            let values = 2 * n * d * dtype.size_in_bytes();
+            let name = format!("cosine/gpu rows {kept}/{n} x {d}/{dtype_name}");
+            let inputs = move |stream: &common::gpu::Stream| {
+                let input = |set| {
+                    let side = |seed| Buffer::new(stream, seed, n * d, dtype);
+                    let limits = Thresholds::new(stream, &THRESHOLDS).unwrap();
+                    let out = RowOutput::new(stream, n, n, THRESHOLDS.len()).unwrap();
+                    (side(2 * set as u64), side(2 * set as u64 + 1), limits, RefCell::new(out))
+                };
+                (0..sets(kept, values)).map(input).collect()
+            };
+            let bytes = values + n * (4 + 4 * THRESHOLDS.len());
+            cases.push(case(stream, name, (bytes, 0), inputs, move |stream, input| {
+                let (a, b, limits, out) = input;
+                let (a, b) = (a.rows(n, d), b.rows(n, d));
+                rows(stream, &a, &b, None, limits, &mut out.borrow_mut()).unwrap();
+            }));
+        }
+        for (n, d) in [(512, 384), (16_384, 384), (16_384, 768)] {
+            let name = format!("cosine/gpu count/{n} x {d}/{dtype_name}");
+            let inputs = move |stream: &common::gpu::Stream| {
+                let [a, b] = [0, 1].map(|seed| Buffer::new(stream, seed, n * d, dtype));
+                let bands = Bands::new(stream, &THRESHOLDS, &a.rows(n, d)).unwrap();
+                let out = CountOutput::new(stream, THRESHOLDS.len()).unwrap();
+                vec![(a, b, bands, RefCell::new(out))]
+            };
+            cases.push(case(stream, name, (0, 2 * n * n * d), inputs, move |stream, input| {
+                let (a, b, bands, out) = input;
+                let (a, b) = (a.rows(n, d), b.rows(n, d));
+                let side = |rows| Side::new(stream, rows).unwrap();
+                let (a, b) = (side(&a), side(&b));
+                count(stream, &a, Some(&b), bands, true, &mut out.borrow_mut()).unwrap();
+            }));
+        }
+    }
+    cases
 }
 
 fn row_against_row(dtype: DType, name: &str, n: usize, d: usize, kept: &str) -> Case {

@@ -70,5 +70,30 @@ fn main() {
             })
         },
     ));
+    #[cfg(feature = "cuda")]
+    cases.extend(common::gpu::first().into_iter().flat_map(|stream| launches(&stream, &laws)));
     common::main(cases);
+}
+
+/// The same draws on a GPU: indices and bits.
+#[cfg(feature = "cuda")]
+fn launches(stream: &common::gpu::Stream, laws: &[(&'static str, Law)]) -> Vec<Case> {
+    use bdhs::ops::cuda::mask::{Masks, draw};
+    use std::cell::RefCell;
+
+    let of_law = |&(name, law): &(&'static str, Law)| {
+        let name = format!("mask/gpu {name}/{ROWS} x {TOKENS}");
+        let inputs = move |stream: &common::gpu::Stream| {
+            let masks = Masks::new(stream, law, &rows(), false).unwrap();
+            let [indices, words] = [masks.kept().indices.len().max(1), masks.words()]
+                .map(|n| RefCell::new(stream.alloc_zeros::<u32>(n).unwrap()));
+            vec![(masks, indices, words)]
+        };
+        common::gpu::case(stream, name, (ROWS * TOKENS / 8, 0), inputs, |stream, input| {
+            let (masks, indices, words) = input;
+            let (mut indices, mut words) = (indices.borrow_mut(), words.borrow_mut());
+            draw(stream, masks, Some(&mut indices), Some(&mut words)).unwrap();
+        })
+    };
+    laws.iter().map(of_law).collect()
 }

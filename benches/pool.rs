@@ -72,7 +72,45 @@ fn main() {
             }
         }
     }
+    #[cfg(feature = "cuda")]
+    cases.extend(common::gpu::first().into_iter().flat_map(|stream| launches(&stream)));
     common::main(cases);
+}
+
+/// Ragged sentences on a GPU, mean and normalised.
+#[cfg(feature = "cuda")]
+fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
+    use bdhs::ops::cuda::pool::{Places, pool};
+    use common::gpu::{Buffer, case, sets};
+    use std::cell::RefCell;
+
+    let mut cases = vec![];
+    for (dtype, dtype_name) in FLOATS {
+        for (batch, kept) in [(256, "hot"), (8192, "cold")] {
+            let lengths: Vec<usize> = lengths(true).into_iter().cycle().take(batch).collect();
+            let cu = offsets(&lengths);
+            let tokens: usize = lengths.iter().sum();
+            let states = tokens * HIDDEN * dtype.size_in_bytes();
+            let bytes = states + batch * HIDDEN * 4;
+            let name = format!("pool/gpu mean {kept}/{batch} ragged/{dtype_name}");
+            let inputs = move |stream: &common::gpu::Stream| {
+                let input = |set| {
+                    let places = Places::packed(stream, &cu, tokens).unwrap();
+                    let out = stream.alloc_zeros::<f32>(batch * HIDDEN).unwrap();
+                    let states = Buffer::new(stream, set as u64, tokens * HIDDEN, dtype);
+                    (states, places, RefCell::new(out))
+                };
+                (0..sets(kept, states)).map(input).collect()
+            };
+            cases.push(case(stream, name, (bytes, 0), inputs, move |stream, input| {
+                let (states, places, out) = input;
+                let options = Options { normalize: true, ..Options::new(Mode::Mean) };
+                let rows = states.rows(tokens, HIDDEN);
+                pool::<f32>(stream, &rows, places, &options, None, &mut *out.borrow_mut()).unwrap();
+            }));
+        }
+    }
+    cases
 }
 
 /// Other modes, a fused LayerNorm, 8-bit codes.

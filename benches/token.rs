@@ -61,5 +61,46 @@ fn main() {
             }
         }
     }
+    #[cfg(feature = "cuda")]
+    cases.extend(common::gpu::first().into_iter().flat_map(|stream| launches(&stream, &settings)));
     common::main(cases);
+}
+
+/// A step of 8 and of 256 rows on a GPU.
+#[cfg(feature = "cuda")]
+fn launches(stream: &common::gpu::Stream, settings: &[(&'static str, Params)]) -> Vec<Case> {
+    use bdhs::ops::cuda::token::{Batch, Output, sample};
+    use common::gpu::{Buffer, case, sets};
+    use std::cell::RefCell;
+
+    let mut cases = vec![];
+    for (rows, vocab, kept) in [(8, 2_000, "hot"), (256, 32_000, "cold"), (256, 151_936, "cold")] {
+        for &(setting, params) in settings {
+            let bytes = rows * vocab * 2;
+            let name = format!("token/gpu {setting} {kept}/{rows} x {vocab}/bf16");
+            let inputs = move |stream: &common::gpu::Stream| {
+                let input = |set| {
+                    let logits = Buffer::new(stream, set as u64, rows * vocab, DType::BF16);
+                    let history: Vec<u32> = (0..200).collect();
+                    let row = |sample| Row {
+                        params,
+                        draws: Draws { seed: 1, sample, attempt: 1 },
+                        sentence: 0,
+                        step: 5,
+                        history: &history,
+                    };
+                    let batch: Vec<Row> = (0..rows as u32).map(row).collect();
+                    let batch = Batch::new(stream, &batch, vocab).unwrap();
+                    (logits, batch, RefCell::new(Output::new(stream, rows).unwrap()))
+                };
+                (0..sets(kept, bytes)).map(input).collect()
+            };
+            cases.push(case(stream, name, (bytes, 0), inputs, move |stream, input| {
+                let (logits, batch, out) = input;
+                let logits = logits.rows(rows, vocab);
+                sample(stream, &logits, batch, &mut out.borrow_mut()).unwrap();
+            }));
+        }
+    }
+    cases
 }

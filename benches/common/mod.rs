@@ -3,12 +3,15 @@
 //!
 //! ```text
 //! cargo bench --bench pool                        criterion's report
+//! cargo bench --bench pool --features cuda gpu    the cases of a GPU, timed by its events
 //! cargo bench --bench pool -- --profile-time 5    each case under an NVTX range of its name, for nsys and ncu
 //! cargo bench --bench pool -- --serve             answers `benches/peers/ops.py` on stdin; see `serve`
 //! ```
 
 #![allow(dead_code, reason = "each benchmark uses its own part")]
 
+#[cfg(feature = "cuda")]
+pub mod gpu;
 mod nvtx;
 
 use std::hint::black_box;
@@ -50,11 +53,16 @@ pub struct Case {
     pub flops: usize,
     /// Makes the input and the work. Cold cases hold [`COLD_SETS`] inputs and take the next one at every run.
     pub make: Box<dyn Fn() -> Run>,
+    /// What so many runs take, where that is not the wall's time.
+    pub timer: Option<Timer>,
 }
+
+/// Times runs.
+pub type Timer = Box<dyn Fn(&Run, u64) -> Duration>;
 
 impl Case {
     pub fn new(name: String, bytes: usize, flops: usize, make: impl Fn() -> Run + 'static) -> Self {
-        Self { name, bytes, flops, make: Box::new(make) }
+        Self { name, bytes, flops, make: Box::new(make), timer: None }
     }
 }
 
@@ -74,6 +82,8 @@ pub fn rotate<S: 'static>(sets: Vec<S>, work: impl Fn(&S) -> Output + 'static) -
 /// Runs the benchmarks of one file.
 pub fn main(cases: Vec<Case>) {
     if std::env::args().any(|arg| arg == "--serve") {
+        // The peers of `ops.py` run on the CPU.
+        let cases: Vec<Case> = cases.into_iter().filter(|case| case.timer.is_none()).collect();
         return serve(&cases);
     }
     let mut criterion = Criterion::default()
@@ -90,7 +100,10 @@ pub fn main(cases: Vec<Case>) {
             flops => Throughput::Elements(flops as u64),
         });
         let run = std::cell::LazyCell::new(|| (case.make)());
-        group.bench_function(name, |b| b.iter(|| black_box((*run)())));
+        group.bench_function(name, |b| match &case.timer {
+            None => b.iter(|| black_box((*run)())),
+            Some(timer) => b.iter_custom(|runs| timer(&run, runs)),
+        });
         group.finish();
     }
     criterion.final_summary();

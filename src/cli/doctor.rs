@@ -1,5 +1,7 @@
 //! `bdhs doctor`: what this build and this machine can do.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::Serialize;
 
@@ -7,11 +9,25 @@ use super::{
     Global,
     ui::{print_json, print_text},
 };
-use crate::{Result, models::device};
+use crate::{
+    Result,
+    demo::embedded::resolve,
+    models::{
+        device,
+        llava::outline::{Memory, Outline},
+    },
+};
 
 /// Arguments of `bdhs doctor`.
 #[derive(Args)]
-pub(super) struct Doctor {}
+pub(super) struct Doctor {
+    /// Also check a LLaVA folder, all but the values of its weights: sizes, memory, what fits here
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Key-value slots of one wave, for the memory that --model needs
+    #[arg(long, value_name = "N", default_value_t = 16_384)]
+    token_budget: usize,
+}
 
 #[derive(Serialize)]
 struct Report {
@@ -25,6 +41,10 @@ struct Report {
     /// The GPU asked for, else the first; none in a build without CUDA.
     gpu: Option<Gpu>,
     device: Opened,
+    /// What --model names.
+    model: Option<Outline>,
+    /// Memory that is free now.
+    free_gib: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -48,7 +68,10 @@ struct Opened {
 
 impl Doctor {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
-        let report = report(global);
+        let mut report = report(global);
+        if let Some(model) = &self.model {
+            report.model = Some(Outline::read(&resolve(model)?, self.token_budget)?);
+        }
         if global.json { print_json(&report) } else { print_text(&human(&report)) }
     }
 }
@@ -84,10 +107,12 @@ fn report(global: &Global) -> Report {
         ],
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         threads: rayon::current_num_threads(),
-        memory_gib: memory_gib(),
+        memory_gib: memory_gib("MemTotal:"),
         instructions: instructions(),
         gpu: gpu(&global.device),
         device,
+        model: None,
+        free_gib: memory_gib("MemAvailable:"),
     }
 }
 
@@ -126,10 +151,10 @@ fn instructions() -> Vec<Check> {
     Vec::new()
 }
 
-/// Physical memory where the system tells it in Linux's way.
-fn memory_gib() -> Option<f64> {
+/// Memory where the system tells it in Linux's way.
+fn memory_gib(field: &str) -> Option<f64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib / (1024.0 * 1024.0))
 }
@@ -159,5 +184,63 @@ fn human(report: &Report) -> String {
         report.device.name,
         if report.device.usable { "usable" } else { "not usable" },
         report.device.message,
-    )
+    ) + &report.model.as_ref().map_or(String::new(), |model| outline(model, report.free_gib))
+}
+
+/// A checkpoint, for people.
+fn outline(model: &Outline, free_gib: Option<f64>) -> String {
+    let count = |count: u64| match count as f64 {
+        n if n >= 1e9 => format!("{:.3} B", n / 1e9),
+        n => format!("{:.3} M", n / 1e6),
+    };
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let size = |bytes: u64| match gib(bytes) {
+        n if n >= 1.0 => format!("{n:.2} GiB"),
+        n => format!("{:.1} MiB", n * 1024.0),
+    };
+    let fits = |memory: &Memory| match free_gib {
+        Some(free) if gib(memory.total_bytes) <= free => "fits into what is free here",
+        Some(_) => "does not fit into what is free here",
+        None => "",
+    };
+    let stored: Vec<String> = model
+        .stored_bytes
+        .iter()
+        .map(|(dtype, bytes)| format!("{} in {dtype}", size(*bytes)))
+        .collect();
+    let images: Vec<String> = model
+        .image_tokens
+        .iter()
+        .map(|(width, height, tokens)| format!("{width}x{height}: {tokens}"))
+        .collect();
+    let mut text = format!(
+        "\n\nmodel         {} around {}, {} parameters (language {}, vision {}, projector {})\n\
+         language      {} layers of {}, {} heads ({} for keys and values), {} tokens, context {}\n\
+         stored        {}\nimage tokens  {}\n",
+        model.family,
+        model.language,
+        count(model.language_parameters + model.vision_parameters + model.projector_parameters),
+        count(model.language_parameters),
+        count(model.vision_parameters),
+        count(model.projector_parameters),
+        model.layers,
+        model.hidden,
+        model.heads.0,
+        model.heads.1,
+        model.vocabulary,
+        model.context,
+        stored.join(", "),
+        images.join(", "),
+    );
+    for memory in &model.memory {
+        text.push_str(&format!(
+            "memory, {:<5} {} of weights, {:.1} KiB a token; with a wave {}, {}\n",
+            memory.dtype,
+            size(memory.weight_bytes),
+            memory.cache_bytes_per_token as f64 / 1024.0,
+            size(memory.total_bytes),
+            fits(memory),
+        ));
+    }
+    text + "runs          on the CPU; attention, norms and activations have no CUDA path"
 }

@@ -191,7 +191,7 @@ fn prices(text: &str) -> Result<(f64, f64), String> {
 /// A judge, and the service behind it where that is ours.
 struct Asked {
     judge: Judge,
-    _service: Option<Service>,
+    service: Option<Service>,
 }
 
 impl Ask {
@@ -216,7 +216,7 @@ impl Ask {
             detail: self.judge_detail.clone(),
             prices: self.judge_prices,
         };
-        Ok(Asked { judge, _service: service })
+        Ok(Asked { judge, service })
     }
 }
 
@@ -284,6 +284,7 @@ impl All {
             images: Some(&images),
             out: Some(&self.out),
         };
+        let tell = Asked::tell(judge.as_ref());
         let heard = Heard { progress: &bars, cost: &tell };
         let metrics = run::chosen(&self.only)?;
         let summary = run::all(&run, &benchmarks, &metrics, &settings, &heard)?;
@@ -292,9 +293,16 @@ impl All {
     }
 }
 
-/// Tells what a judge will cost, or has cost.
-fn tell(before: bool, cost: Cost) {
-    eprintln!("judge, {}: {cost}", if before { "about" } else { "now" });
+impl Asked {
+    /// Tells what the judge will cost, or has cost, unless it is ours.
+    fn tell(asked: Option<&Self>) -> impl Fn(bool, Cost) + use<> {
+        let ours = asked.is_some_and(|asked| asked.service.is_some());
+        move |before, cost| {
+            if !ours {
+                eprintln!("judge, {}: {cost}", if before { "about" } else { "now" });
+            }
+        }
+    }
 }
 
 /// Arguments of `bdhs eval compare`.
@@ -358,6 +366,7 @@ impl Run {
         };
         let sources =
             Sources { predictions: self.predictions.clone(), replies: self.judge_replies.clone() };
+        let tell = Asked::tell(judge.as_ref());
         let heard = Heard { progress: &bars, cost: &tell };
         let outcome = run.run(metric, &files, &settings, sources, &heard)?;
         bars.clear();

@@ -120,25 +120,31 @@ pub fn join(
     let places: HashMap<&str, usize> =
         items.iter().zip(0..).map(|(item, i)| (item.id.as_str(), i)).collect();
     let mut joined = Joined { answers: vec![None; items.len()], ..Joined::default() };
-    let mut lines: HashMap<String, usize> = HashMap::with_capacity(keyed.len());
+    // Lines that answer items, by place, and those that answer nothing, by key.
+    let mut lines = vec![None; items.len()];
+    let mut others: HashMap<String, usize> = HashMap::new();
     for (key, row) in keyed {
-        let at = format!("line {}", row.line);
-        match places.get(key.as_str()) {
-            Some(&i) => joined.answers[i] = Some(row.text),
-            None if settings.allow_extra => joined.extra += 1,
+        let error = |message: String| Error::invalid(path, format!("line {}", row.line), message);
+        let first = match places.get(key.as_str()) {
+            Some(&i) => {
+                joined.answers[i] = Some(row.text);
+                lines[i].replace(row.line)
+            }
+            None if settings.allow_extra => {
+                joined.extra += 1;
+                others.insert(key.clone(), row.line)
+            }
             None => {
                 let shown = key.escape_debug();
-                let message = format!(
+                return Err(error(format!(
                     "answers \"{shown}\", which the benchmark does not ask; --allow-extra skips such rows"
-                );
-                return Err(Error::invalid(path, at, message));
+                )));
             }
-        }
-        if let Some(first) = lines.insert(key.clone(), row.line) {
-            let message = format!(
+        };
+        if let Some(first) = first {
+            return Err(error(format!(
                 "answers {key:?} again, after line {first}; expected one answer a question"
-            );
-            return Err(Error::invalid(path, at, message));
+            )));
         }
     }
     if !benchmark.open_ended() {

@@ -11,10 +11,10 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -26,6 +26,8 @@ pub struct Weights {
     prefix: String,
     device: Device,
     dtype: DType,
+    /// Names and element counts of what was asked for, if values are not read.
+    outline: Option<Arc<Mutex<BTreeMap<String, u64>>>>,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,37 @@ impl Weights {
             return Err(Error::argument("Weights::open", "dtype", got, "F32, F16 or BF16"));
         }
         let files = if path.is_dir() { open_folder(path)? } else { open_file(path)? };
-        Ok(Self { files: Arc::new(files), prefix: String::new(), device: device.clone(), dtype })
+        Ok(Self::new(files, device, dtype))
+    }
+
+    fn new(files: Files, device: &Device, dtype: DType) -> Self {
+        let (files, device) = (Arc::new(files), device.clone());
+        Self { files, prefix: String::new(), device, dtype, outline: None }
+    }
+
+    /// The names, shapes and types of a model folder's tensors: values are not read, and every tensor is a view of one zero.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn outline(path: impl AsRef<Path>) -> Result<Self> {
+        let weights = Self::open(path, &Device::Cpu, DType::F32)?;
+        Ok(Self { outline: Some(Arc::default()), ..weights })
+    }
+
+    /// Of an outline, the full names of the tensors that were asked for, with their numbers of elements.
+    pub fn used(&self) -> BTreeMap<String, u64> {
+        let used = self.outline.as_ref().and_then(|used| used.lock().ok());
+        used.map(|used| used.clone()).unwrap_or_default()
+    }
+
+    /// Bytes of all tensors in the files, by stored type.
+    pub fn stored_bytes(&self) -> BTreeMap<String, u64> {
+        let mut bytes = BTreeMap::new();
+        for entry in self.files.entries.values() {
+            *bytes.entry(format!("{:?}", entry.dtype)).or_default() +=
+                (entry.end - entry.start) as u64;
+        }
+        bytes
     }
 
     /// Tensors as they are, by full name; gradients reach those that are tracked. `name` stands for the file in errors.
@@ -79,7 +111,7 @@ impl Weights {
         dtype: DType,
     ) -> Self {
         let files = Files { given: tensors, ..Files::new(name.into()) };
-        Self { files: Arc::new(files), prefix: String::new(), device: device.clone(), dtype }
+        Self::new(files, device, dtype)
     }
 
     /// The same weights below `prefix` (no trailing dot): `w.pp("encoder").pp(3)` reads `encoder.3.*`.
@@ -153,6 +185,15 @@ impl Weights {
         let invalid = |message: String| Error::invalid(path, at(), message);
         if entry.shape != shape {
             return Err(invalid(format!("shape {:?}, expected {shape:?}", entry.shape)));
+        }
+        if let Some(used) = &self.outline {
+            if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                return Err(invalid(format!("dtype {:?}, expected F32, F16 or BF16", entry.dtype)));
+            }
+            if let Ok(mut used) = used.lock() {
+                used.insert(name, shape.iter().map(|&side| side as u64).product());
+            }
+            return Ok(Tensor::zeros((), dtype, &self.device)?.broadcast_as(shape)?);
         }
         let bytes = &map[entry.start..entry.end];
         let tensor = match dtype {

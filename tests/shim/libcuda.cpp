@@ -15,6 +15,7 @@
 #include "pool.cu"
 #include "token.cu"
 
+#include <chrono>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -107,6 +108,7 @@ struct Queue {
 struct Event {
     bool recorded = false;
     Graph* within = nullptr;
+    std::chrono::steady_clock::time_point at;
 };
 
 Context contexts[8] = {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}};
@@ -203,8 +205,17 @@ API cuStreamWaitEvent(void* stream, void* event, unsigned) {
 API cuEventCreate(void** event, unsigned) { return *event = new Event, OK; }
 API cuEventDestroy_v2(void* event) { return delete static_cast<Event*>(event), OK; }
 API cuEventRecord(void* event, void* stream) {
-    *static_cast<Event*>(event) = {true, stream_of(stream).capture};
+    *static_cast<Event*>(event) = {true, stream_of(stream).capture, std::chrono::steady_clock::now()};
     return OK;
+}
+// Launches have run when they return, so the time between two records is theirs, on this CPU.
+API cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
+    const auto *from = static_cast<Event*>(start), *to = static_cast<Event*>(end);
+    if (!from->recorded || !to->recorded) return INVALID_HANDLE;
+    return *milliseconds = std::chrono::duration<float, std::milli>(to->at - from->at).count(), OK;
+}
+API cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+    return cuEventElapsedTime_v2(milliseconds, start, end);
 }
 API cuEventSynchronize(void*) { return OK; }
 API cuEventQuery(void*) { return OK; }

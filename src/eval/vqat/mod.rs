@@ -21,7 +21,11 @@
 
 mod normalise;
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::OnceLock,
+};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -126,9 +130,9 @@ struct Questions {
     items: Vec<Item>,
     /// Ten answers each, in the items' order.
     answers: Vec<Vec<String>>,
-    /// Place by image and question in lower case.
-    by_image: HashMap<(String, String), usize>,
-    by_id: HashMap<String, usize>,
+    /// Place by image and question in lower case, made when a row names its question so.
+    by_image: OnceLock<HashMap<(String, String), usize>>,
+    ids: HashSet<String>,
 }
 
 impl Metric for Vqat {
@@ -150,31 +154,28 @@ impl Metric for Vqat {
             protocol,
             items: Vec::new(),
             answers: Vec::new(),
-            by_image: HashMap::new(),
-            by_id: HashMap::new(),
+            by_image: OnceLock::new(),
+            ids: HashSet::new(),
         };
         for question in read_document::<Annotations>(&path)?.data {
-            let at = format!("question {}", question.question_id);
+            let at = || format!("question {}", question.question_id);
             let id = match &question.question_id {
                 Value::String(id) => id.clone(),
                 id => id.to_string(),
             };
             if question.answers.len() != 10 {
                 let message = format!("has {} answers, expected 10", question.answers.len());
-                return Err(Error::invalid(&path, at, message));
+                return Err(Error::invalid(&path, at(), message));
             }
-            let key = (question.image_id.clone(), question.question.to_lowercase());
-            let prompt = prompts.as_ref().and_then(|prompts| prompts.get(&key).cloned());
+            let key = || (question.image_id.clone(), question.question.to_lowercase());
+            let prompt = prompts.as_ref().and_then(|prompts| prompts.get(&key()).cloned());
             let prompt = prompt.unwrap_or_else(|| match protocol {
                 Protocol::LmmsEval => format!("{}{suffix}", capitalize(&question.question)),
                 _ => format!("{}{suffix}", question.question),
             });
-            let place = benchmark.items.len();
-            if benchmark.by_id.insert(id.clone(), place).is_some() {
-                return Err(Error::invalid(&path, at, "is there twice, ids must differ"));
+            if !benchmark.ids.insert(id.clone()) {
+                return Err(Error::invalid(&path, at(), "is there twice, ids must differ"));
             }
-            // LLaVA keeps the last of two equal questions about an image.
-            benchmark.by_image.insert(key, place);
             benchmark.answers.push(question.answers);
             benchmark.items.push(Item {
                 id,
@@ -196,6 +197,18 @@ impl Metric for Vqat {
 
     fn statistics(&self, _protocol: Protocol, cells: &Cells) -> Vec<Statistic> {
         vec![Statistic::ratio("accuracy", cells, ("sum", "n"), 100.0)]
+    }
+}
+
+impl Questions {
+    /// LLaVA keeps the last of two equal questions about an image, and so does this.
+    fn by_image(&self) -> &HashMap<(String, String), usize> {
+        self.by_image.get_or_init(|| {
+            let key = |item: &Item| {
+                (item.image.clone().unwrap_or_default(), item.question.to_lowercase())
+            };
+            self.items.iter().map(key).zip(0..).collect()
+        })
     }
 }
 
@@ -234,7 +247,7 @@ impl Benchmark for Questions {
     fn key(&self, row: &Prediction) -> Result<Option<String>> {
         let (Some(id), Some(prompt)) = (&row.id, &row.prompt) else { return Ok(None) };
         // Rows of our own repeat the prompt, too, but name the question.
-        if self.by_id.contains_key(id) {
+        if self.ids.contains(id) {
             return Ok(None);
         }
         let Some(question) = question_of(prompt) else {
@@ -244,7 +257,7 @@ impl Benchmark for Questions {
                 format!("has the prompt {prompt:?}, expected question and suffix on a line each"),
             ));
         };
-        match self.by_image.get(&(id.clone(), question.clone())) {
+        match self.by_image().get(&(id.clone(), question.clone())) {
             Some(&place) => Ok(Some(self.items[place].id.clone())),
             None => Ok(Some(format!("{id}: {question}"))),
         }

@@ -15,6 +15,7 @@ pub mod config;
 mod fields;
 pub mod image;
 pub mod language;
+pub mod outline;
 pub mod patches;
 pub mod projector;
 pub mod prompt;

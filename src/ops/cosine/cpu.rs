@@ -16,7 +16,7 @@ fn gamma(n: usize) -> f64 {
     nu / (1.0 - nu)
 }
 
-/// Largest |fast - exact| of [`score`] on vectors of `d` values.
+/// Largest |fast - exact| of [`fast`] on vectors of `d` values.
 ///
 /// With g = gamma(roundings of a dot product): the product is off by at most g |x| |y|, each squared norm by a share of at
 /// most g, so the quotient by at most 2 g / (1 - g). The rest covers underflow (squared norms are at least 2^-90,
@@ -52,17 +52,16 @@ pub(super) fn exact<T: Element>(x: &[T], y: &[T]) -> f64 {
     }
 }
 
-/// The cosine of one pair and whether f64 was needed: near one of `thresholds`, or out of the fast path's range.
-pub(super) fn score<T: Element>(x: &[T], y: &[T], thresholds: &[f64], bound: f64) -> (f64, bool) {
+/// The cosine of one pair from its three sums ([`simd::dot3`]); none where f64 is needed: near one of `thresholds`, or out of
+/// the fast path's range.
+pub(super) fn fast([xy, xx, yy]: [f32; 3], thresholds: &[f64], bound: f64) -> Option<f64> {
     let safe = 2f32.powi(-90)..=2f32.powi(100);
-    let [xy, xx, yy] = simd::dot3(x, y);
-    if safe.contains(&xx) && safe.contains(&yy) {
-        let fast = f64::from(xy) / (f64::from(xx) * f64::from(yy)).sqrt();
-        if !thresholds.iter().any(|t| (fast - t).abs() <= bound) {
-            return (fast.clamp(-1.0, 1.0), false);
-        }
+    if !safe.contains(&xx) || !safe.contains(&yy) {
+        return None;
     }
-    (exact(x, y), true)
+    let fast = f64::from(xy) / (f64::from(xx) * f64::from(yy)).sqrt();
+    let near = thresholds.iter().any(|t| (fast - t).abs() <= bound);
+    (!near).then_some(fast.clamp(-1.0, 1.0))
 }
 
 /// The rows of one side of an all-pairs job.

@@ -357,6 +357,9 @@ fn with_sides<J: Job>(op: &'static str, a: &Tensor, b: &Tensor, job: J) -> Resul
     })
 }
 
+/// Rows whose sums are taken before their scores.
+const BATCH: usize = 16;
+
 struct RowJob<'a> {
     d: usize,
     owners: Option<Vec<u32>>,
@@ -370,16 +373,30 @@ impl Job for RowJob<'_> {
     fn run<T: Element>(self, a: &[T], b: &[T]) -> Self::Output {
         let (d, bound) = (self.d, cpu::row_bound(self.d));
         let mut scores = vec![0f64; a.len() / d];
+        let of = |i: usize| {
+            let r = self.owners.as_ref().map_or(i, |owners| owners[i] as usize);
+            &b[r * d..(r + 1) * d]
+        };
+        // The sums of several rows first: a root and a quotient between two rows would keep memory waiting.
         let rechecked = scores
-            .par_iter_mut()
-            .zip(a.par_chunks(d))
+            .par_chunks_mut(BATCH)
+            .zip(a.par_chunks(BATCH * d))
             .enumerate()
-            .with_min_len(64)
-            .map(|(i, (score, x))| {
-                let r = self.owners.as_ref().map_or(i, |owners| owners[i] as usize);
-                let (cosine, again) = cpu::score(x, &b[r * d..(r + 1) * d], self.thresholds, bound);
-                *score = cosine;
-                u64::from(again)
+            .with_min_len(4)
+            .map(|(batch, (scores, rows))| {
+                let first = batch * BATCH;
+                let mut sums = [[0f32; 3]; BATCH];
+                for (k, x) in rows.chunks_exact(d).enumerate() {
+                    sums[k] = simd::dot3(x, of(first + k));
+                }
+                let mut again = 0;
+                for (k, (score, x)) in scores.iter_mut().zip(rows.chunks_exact(d)).enumerate() {
+                    *score = cpu::fast(sums[k], self.thresholds, bound).unwrap_or_else(|| {
+                        again += 1;
+                        cpu::exact(x, of(first + k))
+                    });
+                }
+                again
             })
             .sum();
         (scores, rechecked)
