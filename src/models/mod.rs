@@ -1,5 +1,6 @@
 //! Floor 2: networks and their files.
 
+pub mod adapter;
 pub mod device;
 pub mod encoder;
 pub mod llava;

@@ -5,6 +5,7 @@
 //!
 //! Tensors can also be given as they are ([`Weights::from_tensors`]), which is how networks are trained.
 
+use super::adapter::{self, Adapter};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -26,6 +27,8 @@ pub struct Weights {
     prefix: String,
     device: Device,
     dtype: DType,
+    /// Changes what is read.
+    adapter: Option<Arc<Adapter>>,
     /// Names and element counts of what was asked for, if values are not read.
     outline: Option<Arc<Mutex<BTreeMap<String, u64>>>>,
 }
@@ -74,7 +77,16 @@ impl Weights {
 
     fn new(files: Files, device: &Device, dtype: DType) -> Self {
         let (files, device) = (Arc::new(files), device.clone());
-        Self { files, prefix: String::new(), device, dtype, outline: None }
+        Self { files, prefix: String::new(), device, dtype, adapter: None, outline: None }
+    }
+
+    /// The same weights, changed by the adapter in `dir` if there is one.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`].
+    pub fn with_adapter(self, dir: &Path) -> Result<Self> {
+        let adapter = Adapter::open(dir, &self)?.map(Arc::new);
+        Ok(Self { adapter, ..self })
     }
 
     /// The names, shapes and types of a model folder's tensors: values are not read, and every tensor is a view of one zero.
@@ -168,6 +180,15 @@ impl Weights {
     /// # Errors
     /// As [`Weights::get`].
     pub fn get_as(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
+        let read = |dtype| self.read(shape, name, dtype);
+        match &self.adapter {
+            None => read(dtype),
+            Some(adapter) => adapter.apply(&self.full_name(name), dtype, &self.device, read),
+        }
+    }
+
+    /// As [`Weights::get_as`], whatever an adapter changes.
+    fn read(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
         let name = self.full_name(name);
         let at = || format!("tensor {name}");
         if let Some(tensor) = self.files.given.get(&name) {
@@ -389,12 +410,21 @@ fn add_shard(files: &mut Files, path: PathBuf) -> Result<()> {
 }
 
 /// A hash (64 hex digits) of all that decides what a model computes: every `.json`, `.jinja` and `.safetensors` file
-/// in the folder and in its numbered module folders (`1_Pooling`), by relative name and content.
+/// in the folder and in its numbered module folders (`1_Pooling`), by relative name and content. Of an adapter, also its base's.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder or a file cannot be read.
 pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
     let dir = dir.as_ref();
+    let base = adapter::base(dir)?;
+    if base != dir {
+        let both = fingerprint_of(dir)? + &fingerprint(base)?;
+        return Ok(blake3::hash(both.as_bytes()).to_hex().to_string());
+    }
+    fingerprint_of(dir)
+}
+
+fn fingerprint_of(dir: &Path) -> Result<String> {
     let mut files = hashed_files(dir, "")?;
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;

@@ -1,5 +1,6 @@
 //! LLaVA against transformers, on the tiny checkpoints of scripts/golden_llava.py; and against itself.
 
+mod adapters;
 mod errors;
 mod images;
 mod network;

@@ -37,6 +37,7 @@ pub use patches::PatchMap;
 pub use prompt::{Encoded, Piece, Prompt, PromptFormat, Role, Turn};
 
 use self::image::ImageProcessor;
+use crate::models::adapter;
 use crate::models::weights::{Weights, fingerprint};
 use crate::{Error, Result};
 
@@ -55,14 +56,17 @@ pub struct Llava {
 }
 
 impl Llava {
-    /// Loads a checkpoint folder in the Hugging Face layout; weights are converted to `dtype`.
+    /// Loads a checkpoint folder in the Hugging Face layout, or a PEFT adapter's folder with its base
+    /// ([`crate::models::adapter`]); weights are converted to `dtype`.
     ///
     /// # Errors
     /// A missing or broken file, a missing, misshapen or non-finite tensor ([`Error::Invalid`], [`Error::Io`], naming
     /// it), or an architecture or option that is not built in ([`Error::Unsupported`]).
     pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: DType) -> Result<Self> {
         let dir = dir.as_ref();
-        Self::with_weights(dir, &Weights::open(dir, device, dtype)?)
+        let base = adapter::base(dir)?;
+        let weights = Weights::open(&base, device, dtype)?.with_adapter(dir)?;
+        Ok(Self { dir: dir.to_owned(), ..Self::with_weights(base, &weights)? })
     }
 
     /// The model whose configuration, tokenizer and processor lie in `dir`, with these weights: tracked ones make

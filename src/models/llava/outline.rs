@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{KvCache, Llava, config::Generation};
 use crate::Result;
-use crate::models::weights::Weights;
+use crate::models::{adapter, weights::Weights};
 
 /// A checkpoint in figures. Field names and their order are part of the interface of `--json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -63,8 +63,9 @@ impl Outline {
     /// # Errors
     /// As [`Llava::load`], but for values that are not finite.
     pub fn read(dir: &Path, token_budget: usize) -> Result<Self> {
-        let weights = Weights::outline(dir)?;
-        let model = Llava::with_weights(dir, &weights)?;
+        let base = adapter::base(dir)?;
+        let weights = Weights::outline(&base)?.with_adapter(dir)?;
+        let model = Llava::with_weights(&base, &weights)?;
         let (config, text) = (model.config(), &model.config().text);
         let used = weights.used();
         let parameters = |is: &dyn Fn(&str) -> bool| -> u64 {

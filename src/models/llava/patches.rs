@@ -11,6 +11,7 @@ use super::anyres::{ImageLayout, Tiling, inner_size};
 use super::config::Config;
 use super::image::{ImageProcessor, Size};
 use crate::Result;
+use crate::models::adapter;
 use crate::ops::mask::TokenGrid;
 
 /// How pictures become patches in one checkpoint.
@@ -103,8 +104,9 @@ impl PatchMap {
     /// # Errors
     /// Those of [`Config::read`] and of the image processor's settings.
     pub fn read(dir: &Path) -> Result<Self> {
-        let config = Config::read(dir)?;
-        let base = ImageProcessor::read(dir, &config)?.base_view();
+        let dir = adapter::base(dir)?;
+        let config = Config::read(&dir)?;
+        let base = ImageProcessor::read(&dir, &config)?.base_view();
         Ok(Self { tiling: Tiling::of(&config), base })
     }
 

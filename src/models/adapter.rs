@@ -1,0 +1,196 @@
+//! LoRA adapters in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`), merged into the weights of their base as
+//! those are loaded: W + (alpha / r) B A, computed in f32. Fully trained modules (`modules_to_save`) take the base's place.
+//!
+//! An adapter's folder is named wherever a model's is; the base is the folder that `base_model_name_or_path` says. PEFT names
+//! tensors as the model class did when it was trained, checkpoints as it did when they were saved: both are brought to one
+//! form ([`canonical`]).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+use super::weights::Weights;
+use crate::{Error, Result};
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+/// What PEFT puts before every name.
+const PREFIX: &str = "base_model.model.";
+
+#[derive(Deserialize)]
+struct Config {
+    peft_type: String,
+    base_model_name_or_path: Option<String>,
+    #[serde(default)]
+    lora_alpha: f64,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    use_dora: bool,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    #[serde(default)]
+    alpha_pattern: HashMap<String, f64>,
+}
+
+impl Config {
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        serde_json::from_str(&text)
+            .map_err(|e| Error::invalid(path, format!("line {}", e.line()), e.to_string()))
+    }
+}
+
+/// What an adapter does to one tensor of the base.
+#[derive(Debug)]
+enum Change {
+    /// Adds `scale` B A; names of A `[r, in]` and B `[out, r]`.
+    Add { a: String, b: String, scale: f64 },
+    /// Takes its place.
+    Replace(String),
+}
+
+/// An adapter and what it changes, by canonical name.
+#[derive(Debug)]
+pub struct Adapter {
+    weights: Weights,
+    changes: HashMap<String, Change>,
+}
+
+/// The folder of a model's configuration and base weights: `dir`, or the base of the adapter in it.
+///
+/// # Errors
+/// If the adapter's configuration is malformed, or its base is no folder here.
+pub fn base(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(CONFIG);
+    if !path.is_file() {
+        return Ok(dir.to_owned());
+    }
+    let name = Config::read(&path)?.base_model_name_or_path.unwrap_or_default();
+    let candidates = [PathBuf::from(&name), dir.join(&name)];
+    let found = candidates.into_iter().find(|base| !name.is_empty() && base.is_dir());
+    found.ok_or_else(|| {
+        let message = format!(
+            "is {name:?}, expected the folder of the base model (absolute, or relative to here or to the adapter)"
+        );
+        Error::invalid(path, "field base_model_name_or_path", message)
+    })
+}
+
+/// A tensor's name without what differs between generations of model classes.
+pub fn canonical(name: &str) -> String {
+    const FORMS: [(&str, &str); 9] = [
+        ("model.language_model.", "language."),
+        ("language_model.model.", "language."),
+        ("language_model.lm_head", "lm_head"),
+        ("model.vision_tower.vision_model.", "vision."),
+        ("vision_tower.vision_model.", "vision."),
+        ("model.vision_tower.", "vision."),
+        ("vision_tower.", "vision."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.image_newline", "image_newline"),
+    ];
+    let form =
+        FORMS.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+    form.unwrap_or_else(|| name.to_owned())
+}
+
+impl Adapter {
+    /// The adapter in a folder, for this base; none if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another kind of adapter than LoRA (DoRA, scales by pattern, and adapters of embeddings
+    /// among them); [`Error::Invalid`] for a tensor that fits none of the base's.
+    pub fn open(dir: &Path, base: &Weights) -> Result<Option<Self>> {
+        let path = dir.join(CONFIG);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let config = Config::read(&path)?;
+        let unsupported = |message: String| {
+            Err(Error::unsupported(format!("adapter {}", path.display()), message))
+        };
+        if config.peft_type != "LORA" || config.use_dora {
+            let kind = if config.use_dora { "DoRA" } else { &config.peft_type };
+            return unsupported(format!("it is {kind}, expected LORA"));
+        }
+        if config.fan_in_fan_out || !config.alpha_pattern.is_empty() {
+            return unsupported("fan_in_fan_out and alpha_pattern are not built in".to_owned());
+        }
+        let weights = Weights::open(dir.join(TENSORS), &Device::Cpu, DType::F32)?;
+        let known: HashMap<String, Vec<usize>> = base
+            .names()
+            .into_iter()
+            .map(|name| (canonical(name), base.shape(name).unwrap_or_default().to_vec()))
+            .collect();
+        let mut changes = HashMap::new();
+        for name in weights.names() {
+            let (target, change) = change(name, &weights, &config)?;
+            let stored = known.get(&target).map(Vec::as_slice);
+            let shape = match &change {
+                Change::Add { a, b, .. } => weights
+                    .shape(b)
+                    .zip(weights.shape(a))
+                    .filter(|(b, a)| b.len() == 2 && a.len() == 2 && b[1] == a[0])
+                    .map(|(b, a)| vec![b[0], a[1]]),
+                Change::Replace(name) => weights.shape(name).map(<[usize]>::to_vec),
+            };
+            if stored.is_none() || stored != shape.as_deref() {
+                let message = match (stored, shape) {
+                    (None, _) => format!("changes {target}, which the base does not have"),
+                    (_, None) => "lacks a lora_A or lora_B that it fits".to_owned(),
+                    (Some(stored), Some(shape)) => {
+                        format!("gives shape {shape:?}, expected {stored:?} of {target}")
+                    }
+                };
+                return Err(Error::invalid(weights.path(), format!("tensor {name}"), message));
+            }
+            changes.insert(target, change);
+        }
+        Ok(Some(Self { weights, changes }))
+    }
+
+    /// A tensor of the base, changed if the adapter changes it. `read` gives the base's in a dtype.
+    pub(super) fn apply(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+        read: impl Fn(DType) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let get = |name: &str| {
+            let shape = self.weights.shape(name).unwrap_or_default();
+            self.weights.get(shape, name)
+        };
+        let changed = match self.changes.get(&canonical(name)) {
+            None => return read(dtype),
+            Some(Change::Replace(name)) => get(name)?.to_device(device)?,
+            Some(Change::Add { a, b, scale }) => {
+                let delta = (get(b)?.matmul(&get(a)?)? * *scale)?;
+                (read(DType::F32)? + delta.to_device(device)?)?
+            }
+        };
+        Ok(changed.to_dtype(dtype)?)
+    }
+}
+
+/// What a tensor of the adapter's file changes, and how.
+fn change(name: &str, weights: &Weights, config: &Config) -> Result<(String, Change)> {
+    let bare = name.strip_prefix(PREFIX).unwrap_or(name);
+    if bare.contains("lora_embedding_") || bare.contains("lora_magnitude") {
+        let message = "embeddings and magnitudes are not built in";
+        return Err(Error::unsupported(format!("adapter tensor {name}"), message));
+    }
+    let pair = [".lora_A.weight", ".lora_B.weight"].iter().find_map(|end| bare.strip_suffix(end));
+    let Some(module) = pair else {
+        return Ok((canonical(bare), Change::Replace(name.to_owned())));
+    };
+    let prefix = &name[..name.len() - bare.len()];
+    let [a, b] = ["A", "B"].map(|side| format!("{prefix}{module}.lora_{side}.weight"));
+    let rank = weights.shape(&a).and_then(|shape| shape.first()).copied().unwrap_or(1) as f64;
+    let divisor = if config.use_rslora { rank.sqrt() } else { rank };
+    let scale = config.lora_alpha / divisor;
+    Ok((canonical(&format!("{module}.weight")), Change::Add { a, b, scale }))
+}
