@@ -97,15 +97,8 @@ struct Run {
     /// Skip answers to questions that the benchmark does not have
     #[arg(long)]
     allow_extra: bool,
-    /// What the bootstrap draws: image (with all its questions) or item
-    #[arg(long, value_name = "NAME", default_value = "image")]
-    unit: Unit,
-    /// Bootstrap resamples; 0 = no intervals
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    resamples: u32,
-    /// Key of the bootstrap's draws
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    bootstrap: Bootstrap,
     /// Folder for answers, replies, result.json, items.jsonl and lmms-eval's layout; an interrupted run continues in it
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -119,6 +112,20 @@ struct Run {
     answer: Answer,
     #[command(flatten, next_help_heading = "Asking a judge (OPENAI_BASE_URL, OPENAI_API_KEY)")]
     judge: Ask,
+}
+
+/// Intervals.
+#[derive(Args)]
+struct Bootstrap {
+    /// What the bootstrap draws: image (with all its questions) or item
+    #[arg(long, value_name = "NAME", default_value = "image")]
+    unit: Unit,
+    /// Bootstrap resamples; 0 = no intervals
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    resamples: u32,
+    /// Key of the bootstrap's draws and of hidden tokens
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
 }
 
 /// How a model answers.
@@ -241,15 +248,8 @@ struct All {
     /// TextVQA: whether prompts list OCR tokens [default: yes, and no for the demo's benchmarks]
     #[arg(long, value_name = "BOOL")]
     ocr: Option<bool>,
-    /// What the bootstrap draws: image (with all its questions) or item
-    #[arg(long, value_name = "NAME", default_value = "image")]
-    unit: Unit,
-    /// Bootstrap resamples; 0 = no intervals
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    resamples: u32,
-    /// Key of the bootstrap's draws and of hidden tokens
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    bootstrap: Bootstrap,
     #[command(flatten, next_help_heading = "Answering")]
     answer: Answer,
     #[command(
@@ -270,16 +270,16 @@ impl All {
             ocr: self.ocr.or(demo.then_some(false)),
             // The demo's model has 512 positions, and no answer of more than 60 tokens.
             max_new_tokens: self.answer.max_new_tokens.or(demo.then_some(128)),
-            unit: self.unit,
-            resamples: self.resamples,
-            seed: self.seed,
+            unit: self.bootstrap.unit,
+            resamples: self.bootstrap.resamples,
+            seed: self.bootstrap.seed,
             ..Settings::default()
         };
         let images = self.images.clone().unwrap_or_else(|| data.join("images"));
         let benchmarks = Benchmarks { data: &data, label: demo.then(|| BENCHMARKS.to_owned()) };
         let bars = Bars::new(global);
         let run = run::Run {
-            model: Some((&model, self.answer.answering(self.seed))),
+            model: Some((&model, self.answer.answering(self.bootstrap.seed))),
             judge: judge.as_ref().map(|asked| &asked.judge),
             images: Some(&images),
             out: Some(&self.out),
@@ -354,7 +354,7 @@ impl Run {
         let judge = self.judge.judge_model.as_deref();
         let judge = judge.map(|name| self.judge.judge(name)).transpose()?;
         let run = run::Run {
-            model: model.as_ref().map(|model| (model, self.answer.answering(self.seed))),
+            model: model.as_ref().map(|model| (model, self.answer.answering(self.bootstrap.seed))),
             judge: judge.as_ref().map(|asked| &asked.judge),
             images: self.images.as_deref(),
             out: self.out.as_deref(),
@@ -382,9 +382,9 @@ impl Run {
             max_new_tokens: self.answer.max_new_tokens,
             allow_missing: self.allow_missing,
             allow_extra: self.allow_extra,
-            unit: self.unit,
-            resamples: self.resamples,
-            seed: self.seed,
+            unit: self.bootstrap.unit,
+            resamples: self.bootstrap.resamples,
+            seed: self.bootstrap.seed,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! passed over.
 
 use crate::demo::scene::{Background, Cell, Colour, Letter, Scene, Shape, Size};
-use crate::demo::words::{Relation, Subject, number};
+use crate::demo::words::{Relation, Statement, Subject, number};
 
 /// One thing that is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,30 +34,23 @@ pub enum Claim {
 impl Claim {
     /// Whether it is true of a scene.
     pub fn holds(self, scene: &Scene) -> bool {
-        let cell = |subject: Subject| match subject {
-            Subject::Object(shape) => scene.object(shape).map(|object| object.cell),
-            Subject::Letter(c) => scene.letter.filter(|l| l.character == c).map(|l| l.cell),
-        };
-        match self {
-            Self::Present(shape) => scene.object(shape).is_some(),
-            Self::Absent(shape) => scene.object(shape).is_none(),
-            Self::Coloured(shape, colour) => {
-                scene.object(shape).is_some_and(|object| object.colour == colour)
-            }
+        let statement = match self {
+            Self::Present(shape) => return scene.object(shape).is_some(),
+            Self::Absent(shape) => return scene.object(shape).is_none(),
             Self::Sized(shape, size) => {
-                scene.object(shape).is_some_and(|object| object.size == size)
+                return scene.object(shape).is_some_and(|object| object.size == size);
             }
-            Self::Letter(c) => scene.letter.is_some_and(|letter| letter.character == c),
-            Self::NoLetter => scene.letter.is_none(),
-            Self::At(subject, place) => cell(subject) == Some(place),
+            Self::Letter(c) => return scene.letter.is_some_and(|letter| letter.character == c),
+            Self::Coloured(shape, colour) => Statement::Object(shape, colour, None),
+            Self::NoLetter => Statement::NoLetter,
+            Self::At(subject, cell) => Statement::At(subject, cell),
             Self::Relative(subject, relation, other) => {
-                cell(subject).zip(scene.object(other)).is_some_and(|(place, other)| {
-                    Relation::between(place, other.cell) == Some(relation)
-                })
+                Statement::Relative(subject, relation, other)
             }
-            Self::Background(background) => scene.background == background,
-            Self::Count(count) => scene.objects.len() == count,
-        }
+            Self::Background(background) => Statement::Background(background),
+            Self::Count(count) => Statement::Count(count),
+        };
+        statement.holds(scene)
     }
 }
 
