@@ -105,6 +105,17 @@ impl Error {
         Self::Unsupported { what: what.into(), message: message.into() }
     }
 
+    /// Names the file of an [`Error::Invalid`] that was made by code that knows the line, but not the file.
+    #[cfg(feature = "toolkit")]
+    pub(crate) fn in_file(self, file: &std::path::Path) -> Self {
+        match self {
+            Self::Invalid { at, message, path } if path.as_os_str().is_empty() => {
+                Self::Invalid { path: file.into(), at, message }
+            }
+            error => error,
+        }
+    }
+
     /// Turns an I/O error into one that names its file; for `map_err`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

@@ -34,6 +34,8 @@ pub mod sampling;
 pub mod store;
 #[cfg(feature = "toolkit")]
 pub mod sweep;
+#[cfg(feature = "toolkit")]
+pub mod train;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

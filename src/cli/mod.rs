@@ -8,6 +8,7 @@ mod report;
 mod sample;
 mod score;
 mod sweep;
+mod train;
 mod ui;
 
 use std::process::ExitCode;
@@ -41,6 +42,8 @@ enum Command {
     Embed(embed::Embed),
     /// Decide the grid for given references and candidates, without generating
     Score(score::Score),
+    /// Train an adapter on pairs: LoRA and DPO
+    Train(train::Train),
     /// The embedded demo's models
     Demo(demo::Demo),
     /// Write report.html of a run folder anew
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Sample(command) => command.run(&cli.global),
         Command::Embed(command) => command.run(&cli.global),
         Command::Score(command) => command.run(&cli.global),
+        Command::Train(command) => command.run(&cli.global),
         Command::Demo(command) => command.run(&cli.global),
         Command::Report(command) => command.run(&cli.global),
         Command::Eval(command) => command.run(&cli.global),

@@ -138,7 +138,8 @@ impl RunArgs {
     }
 }
 
-fn set<T: Clone>(field: &mut T, option: &Option<T>) {
+/// Replaces a setting by an option of the command line, if that is given.
+pub(super) fn set<T: Clone>(field: &mut T, option: &Option<T>) {
     if let Some(value) = option {
         field.clone_from(value);
     }

@@ -85,15 +85,7 @@ impl Dataset {
     /// # Errors
     /// On the first row that does not hold; the message names file, line and field. No rows at all are an error, too.
     pub fn open(path: &Path, options: &DatasetOptions) -> Result<Self> {
-        let folder = match &options.image_folder {
-            Some(folder) => folder.clone(),
-            None => path
-                .parent()
-                .filter(|p| !p.as_os_str().is_empty())
-                .unwrap_or(Path::new("."))
-                .to_owned(),
-        };
-        let folder = folder.canonicalize().map_err(Error::io(&folder))?;
+        let folder = image_folder(path, options.image_folder.as_deref())?;
         let mut ids = Ids::default();
         let mut samples: Vec<Sample> = Vec::new();
         for object in read_objects(path)? {
@@ -266,32 +258,44 @@ fn images_of(object: &Object, folder: &Path) -> Result<Vec<PathBuf>> {
         Some(Value::Array(names)) => names.iter().collect(),
         Some(name) => vec![name],
     };
-    names.into_iter().map(|name| image_path(object, folder, name)).collect()
+    names.into_iter().map(|name| image_path(object, "image", folder, name)).collect()
 }
 
-/// The file of an image, if it lies inside the folder.
-fn image_path(object: &Object, folder: &Path, name: &Value) -> Result<PathBuf> {
+/// The real folder that a data file's image paths are relative to: the one given, else the file's own.
+pub(crate) fn image_folder(file: &Path, given: Option<&Path>) -> Result<PathBuf> {
+    let own = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = given.or(own).unwrap_or(Path::new("."));
+    folder.canonicalize().map_err(Error::io(folder))
+}
+
+/// The file of an image that a field names, if it lies inside the folder.
+pub(crate) fn image_path(
+    object: &Object,
+    field: &str,
+    folder: &Path,
+    name: &Value,
+) -> Result<PathBuf> {
     let text = name.as_str().filter(|text| !text.trim().is_empty());
     let text =
-        text.ok_or_else(|| object.error("image", format!("is {}, expected a path", kind(name))))?;
+        text.ok_or_else(|| object.error(field, format!("is {}, expected a path", kind(name))))?;
     let inside = Path::new(text)
         .components()
         .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if !inside {
         let message =
             format!("{text:?} is absolute or has .., expected a path inside {}", folder.display());
-        return Err(object.error("image", message));
+        return Err(object.error(field, message));
     }
     let path = folder.join(text);
     let real = path
         .canonicalize()
-        .map_err(|error| object.error("image", format!("{}: {error}", path.display())))?;
+        .map_err(|error| object.error(field, format!("{}: {error}", path.display())))?;
     if !real.starts_with(folder) {
         let message = format!("{text:?} leads to {}, outside {}", real.display(), folder.display());
-        return Err(object.error("image", message));
+        return Err(object.error(field, message));
     }
     if !real.is_file() {
-        return Err(object.error("image", format!("{} is not a file", real.display())));
+        return Err(object.error(field, format!("{} is not a file", real.display())));
     }
     Ok(real)
 }

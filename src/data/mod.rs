@@ -6,4 +6,5 @@ pub(crate) mod json;
 mod texts;
 
 pub use dataset::{Dataset, DatasetOptions, Sample, TurnChoice};
+pub(crate) use dataset::{image_folder, image_path};
 pub use texts::{TextRow, read_texts};

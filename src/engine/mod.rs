@@ -17,6 +17,7 @@ mod waves;
 use candle_core::Tensor;
 
 pub use answer::{Answer, Answering, Question, answer};
+pub(crate) use prepare::{Entry, entries};
 pub use prepare::{Prepared, Request};
 pub use progress::{Progress, checkpoint};
 pub use vision::Images;

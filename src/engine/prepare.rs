@@ -38,7 +38,7 @@ pub struct Prepared<'a> {
 
 /// One place of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(crate) enum Entry {
     /// A text token.
     Token(u32),
     /// An image token, counted over all images of the prompt.
@@ -179,14 +179,19 @@ fn context(head: &str, prompt: usize, reference: &str, fragment: &Fragment) -> S
     text
 }
 
-/// Pieces of an encoded prompt as single places.
+/// Pieces of a sample's encoded prompt as single places.
 fn expand(sample: &Sample, pieces: &[Piece], image_tokens: &[usize]) -> Result<Vec<Entry>> {
+    entries(pieces, image_tokens).map_err(|images| {
+        let given = image_tokens.len();
+        refuse(sample, format!("{images} image placeholders in its text, but {given} images"))
+    })
+}
+
+/// Pieces of an encoded text as single places; an error is the number of images in it, where that is not the number given.
+pub(crate) fn entries(pieces: &[Piece], image_tokens: &[usize]) -> Result<Vec<Entry>, usize> {
     let images = pieces.iter().filter(|piece| matches!(piece, Piece::Image(_))).count();
     if images != image_tokens.len() {
-        return Err(refuse(
-            sample,
-            format!("{images} image placeholders in its text, but {} images", image_tokens.len()),
-        ));
+        return Err(images);
     }
     let mut entries = Vec::new();
     let mut next = 0;

@@ -14,8 +14,8 @@ use serde::Deserialize;
 use super::weights::Weights;
 use crate::{Error, Result};
 
-const CONFIG: &str = "adapter_config.json";
-const TENSORS: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG: &str = "adapter_config.json";
+pub(crate) const TENSORS: &str = "adapter_model.safetensors";
 /// What PEFT puts before every name.
 const PREFIX: &str = "base_model.model.";
 
@@ -95,6 +95,18 @@ pub fn canonical(name: &str) -> String {
     let form =
         FORMS.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
     form.unwrap_or_else(|| name.to_owned())
+}
+
+/// PEFT's name of a tensor or module, from its canonical name: that of model classes since transformers 4.52.
+pub(crate) fn peft_name(canonical: &str) -> String {
+    const FORMS: [(&str, &str); 3] = [
+        ("language.", "model.language_model."),
+        ("vision.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+    ];
+    let form =
+        FORMS.iter().find_map(|(from, to)| Some(format!("{to}{}", canonical.strip_prefix(from)?)));
+    format!("{PREFIX}{}", form.unwrap_or_else(|| canonical.to_owned()))
 }
 
 impl Adapter {

@@ -4,5 +4,6 @@ pub mod adapter;
 pub mod device;
 pub mod encoder;
 pub mod llava;
+pub mod lora;
 pub mod tokenizer;
 pub mod weights;

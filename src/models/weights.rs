@@ -6,6 +6,7 @@
 //! Tensors can also be given as they are ([`Weights::from_tensors`]), which is how networks are trained.
 
 use super::adapter::{self, Adapter};
+use super::lora::{Lora, Trainable};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -29,6 +30,8 @@ pub struct Weights {
     dtype: DType,
     /// Changes what is read.
     adapter: Option<Arc<Adapter>>,
+    /// What is trained of them.
+    trainable: Option<Arc<Trainable>>,
     /// Names and element counts of what was asked for, if values are not read.
     outline: Option<Arc<Mutex<BTreeMap<String, u64>>>>,
 }
@@ -77,7 +80,26 @@ impl Weights {
 
     fn new(files: Files, device: &Device, dtype: DType) -> Self {
         let (files, device) = (Arc::new(files), device.clone());
-        Self { files, prefix: String::new(), device, dtype, adapter: None, outline: None }
+        Self {
+            files,
+            prefix: String::new(),
+            device,
+            dtype,
+            adapter: None,
+            trainable: None,
+            outline: None,
+        }
+    }
+
+    /// The same weights, of which some are trained: networks made from them get the pairs, and the tracked tensors in place of
+    /// the files'.
+    pub fn with_trainable(self, trainable: Trainable) -> Self {
+        Self { trainable: Some(Arc::new(trainable)), ..self }
+    }
+
+    /// The pair that is trained beside the tensor `name` below the prefix.
+    pub fn lora(&self, name: &str) -> Option<Lora> {
+        self.trainable.as_ref()?.pairs.get(&self.full_name(name)).cloned()
     }
 
     /// The same weights, changed by the adapter in `dir` if there is one.
@@ -191,6 +213,9 @@ impl Weights {
     fn read(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
         let name = self.full_name(name);
         let at = || format!("tensor {name}");
+        if let Some(tensor) = self.trainable.as_ref().and_then(|all| all.whole.get(&name)) {
+            return Ok(tensor.clone());
+        }
         if let Some(tensor) = self.files.given.get(&name) {
             if tensor.dims() != shape {
                 let message = format!("shape {:?}, expected {shape:?}", tensor.dims());

@@ -44,6 +44,10 @@ pub enum Purpose {
     Dropout = 5,
     /// Which units a bootstrap resample holds; the sample is the resample's number.
     Bootstrap = 6,
+    /// Where an adapter's values start; the sentence is the adapter's number.
+    Start = 7,
+    /// The order of pairs; the attempt is the epoch.
+    Order = 8,
 }
 
 /// The sentence number of draws that belong to a whole response: the unguided stream uses it for every purpose, so that

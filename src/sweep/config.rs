@@ -9,6 +9,7 @@ use crate::{
     data::TurnChoice,
     demo::embedded::{is_embedded, resolve},
     sampling::SamplingConfig,
+    train,
 };
 
 /// Everything that defines a run. `docs/config.md` lists every field.
@@ -27,6 +28,8 @@ pub struct Config {
     pub run: Run,
     /// What the exports hold.
     pub export: Export,
+    /// How a model is trained on a cell's pairs.
+    pub train: train::Settings,
 }
 
 /// The multimodal LLM.
@@ -183,6 +186,7 @@ impl Config {
         if self.data.limit == Some(0) {
             return invalid("data.limit", "is 0, expected at least 1".into());
         }
+        self.train.validate()?;
         self.sampling.validate()
     }
 }

@@ -199,7 +199,7 @@ impl<'a> Runner<'a> {
                 })
             })
             .collect::<Result<Vec<_>>>()
-            .map_err(|error| in_file(error, &self.dataset))?;
+            .map_err(|error| error.in_file(&self.dataset.path))?;
         let costs: Vec<usize> = prepared.iter().map(|prepared| prepared.cost()).collect();
         self.progress.begin(&format!("attempt {}: tokens", attempt.number), None);
         for range in waves(&costs, budget as usize) {
@@ -244,7 +244,7 @@ impl<'a> Runner<'a> {
                 .try_for_each(|sample| {
                     engine.prepare(Request { sample, attempt: 1, guided }).map(|_| ())
                 })
-                .map_err(|error| in_file(error, &self.dataset))?;
+                .map_err(|error| error.in_file(&self.dataset.path))?;
         }
         self.model = Some(model);
         *self.seconds.entry("load model".into()).or_default() += begun.elapsed().as_secs_f64();
@@ -427,14 +427,4 @@ fn check_images(dataset: &Dataset, rho: f64) -> Result<()> {
         .par_iter()
         .flat_map_iter(|sample| &sample.images)
         .try_for_each(|path| image::open(path).map(|_| ()))
-}
-
-/// Names the data file in an error that only knows the sample.
-fn in_file(error: Error, dataset: &Dataset) -> Error {
-    match error {
-        Error::Invalid { at, message, path } if path.as_os_str().is_empty() => {
-            Error::Invalid { path: dataset.path.clone(), at, message }
-        }
-        error => error,
-    }
 }

@@ -9,52 +9,13 @@ use candle_core::{DType, Device, Tensor};
 
 use super::cache::{KvCache, RotaryTable};
 use super::config::TextConfig;
+use super::linear::{Linear, product};
 use crate::models::weights::Weights;
 use crate::ops::act::silu_mul;
 use crate::ops::attend::{AttendPlan, attend, write_rows};
 use crate::ops::norm::{Add, rms_norm, rms_norm_sum};
 use crate::ops::rope::rotate;
 use crate::{Error, Result};
-
-/// A dense layer, weight `[out, in]`.
-pub(super) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    pub(super) fn load(
-        weights: &Weights,
-        name: &str,
-        input: usize,
-        output: usize,
-        bias: bool,
-    ) -> Result<Self> {
-        let weights = weights.pp(name);
-        Ok(Self {
-            weight: weights.get(&[output, input], "weight")?,
-            bias: if bias { Some(weights.get(&[output], "bias")?) } else { None },
-        })
-    }
-
-    /// `[n, in]` to `[n, out]`.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.product(x)?;
-        match &self.bias {
-            Some(bias) => Ok(y.broadcast_add(bias)?),
-            None => Ok(y),
-        }
-    }
-
-    /// The product alone, for callers that fuse the bias into what follows.
-    pub(super) fn product(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.matmul(&self.weight.t()?)?)
-    }
-
-    pub(super) fn bias(&self) -> Option<&Tensor> {
-        self.bias.as_ref()
-    }
-}
 
 /// The language model.
 pub struct Language {
@@ -164,47 +125,66 @@ impl Language {
         positions: &[u32],
         plan: &AttendPlan,
     ) -> Result<Tensor> {
-        self.check_rows(x, positions)?;
         if positions.is_empty() {
+            self.check_rows(x, positions)?;
             return Ok(x.clone());
         }
-        let rotary = RotaryTable::of(&self.config, &self.device).rows(positions)?;
+        let rotary = self.rotary(x, positions)?;
         self.run(x, &rotary, None, plan)
+    }
+
+    /// The rotary table of a pass, for [`Language::layer`].
+    ///
+    /// # Errors
+    /// As [`Language::forward`].
+    pub fn rotary(&self, x: &Tensor, positions: &[u32]) -> Result<Rotary> {
+        self.check_rows(x, positions)?;
+        RotaryTable::of(&self.config, &self.device).rows(positions)
+    }
+
+    /// One layer of [`Language::forward_packed`]: all of them in order, then [`Language::finish`], are that pass. For training,
+    /// which keeps what goes into each layer and computes the layer again when gradients come back.
+    pub fn layer(
+        &self,
+        i: usize,
+        x: &Tensor,
+        rotary: &Rotary,
+        plan: &AttendPlan,
+    ) -> Result<Tensor> {
+        let (stream, pending) =
+            self.layers[i].run(&self.config, x.clone(), None, rotary, None, plan)?;
+        match pending {
+            (delta, Some(bias)) => Ok((stream + delta.broadcast_add(bias)?)?),
+            (delta, None) => Ok((stream + delta)?),
+        }
+    }
+
+    /// The norm after the last layer.
+    pub fn finish(&self, x: &Tensor) -> Result<Tensor> {
+        rms_norm(x, None, &self.norm, self.config.eps)
     }
 
     fn run(
         &self,
         x: &Tensor,
-        rotary: &(Tensor, Tensor),
+        rotary: &Rotary,
         arena: Option<(&KvCache, &[u32])>,
         plan: &AttendPlan,
     ) -> Result<Tensor> {
-        let eps = self.config.eps;
         // The residual stream and what the last block wants added to it: the addition is fused into the next norm.
         let mut stream = x.clone();
-        let mut pending: Option<(Tensor, Option<&Tensor>)> = None;
+        let mut pending = None;
         for (i, layer) in self.layers.iter().enumerate() {
-            let h = match &pending {
-                None => rms_norm(&stream, None, &layer.attention_norm, eps)?,
-                Some((delta, bias)) => {
-                    let add = Add { residual: &stream, bias: *bias };
-                    let (sum, h) = rms_norm_sum(delta, add, &layer.attention_norm, eps)?;
-                    stream = sum;
-                    h
-                }
-            };
             let arena = arena.map(|(cache, slots)| (cache.layer(i), slots));
-            let seen = layer.attend(&self.config, &h, rotary, arena, plan)?;
-            let add = Add { residual: &stream, bias: layer.output.bias() };
-            let (sum, h) = rms_norm_sum(&seen, add, &layer.mlp_norm, eps)?;
-            stream = sum;
-            pending = Some((layer.feed(&h)?, layer.down.bias()));
+            let (sum, delta) =
+                layer.run(&self.config, stream, pending.as_ref(), rotary, arena, plan)?;
+            (stream, pending) = (sum, Some(delta));
         }
         match &pending {
-            None => rms_norm(&stream, None, &self.norm, eps),
+            None => self.finish(&stream),
             Some((delta, bias)) => {
                 let add = Add { residual: &stream, bias: *bias };
-                rms_norm(delta, Some(add), &self.norm, eps)
+                rms_norm(delta, Some(add), &self.norm, self.config.eps)
             }
         }
     }
@@ -245,9 +225,18 @@ impl Language {
 
     /// Logits `[r, vocab]` in f32 of states that [`Language::forward`] returned.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(hidden.matmul(&self.head.t()?)?.to_dtype(DType::F32)?)
+        Ok(product(hidden, &self.head)?.to_dtype(DType::F32)?)
     }
 }
+
+/// Cosines and sines of each row's position, each `[n, head dim / 2]` in f32.
+pub type Rotary = (Tensor, Tensor);
+
+/// What a block wants added to the residual stream, and its bias.
+type Pending<'a> = (Tensor, Option<&'a Tensor>);
+
+/// Keys and values of a layer, and where each row's go.
+type Arena<'a> = ((&'a Tensor, &'a Tensor), &'a [u32]);
 
 struct Layer {
     attention_norm: Tensor,
@@ -282,13 +271,38 @@ impl Layer {
         })
     }
 
+    /// From the stream and what is to be added to it, to the same after this layer.
+    fn run<'a>(
+        &'a self,
+        c: &TextConfig,
+        mut stream: Tensor,
+        pending: Option<&Pending>,
+        rotary: &Rotary,
+        arena: Option<Arena>,
+        plan: &AttendPlan,
+    ) -> Result<(Tensor, Pending<'a>)> {
+        let h = match pending {
+            None => rms_norm(&stream, None, &self.attention_norm, c.eps)?,
+            Some((delta, bias)) => {
+                let add = Add { residual: &stream, bias: *bias };
+                let (sum, h) = rms_norm_sum(delta, add, &self.attention_norm, c.eps)?;
+                stream = sum;
+                h
+            }
+        };
+        let seen = self.attend(c, &h, rotary, arena, plan)?;
+        let add = Add { residual: &stream, bias: self.output.bias() };
+        let (stream, h) = rms_norm_sum(&seen, add, &self.mlp_norm, c.eps)?;
+        Ok((stream, (self.feed(&h)?, self.down.bias())))
+    }
+
     /// Attention over the arena, or over the rows themselves, up to the output projection without its bias.
     fn attend(
         &self,
         c: &TextConfig,
         h: &Tensor,
-        (cos, sin): &(Tensor, Tensor),
-        arena: Option<((&Tensor, &Tensor), &[u32])>,
+        (cos, sin): &Rotary,
+        arena: Option<Arena>,
         plan: &AttendPlan,
     ) -> Result<Tensor> {
         let n = h.dim(0)?;

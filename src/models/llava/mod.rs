@@ -15,6 +15,7 @@ pub mod config;
 mod fields;
 pub mod image;
 pub mod language;
+mod linear;
 pub mod outline;
 pub mod patches;
 pub mod projector;
@@ -145,7 +146,12 @@ impl Llava {
 
     /// The rows `[tokens, H]` that stand for an image in the input of the language model.
     pub fn image_features(&self, pixels: &Pixels) -> Result<Tensor> {
-        let tiles = self.project(&self.vision_features(pixels)?)?;
+        self.image_rows(&self.vision_features(pixels)?, &pixels.layout)
+    }
+
+    /// As [`Llava::image_features`], from the tower's states of the image's tiles ([`Llava::vision_features`]).
+    pub fn image_rows(&self, features: &Tensor, layout: &ImageLayout) -> Result<Tensor> {
+        let tiles = self.project(features)?;
         match &self.newline {
             None => Ok(tiles.get(0)?),
             Some(newline) => anyres::pack(
@@ -153,7 +159,7 @@ impl Llava {
                 newline,
                 self.config.vision.side(),
                 self.config.vision.image_size,
-                &pixels.layout,
+                layout,
             ),
         }
     }

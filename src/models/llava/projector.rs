@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::config::Config;
-use super::language::Linear;
+use super::linear::Linear;
 use crate::Result;
 use crate::models::weights::Weights;
 use crate::ops::act::{Activation, bias_act};
@@ -28,9 +28,10 @@ impl Projector {
         })
     }
 
-    /// `[n, vision width * layers]` to `[n, H]`.
+    /// `[n, vision width * layers]` to `[n, H]`, in the dtype of `x`. A projector in training is f32 in a model of any dtype.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = bias_act(&self.first.product(x)?, self.first.bias(), self.act)?;
-        self.second.forward(&h)
+        let own = x.to_dtype(self.first.dtype())?;
+        let h = bias_act(&self.first.product(&own)?, self.first.bias(), self.act)?;
+        Ok(self.second.forward(&h)?.to_dtype(x.dtype())?)
     }
 }

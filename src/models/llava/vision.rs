@@ -7,7 +7,7 @@
 use candle_core::Tensor;
 
 use super::config::{Config, VisionConfig};
-use super::language::Linear;
+use super::linear::Linear;
 use crate::models::weights::Weights;
 use crate::ops::act::bias_act;
 use crate::ops::attend::{AttendPlan, attend};

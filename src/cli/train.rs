@@ -1,0 +1,116 @@
+//! `bdhs train`: an adapter from pairs.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{
+    Global,
+    sweep::set,
+    ui::{Bars, print_json, print_text},
+};
+use crate::{
+    Result,
+    demo::embedded::{self, is_embedded, resolve},
+    sweep::Config,
+    train::{self, Loss, Options},
+};
+
+/// Arguments of `bdhs train`.
+#[derive(Args)]
+pub(super) struct Train {
+    /// Configuration: its [model] and [train]; every field of docs/config.md
+    #[arg(value_name = "CONFIG.toml")]
+    config: Option<PathBuf>,
+    /// Pairs as JSON or JSONL, in TRL's columns images, prompt, chosen, rejected
+    #[arg(long, value_name = "FILE")]
+    pairs: PathBuf,
+    /// Folder that image paths are relative to [default: the pairs' own]
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// LLaVA folder in the Hugging Face layout, or demo-llava
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Folder of the adapter, in PEFT's layout; an interrupted training continues in it
+    #[arg(long, value_name = "DIR", default_value = "runs/train")]
+    out: PathBuf,
+    /// sigmoid (DPO), ipo, or sft: the control, on chosen answers alone
+    #[arg(long, value_name = "LOSS", value_parser = loss)]
+    loss: Option<Loss>,
+    /// Strength of the pull to the reference model
+    #[arg(long, value_name = "B")]
+    beta: Option<f64>,
+    /// Rank of the adapters
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// Adapters count ALPHA / R
+    #[arg(long, value_name = "ALPHA")]
+    alpha: Option<f64>,
+    /// Highest learning rate
+    #[arg(long, value_name = "X")]
+    learning_rate: Option<f64>,
+    /// Train the projector, whole, with this highest learning rate
+    #[arg(long, value_name = "X")]
+    projector_learning_rate: Option<f64>,
+    /// Passes over the pairs
+    #[arg(long, value_name = "N")]
+    epochs: Option<u32>,
+    /// Pairs an optimiser step
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Storage type of the base: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<String>,
+    /// Seed of the adapters' start, the order of pairs and dropout
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+}
+
+fn loss(text: &str) -> Result<Loss, String> {
+    match text {
+        "sigmoid" => Ok(Loss::Sigmoid),
+        "ipo" => Ok(Loss::Ipo),
+        "sft" => Ok(Loss::Sft),
+        _ => Err("expected sigmoid, ipo or sft".to_owned()),
+    }
+}
+
+impl Train {
+    pub(super) fn run(&self, global: &Global) -> Result<()> {
+        let mut config = match (&self.config, &self.model) {
+            (Some(path), _) => Config::load(path)?,
+            (None, Some(model)) if !is_embedded(model) => Config::default(),
+            (None, _) => embedded::config(),
+        };
+        set(&mut config.model.path, &self.model);
+        set(&mut config.model.dtype, &self.dtype);
+        let settings = &mut config.train;
+        set(&mut settings.loss, &self.loss);
+        set(&mut settings.beta, &self.beta);
+        set(&mut settings.rank, &self.rank);
+        set(&mut settings.alpha, &self.alpha);
+        set(&mut settings.learning_rate, &self.learning_rate);
+        set(&mut settings.epochs, &self.epochs);
+        set(&mut settings.batch, &self.batch);
+        set(&mut settings.seed, &self.seed);
+        set(&mut settings.projector_learning_rate, &self.projector_learning_rate);
+        settings.projector |= self.projector_learning_rate.is_some();
+        let device = global.device()?;
+        let bars = Bars::new(global);
+        let options = Options {
+            model: &resolve(&config.model.path)?,
+            device: &device,
+            dtype: &config.model.dtype,
+            out: &self.out,
+            file: &self.pairs,
+            reference: None,
+        };
+        let pairs = train::read_pairs(&self.pairs, self.images.as_deref())?;
+        let outcome = train::run(&pairs, &config.train, &options, &bars)?;
+        bars.clear();
+        match global.json {
+            true => print_json(&outcome),
+            false => print_text(&format!("{}\nwritten to {}", outcome.text(), self.out.display())),
+        }
+    }
+}

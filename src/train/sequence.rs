@@ -1,0 +1,202 @@
+//! From a pair to token rows: what its answers share is computed once.
+//!
+//! ```text
+//! shared   prompt, image tokens, and the answers' own tokens up to where they part
+//! tails    what each answer adds, the end-of-sequence token last
+//! ```
+
+use candle_core::Tensor;
+
+use super::pairs::Pair;
+use super::settings::Loss;
+use crate::data::image;
+use crate::engine::{Entry, entries};
+use crate::models::llava::Llava;
+use crate::ops::attend::{AttendPlan, Block, Segment};
+use crate::{Error, Result};
+
+/// A pair's token sequences. With the supervised loss, the chosen answer alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequences {
+    /// Places that all answers share.
+    pub(crate) shared: Vec<Entry>,
+    /// What each answer adds: chosen, rejected.
+    pub(crate) tails: Vec<Vec<u32>>,
+    /// Place of each answer's first token, over shared places and tail.
+    pub(crate) firsts: Vec<usize>,
+}
+
+impl Sequences {
+    /// Encodes a pair, with the model's end-of-sequence token behind each answer. `image_tokens` counts those of each image.
+    ///
+    /// # Errors
+    /// A prompt that the template refuses; more places than the model has positions.
+    pub fn new(model: &Llava, pair: &Pair, image_tokens: &[usize], loss: Loss) -> Result<Self> {
+        let refuse = |message: String| {
+            let at = format!("line {}", pair.line);
+            Error::invalid("", at, format!("pair {:?} has {message}", pair.id))
+        };
+        let prompt = model.prompt(&pair.turns)?;
+        let end = model.format.eos_ids().first().copied();
+        let answers = match loss {
+            Loss::Sft => vec![&pair.chosen],
+            Loss::Sigmoid | Loss::Ipo => vec![&pair.chosen, &pair.rejected],
+        };
+        let (mut all, mut firsts) = (Vec::new(), Vec::new());
+        for answer in answers {
+            let encoded = model.format.encode_with_offsets(&prompt.with_answer(answer))?;
+            // One offset for each token and each image: places before the first that reaches into the answer's part.
+            let before = encoded.offsets.iter().take_while(|(_, end)| *end <= prompt.text.len());
+            let extra: usize = image_tokens.iter().map(|tokens| tokens.saturating_sub(1)).sum();
+            firsts.push(before.count() + extra);
+            let mut places = entries(&encoded.pieces, image_tokens).map_err(|images| {
+                refuse(format!("{images} images in its prompt, but {} files", image_tokens.len()))
+            })?;
+            places.extend(end.map(Entry::Token));
+            all.push(places);
+        }
+        let this = Self::split(all, firsts);
+        let (needed, most) = (this.longest(), model.config().text.max_positions);
+        if needed > most {
+            return Err(refuse(format!(
+                "{needed} positions for images, prompt and answer, but the model has {most}"
+            )));
+        }
+        Ok(this)
+    }
+
+    /// From whole sequences and the places of their first answer tokens.
+    pub(crate) fn split(all: Vec<Vec<Entry>>, firsts: Vec<usize>) -> Self {
+        let alike = |i: usize| all.iter().all(|one| one.get(i).is_some_and(|e| *e == all[0][i]));
+        let shortest = all.iter().map(Vec::len).min().unwrap_or(0);
+        // A lone answer parts from nothing; its prompt is as good a place to split as any.
+        let most = if all.len() == 1 { firsts[0].min(shortest) } else { shortest };
+        let shared = (0..most).take_while(|&i| alike(i)).count();
+        let token = |entry: &Entry| match entry {
+            Entry::Token(id) => Some(*id),
+            Entry::Image(_) => None,
+        };
+        let tails = all.iter().map(|one| one[shared..].iter().filter_map(token).collect());
+        Self { tails: tails.collect(), shared: all[0][..shared].to_vec(), firsts }
+    }
+
+    /// Rows that are computed: an answer's last token predicts nothing.
+    pub fn rows(&self) -> usize {
+        self.shared.len()
+            + self.tails.iter().map(|tail| tail.len().saturating_sub(1)).sum::<usize>()
+    }
+
+    /// Tokens of each answer, its end included.
+    pub fn tokens(&self) -> Vec<usize> {
+        let tails = self.tails.iter().zip(&self.firsts);
+        tails.map(|(tail, first)| (self.shared.len() + tail.len()).saturating_sub(*first)).collect()
+    }
+
+    fn longest(&self) -> usize {
+        self.shared.len() + self.tails.iter().map(Vec::len).max().unwrap_or(0)
+    }
+}
+
+/// Image tokens of each of a pair's images, from their headers.
+pub(super) fn image_tokens(model: &Llava, pair: &Pair) -> Result<Vec<usize>> {
+    let tokens = |path| {
+        let (width, height) = image::dimensions(path)?;
+        Ok(model.layout(width as usize, height as usize)?.tokens)
+    };
+    pair.images.iter().map(|path| tokens(path)).collect()
+}
+
+/// A token that is predicted: by which row, and for which answer of the batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    pub row: u32,
+    pub token: u32,
+    /// Counted over all answers of all pairs.
+    pub answer: usize,
+}
+
+/// The rows of some pairs in one pass.
+#[derive(Default)]
+pub(super) struct Packed {
+    /// Where each row's input is: image rows of all pairs, then text rows.
+    pub order: Vec<u32>,
+    pub ids: Vec<u32>,
+    pub positions: Vec<u32>,
+    pub plan: AttendPlan,
+    pub targets: Vec<Target>,
+    pub answers: usize,
+    images: usize,
+}
+
+impl Packed {
+    /// Packs pairs whose images have so many tokens in all, one number a pair.
+    pub fn new(pairs: &[(&Sequences, usize)]) -> Self {
+        let mut this =
+            Self { images: pairs.iter().map(|(_, tokens)| tokens).sum(), ..Self::default() };
+        let mut first = 0;
+        for (pair, tokens) in pairs {
+            this.add(pair, first);
+            first += tokens;
+        }
+        this
+    }
+
+    /// The input rows, of the pairs' image rows one after another and the text rows.
+    pub fn input(&self, images: &[Tensor], text: &Tensor) -> Result<Tensor> {
+        let mut parts: Vec<&Tensor> = images.iter().collect();
+        parts.push(text);
+        let order = Tensor::new(self.order.as_slice(), text.device())?;
+        Ok(Tensor::cat(&parts, 0)?.index_select(&order, 0)?)
+    }
+
+    fn place(&mut self, entry: Entry, position: usize, first: usize) {
+        match entry {
+            Entry::Image(i) => self.order.push((first + i as usize) as u32),
+            Entry::Token(id) => {
+                self.order.push((self.images + self.ids.len()) as u32);
+                self.ids.push(id);
+            }
+        }
+        self.positions.push(position as u32);
+    }
+
+    fn add(&mut self, pair: &Sequences, first: usize) {
+        let start = self.order.len();
+        for (position, &entry) in pair.shared.iter().enumerate() {
+            self.place(entry, position, first);
+        }
+        let shared = Segment { start, len: pair.shared.len() };
+        self.plan.blocks.push(Block {
+            rows: start..self.order.len(),
+            keys: vec![shared],
+            causal: true,
+        });
+        for (tail, &begins) in pair.tails.iter().zip(&pair.firsts) {
+            let own = self.order.len();
+            let computed = &tail[..tail.len().saturating_sub(1)];
+            for (i, &id) in computed.iter().enumerate() {
+                self.place(Entry::Token(id), pair.shared.len() + i, first);
+            }
+            let segment = Segment { start: own, len: computed.len() };
+            let rows = own..self.order.len();
+            self.plan.blocks.push(Block { rows, keys: vec![shared, segment], causal: true });
+            let places = pair.shared.len() + tail.len();
+            for place in begins.max(1)..places {
+                let row_of = |place: usize| match place.checked_sub(pair.shared.len()) {
+                    None => start + place,
+                    Some(i) => own + i,
+                };
+                let token = match place.checked_sub(pair.shared.len()) {
+                    Some(i) => tail[i],
+                    None => match pair.shared[place] {
+                        Entry::Token(id) => id,
+                        Entry::Image(_) => continue,
+                    },
+                };
+                let row = row_of(place - 1) as u32;
+                self.targets.push(Target { row, token, answer: self.answers });
+            }
+            self.answers += 1;
+        }
+    }
+}
