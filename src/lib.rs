@@ -15,6 +15,8 @@
 pub mod ops;
 
 #[cfg(feature = "toolkit")]
+pub mod ablation;
+#[cfg(feature = "toolkit")]
 pub mod cli;
 #[cfg(feature = "toolkit")]
 pub mod data;

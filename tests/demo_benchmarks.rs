@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 /// The words of a question tell nothing: of each shape, a yes for every no.
 #[test]
 fn probes_cannot_be_guessed_from_their_words() {
-    let scenes = scenes();
+    let scenes = scenes(Split::Eval);
     for &negative in Negative::ALL {
         let mut dice = Dice::new(1, Split::Eval, 0);
         let probes = probes(&scenes, negative, &mut dice);
@@ -42,8 +42,8 @@ fn probes_cannot_be_guessed_from_their_words() {
 #[test]
 fn files_are_what_the_real_readers_read() {
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path()).unwrap();
-    assert_eq!(files(), files(), "a function of nothing");
+    write(dir.path(), Split::Eval).unwrap();
+    assert_eq!(files(Split::Eval), files(Split::Eval), "a function of nothing");
     for (name, items) in [
         ("pope", 960),
         ("gqa", 960),
@@ -67,8 +67,8 @@ fn files_are_what_the_real_readers_read() {
 #[test]
 fn captions_that_are_true_recall_everything() {
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path()).unwrap();
-    let scenes = scenes();
+    write(dir.path(), Split::Eval).unwrap();
+    let scenes = scenes(Split::Eval);
     let rows: String = scenes
         .iter()
         .enumerate()
@@ -222,7 +222,7 @@ fn judged(dir: &Path, name: &str, answers: &[String], service: &Service) -> Outc
 #[test]
 fn the_judge_knows_right_from_wrong_over_the_wire() {
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path()).unwrap();
+    write(dir.path(), Split::Eval).unwrap();
     let service = Service::start(0).unwrap();
     let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap();
     let items: Vec<Value> = serde_json::from_str(&read("mmhal/response_template.json")).unwrap();
@@ -298,7 +298,7 @@ fn the_judge_refuses_what_it_cannot_judge() {
 /// The judge finds scenes by what prompts show of them, so no two may look alike there.
 #[test]
 fn what_prompts_show_names_one_scene() {
-    let scenes = scenes();
+    let scenes = scenes(Split::Eval);
     let mut seen: HashMap<String, &Scene> = HashMap::new();
     for (i, scene) in scenes.iter().enumerate() {
         for text in [contents(scene).join(", "), caption(scene)] {
@@ -310,7 +310,7 @@ fn what_prompts_show_names_one_scene() {
                 );
             }
         }
-        assert_eq!(image(i).dimensions(), (96, 96));
+        assert_eq!(image(Split::Eval, i).dimensions(), (96, 96));
     }
 }
 

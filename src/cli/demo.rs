@@ -60,6 +60,9 @@ struct Benchmarks {
     /// The folder
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// train, select or eval: settings are chosen on select
+    #[arg(long, value_name = "SPLIT", default_value = "eval", value_parser = split)]
+    split: Split,
 }
 
 /// Arguments of `bdhs demo scenes`.
@@ -117,8 +120,8 @@ impl Demo {
             Command::Train(train) => train.run(global),
             Command::Figures(figures) => figures.run(global),
             Command::Scenes(scenes) => scenes.run(global),
-            Command::Benchmarks(Benchmarks { out }) => {
-                benchmarks::write(out)?;
+            Command::Benchmarks(Benchmarks { out, split }) => {
+                benchmarks::write(out, *split)?;
                 written(out, global)
             }
         }

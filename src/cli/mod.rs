@@ -1,5 +1,6 @@
 //! Floor 5: the commands. Arguments, progress bars and tables; no logic.
 
+mod ablate;
 mod demo;
 mod doctor;
 mod embed;

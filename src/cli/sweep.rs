@@ -6,13 +6,15 @@ use clap::Args;
 
 use super::{
     Global,
+    ablate::ablate,
     ui::{Bars, print_json, print_text},
 };
 use crate::{
-    Result,
+    Error, Result,
+    ablation::{self, Share, Stage},
     demo::embedded,
     store::Shard,
-    sweep::{self, Config, Options, parse_shard},
+    sweep::{self, Config, Options, SavedRun, parse_shard, summary::Summary},
 };
 
 /// Arguments of `bdhs sweep`.
@@ -29,6 +31,18 @@ pub(super) struct Sweep {
     /// Work on part I of N only; a later run without this option merges the parts and exports
     #[arg(long, value_name = "I/N", value_parser = parse_shard)]
     shard: Option<Shard>,
+    /// Then train a model on every cell's pairs
+    #[arg(long, conflicts_with = "shard")]
+    train: bool,
+    /// And judge each by the benchmarks: the whole ablation
+    #[arg(long, requires = "train")]
+    eval: bool,
+    /// Of a decided run, carry out these stages for models that no other process is at: train, judge
+    #[arg(long = "stage", value_name = "STAGE", value_delimiter = ',', value_parser = stage, requires = "from_run", conflicts_with_all = ["train", "shard"])]
+    stages: Option<Vec<Stage>>,
+    /// Only for part I of N of the models
+    #[arg(long, value_name = "I/N", value_parser = part, requires = "stages")]
+    part: Option<(usize, usize)>,
 }
 
 impl Sweep {
@@ -40,7 +54,43 @@ impl Sweep {
         if !self.thresholds.is_empty() {
             config.grid.thresholds.clone_from(&self.thresholds);
         }
-        finish(&config, self.shard.unwrap_or(Shard::WHOLE), global)
+        if self.eval {
+            ablation::check(&config)?;
+        }
+        if let Some(stages) = &self.stages {
+            return self.stages(&config.resolved()?, stages, global);
+        }
+        if !self.train {
+            return finish(&config, self.shard.unwrap_or(Shard::WHOLE), global);
+        }
+        let config = config.resolved()?;
+        let device = global.device()?;
+        let bars = Bars::new(global);
+        let options = Options { device: device.clone(), shard: Shard::WHOLE };
+        match sweep::run(&config, &options, &bars)? {
+            Some(summary) => ablate(&config, &summary, self.eval, &device, global, &bars),
+            None => Ok(()),
+        }
+    }
+
+    /// One process's share of a decided run's models.
+    fn stages(&self, config: &Config, stages: &[Stage], global: &Global) -> Result<()> {
+        let summary = Summary::read(&config.run.out)?;
+        let plan = ablation::plan(config, &summary)?;
+        let share = self.part.map_or(Share::Free, |(index, count)| Share::Part { index, count });
+        let bars = Bars::new(global);
+        ablation::stages(config, &plan, stages, share, &global.device()?, &bars)
+    }
+}
+
+fn stage(text: &str) -> std::result::Result<Stage, String> {
+    Stage::named(text).ok_or_else(|| "expected train or judge".to_owned())
+}
+
+fn part(text: &str) -> std::result::Result<(usize, usize), String> {
+    match parse_shard(text) {
+        Ok(Shard::Part { index, count }) => Ok((index as usize, count as usize)),
+        _ => Err("expected I/N with 1 <= I <= N".to_owned()),
     }
 }
 
@@ -67,6 +117,9 @@ pub(super) struct RunArgs {
     /// Configuration; every field of docs/config.md. Without it, --model and --data, the embedded demo is run
     #[arg(value_name = "CONFIG.toml")]
     config: Option<PathBuf>,
+    /// Take all settings from a run folder's run.json, and go on with that run
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "out", "paper"])]
+    from_run: Option<PathBuf>,
     /// LLaVA folder in the Hugging Face layout, or demo-llava
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -111,12 +164,21 @@ pub(super) struct RunArgs {
 impl RunArgs {
     pub(super) fn config(&self) -> Result<Config> {
         // Nothing said about what to run: the embedded demo.
-        let demo = self.config.is_none() && self.model.is_none() && self.data.is_none();
-        let mut config = match &self.config {
-            Some(path) => Config::load(path)?,
-            None if demo => embedded::config(),
-            None => Config::default(),
+        let demo = self.model.is_none() && self.data.is_none();
+        let mut config = match (&self.config, &self.from_run) {
+            (Some(path), _) => Config::load(path)?,
+            (None, Some(run)) => {
+                SavedRun::read(run)?.map(|saved| saved.config).ok_or_else(|| {
+                    Error::invalid(run, "", "has no run.json, expected the folder of a decided run")
+                })?
+            }
+            (None, None) if demo => embedded::config(),
+            (None, None) => Config::default(),
         };
+        if let Some(run) = &self.from_run {
+            // The folder may have been moved.
+            config.run.out.clone_from(run);
+        }
         if self.paper {
             config.sampling = config.sampling.with_paper_choices();
         }

@@ -1,6 +1,7 @@
 //! The eight benchmarks of the scene world, as files in the formats of the real ones: `bdhs demo benchmarks`.
 //!
-//! Scenes are of the evaluation split and of another seed than those of the sweep. What is asked is what the demo LLaVA was
+//! Scenes are of the evaluation split and of another seed than those of the sweep; the same can be had of the selection split, to
+//! choose settings by. What is asked is what the demo LLaVA was
 //! trained to answer, so the numbers say how the tool works and what hiding the image does, and nothing about real models.
 //!
 //! | folder | form | asks |
@@ -39,14 +40,14 @@ const LLAVAW: usize = 60;
 /// Questions of MM-Vet.
 const MMVET: usize = 60;
 
-/// The scenes of the benchmarks, in order.
-pub fn scenes() -> Vec<Scene> {
-    (0..SCENES).map(|index| Scene::sample(SEED, Split::Eval, index)).collect()
+/// The scenes of a split's benchmarks, in order.
+pub fn scenes(split: Split) -> Vec<Scene> {
+    (0..SCENES).map(|index| Scene::sample(SEED, split, index)).collect()
 }
 
 /// The picture of one of them.
-pub fn image(scene: usize) -> RgbImage {
-    picture(SEED, Split::Eval, scene as u32)
+pub fn image(split: Split, scene: usize) -> RgbImage {
+    picture(SEED, split, scene as u32)
 }
 
 /// Everything that can be known of a scene, one entry a thing: MMHal-Bench's `image_content`.
@@ -71,12 +72,12 @@ pub fn caption(scene: &Scene) -> String {
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn write(dir: &Path) -> Result<()> {
+pub fn write(dir: &Path, split: Split) -> Result<()> {
     folder::create(&dir.join("images"))?;
     (0..SCENES as usize)
         .into_par_iter()
-        .try_for_each(|scene| save(&image(scene), &dir.join("images").join(image_name(scene))))?;
-    for (name, text) in files() {
+        .try_for_each(|i| save(&image(split, i), &dir.join("images").join(image_name(i))))?;
+    for (name, text) in files(split) {
         let path = dir.join(name);
         folder::create(path.parent().unwrap_or(dir))?;
         std::fs::write(&path, text).map_err(Error::io(path))?;
@@ -85,8 +86,8 @@ pub fn write(dir: &Path) -> Result<()> {
 }
 
 /// Every file but the pictures: path in the folder, content.
-pub fn files() -> Vec<(String, String)> {
-    let scenes = scenes();
+pub fn files(split: Split) -> Vec<(String, String)> {
+    let scenes = scenes(split);
     let mut files = Files(Vec::new());
     pope(&mut files, &scenes);
     gqa(&mut files, &scenes);

@@ -68,6 +68,13 @@ pub fn config() -> Config {
     config.sampling.max_sentence_tokens = 32;
     config.sampling.max_response_tokens = 128;
     config.run.out = "runs/demo".into();
+    config.train.rank = 8;
+    config.train.alpha = 16.0;
+    config.train.learning_rate = 2e-4;
+    config.eval.data = BENCHMARKS.into();
+    config.eval.judge = Some(super::judge::MODEL.to_owned());
+    config.eval.ocr = Some(false);
+    config.eval.max_new_tokens = Some(128);
     config
 }
 
@@ -124,12 +131,14 @@ fn scenes() -> Result<PathBuf> {
 /// The folder that holds the demo's benchmarks, named as [`scenes`]'s is.
 fn benchmark_folder() -> Result<PathBuf> {
     let mut hasher = blake3::Hasher::new();
-    for (name, text) in benchmarks::files() {
+    for (name, text) in benchmarks::files(Split::Eval) {
         hasher.update(name.as_bytes()).update(text.as_bytes());
     }
-    hasher.update(benchmarks::image(0).as_raw());
+    hasher.update(benchmarks::image(Split::Eval, 0).as_raw());
     let hash = &hasher.finalize().to_hex()[..16];
-    made_once(&cache().join(format!("{BENCHMARKS}-{hash}")), benchmarks::write)
+    made_once(&cache().join(format!("{BENCHMARKS}-{hash}")), |dir| {
+        benchmarks::write(dir, Split::Eval)
+    })
 }
 
 /// Writes `data.json`, LLaVA conversations, and `images/*.png`. Two of three samples ask for a description, the third is

@@ -145,6 +145,31 @@ impl Benchmarks<'_> {
     }
 }
 
+/// Checks that several metrics can be run, and finds their files.
+///
+/// # Errors
+/// Files that are missing or malformed, or a judged metric without a judge.
+pub fn check(
+    benchmarks: &Benchmarks,
+    metrics: &[&'static dyn Metric],
+    settings: &Settings,
+    judge: bool,
+) -> Result<Vec<Files>> {
+    let mut files = Vec::new();
+    for metric in metrics {
+        let found = benchmarks.files(*metric)?;
+        open(*metric, &found, settings)?;
+        metric.can_ask(&found, settings)?;
+        if metric.spec().judged && !judge {
+            let message =
+                format!("one: {} is judged; leave it out or name a judge", metric.spec().name);
+            return Err(Error::argument("eval", "judge", "not given", message));
+        }
+        files.push(found);
+    }
+    Ok(files)
+}
+
 /// Runs several metrics in the order of [`METRICS`], each into its folder in `out`, and writes the summary there. Files are checked
 /// before anything is computed. MMHALv takes MMHAL's answers where both ask the same.
 ///
@@ -161,17 +186,7 @@ pub fn all(
     let (model, answering) = run.model.ok_or_else(|| missing("--model"))?;
     let (images, out) =
         (run.images.ok_or_else(|| missing("--images"))?, run.out.ok_or_else(|| missing("--out"))?);
-    let mut files = Vec::new();
-    for metric in metrics {
-        let found = benchmarks.files(*metric)?;
-        open(*metric, &found, settings)?;
-        metric.can_ask(&found, settings)?;
-        if metric.spec().judged && run.judge.is_none() {
-            let message = format!("{} needs one; --only leaves it out", metric.spec().name);
-            return Err(Error::argument("eval all", "--judge", "not given", message));
-        }
-        files.push(found);
-    }
+    let files = check(benchmarks, metrics, settings, run.judge.is_some())?;
     let mut summary = Summary {
         model: model.dir().file_name().unwrap_or_default().to_string_lossy().into_owned(),
         data: benchmarks.label.clone().unwrap_or_else(|| benchmarks.data.display().to_string()),

@@ -1,9 +1,11 @@
-//! Benchmark results of a run: the folders `eval/NAME` of a run folder, as `bdhs eval all --out` leaves them.
+//! Benchmark results of a run: the folders `eval/NAME` of a run folder, as `bdhs eval all --out` leaves them, and some of those
+//! that an ablation left.
 
 use std::path::{Path, PathBuf};
 
 use crate::{
     Error, Result,
+    ablation::{Ablation, BASELINE, CONTROL, judged_folder},
     data::json::read_document,
     eval::{
         Outcome, compare,
@@ -36,24 +38,37 @@ impl Evaluation {
 ///
 /// # Errors
 /// If a summary is malformed.
-pub(super) fn read(run: &Path) -> Result<Vec<Evaluation>> {
+pub(super) fn read(run: &Path, ablation: Option<&Ablation>) -> Result<Vec<Evaluation>> {
     let root = run.join("eval");
-    if !root.is_dir() {
-        return Ok(Vec::new());
+    let mut folders = Vec::new();
+    if root.is_dir() {
+        let entries = std::fs::read_dir(&root).map_err(Error::io(&root))?;
+        folders.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
     }
-    let entries = std::fs::read_dir(&root).map_err(Error::io(&root))?;
     let mut all = Vec::new();
-    for folder in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        let path = folder.join(SUMMARY);
-        // A run that is not finished has no summary yet.
-        if path.is_file() {
-            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            all.push(Evaluation { name, summary: read_document(&path)?, folder });
-        }
+    for folder in folders {
+        all.extend(evaluation(folder)?);
     }
     all.sort_by(|a, b| {
         let rho = a.summary.rho.total_cmp(&b.summary.rho);
         rho.then_with(|| a.name.cmp(&b.name))
     });
+    // Of an ablation, the models that are shown answer for answer.
+    let shown = ablation.map(|ablation| [BASELINE, &ablation.default, CONTROL]);
+    for (place, name) in shown.into_iter().flatten().enumerate() {
+        if let Some(found) = evaluation(judged_folder(run, name))? {
+            all.insert(place.min(all.len()), found);
+        }
+    }
     Ok(all)
+}
+
+/// What a folder holds; a run that is not finished has no summary yet.
+fn evaluation(folder: PathBuf) -> Result<Option<Evaluation>> {
+    let path = folder.join(SUMMARY);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Some(Evaluation { name, summary: read_document(&path)?, folder }))
 }

@@ -55,3 +55,27 @@ impl Multiples {
         Self { legend, figures, columns }
     }
 }
+
+/// A table over the grid, one cell a (encoder, threshold), in colours of the sequential scale.
+#[derive(Serialize)]
+pub(super) struct HeatMap {
+    pub title: String,
+    /// What the scale is.
+    pub note: String,
+    pub head: Vec<String>,
+    pub rows: Vec<HeatRow>,
+}
+
+/// A row of a [`HeatMap`].
+#[derive(Serialize)]
+pub(super) struct HeatRow {
+    pub encoder: String,
+    pub cells: Vec<Tile>,
+}
+
+/// A value and its step of the colour scale.
+#[derive(Serialize)]
+pub(super) struct Tile {
+    pub text: String,
+    pub step: usize,
+}

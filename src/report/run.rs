@@ -12,6 +12,8 @@ use super::{
 };
 use crate::{
     Error, Result,
+    ablation::{self, Ablation},
+    data::json::read_document,
     models::llava::PatchMap,
     sampling::SamplingConfig,
     store::{EncoderInfo, Key, Manifest, Score, Store, Wave},
@@ -50,6 +52,10 @@ pub(super) struct Run {
     pub images: Option<PathBuf>,
     /// What models scored on benchmarks.
     pub evaluations: Vec<Evaluation>,
+    /// The trained cells.
+    pub ablation: Option<Ablation>,
+    /// The run's own.
+    pub folder: PathBuf,
     /// What the page cannot show.
     pub missing: Vec<String>,
 }
@@ -57,7 +63,7 @@ pub(super) struct Run {
 impl Run {
     /// Reads a run folder.
     pub fn load(folder: &Path, options: &Options) -> Result<Self> {
-        let summary = read_summary(folder)?;
+        let summary = Summary::read(folder)?;
         let store = Store::open(folder.join("store.db"))?;
         let manifest = store.manifest().clone();
         let saved = SavedRun::read(folder)?;
@@ -88,6 +94,9 @@ impl Run {
         let waves = store.waves()?;
         let images = options.images.clone().or_else(|| saved.as_ref().map(image_folder));
         let patches = saved.as_ref().and_then(|saved| saved.patches.clone());
+        let path = folder.join(ablation::RESULT);
+        let ablation: Option<Ablation> =
+            if path.is_file() { Some(read_document(&path)?) } else { None };
         let mut run = Self {
             texts: BTreeMap::new(),
             store,
@@ -104,7 +113,9 @@ impl Run {
             waves,
             patches,
             images,
-            evaluations: evaluations::read(folder)?,
+            evaluations: evaluations::read(folder, ablation.as_ref())?,
+            ablation,
+            folder: folder.to_owned(),
             missing,
         };
         run.load_texts(folder)?;
@@ -163,31 +174,6 @@ impl Run {
             .min_by(|a, b| distance(a).total_cmp(&distance(b)))
             .unwrap_or(0.97)
     }
-}
-
-fn read_summary(folder: &Path) -> Result<Summary> {
-    let path = folder.join("summary.json");
-    let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::Store {
-            path: folder.into(),
-            message: "has no summary.json, which a run writes when it ends: not a run folder, or a run that is \
-                      not finished (the command that began it continues it)"
-                .into(),
-        },
-        _ => Error::Io { path: path.clone(), source: error },
-    })?;
-    let summary: Summary = serde_json::from_str(&text).map_err(|error| {
-        Error::invalid(&path, format!("line {}", error.line()), error.to_string())
-    })?;
-    if summary.cells.is_empty() || summary.samples == 0 || u32::try_from(summary.samples).is_err() {
-        let message = format!(
-            "has {} cells and {} samples, expected at least one of each",
-            summary.cells.len(),
-            summary.samples
-        );
-        return Err(Error::invalid(&path, "", message));
-    }
-    Ok(summary)
 }
 
 /// Encoders and thresholds in the summary's order.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result,
+    Error, Result, ablation,
     data::TurnChoice,
     demo::embedded::{is_embedded, resolve},
     sampling::SamplingConfig,
@@ -30,6 +30,10 @@ pub struct Config {
     pub export: Export,
     /// How a model is trained on a cell's pairs.
     pub train: train::Settings,
+    /// Benchmarks of every trained model.
+    pub eval: ablation::Eval,
+    /// What trained cells are compared with.
+    pub ablation: ablation::Compared,
 }
 
 /// The multimodal LLM.
@@ -138,6 +142,8 @@ impl Config {
         relative(&mut config.model.path);
         relative(&mut config.data.file);
         config.data.images.as_mut().map(relative);
+        relative(&mut config.eval.data);
+        config.eval.images.as_mut().map(relative);
         config.grid.encoders.iter_mut().for_each(relative);
         relative(&mut config.run.out);
         Ok(config)
@@ -187,6 +193,7 @@ impl Config {
             return invalid("data.limit", "is 0, expected at least 1".into());
         }
         self.train.validate()?;
+        self.ablation.validate()?;
         self.sampling.validate()
     }
 }

@@ -296,7 +296,7 @@ pub fn matched_threshold(table: &ScoreTable, samples: &[u32], rate: f64) -> Matc
     MatchedThreshold { encoder: table.encoder.clone(), rate, threshold, acceptance }
 }
 
-pub(super) fn label(encoder: &str, threshold: f64) -> String {
+pub(crate) fn label(encoder: &str, threshold: f64) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let name: String = encoder.chars().map(safe).collect();
     format!("{name}__{}", threshold_text(threshold))

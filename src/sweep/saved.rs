@@ -24,7 +24,7 @@ impl SavedRun {
     pub fn of(config: &Config) -> Self {
         let mut config = config.clone();
         let paths = [&mut config.model.path, &mut config.data.file, &mut config.run.out];
-        let paths = paths.into_iter().chain(&mut config.data.images);
+        let paths = paths.into_iter().chain(&mut config.data.images).chain(&mut config.eval.images);
         for path in paths.chain(&mut config.grid.encoders) {
             if let Ok(absolute) = std::path::absolute(&*path) {
                 *path = absolute;

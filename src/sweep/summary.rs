@@ -1,6 +1,8 @@
 //! What a sweep found: one JSON document of fixed shape, and one table for people.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::{Deserialize, Serialize};
@@ -11,6 +13,7 @@ use super::grid::{
 };
 use crate::sampling::Flag;
 use crate::store::{EncoderInfo, ScoreRow};
+use crate::{Error, Result};
 
 /// The document that `--json` prints. Field names and their order are part of the interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,6 +122,38 @@ pub struct SummaryInput<'a> {
 }
 
 impl Summary {
+    /// That of a run folder.
+    ///
+    /// # Errors
+    /// If the run is not finished, or the file holds something else.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("summary.json");
+        let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::Store {
+                path: folder.into(),
+                message: "has no summary.json, which a run writes when it ends: not a run folder, or a run that is \
+                          not finished (the command that began it continues it)"
+                    .into(),
+            },
+            _ => Error::Io { path: path.clone(), source: error },
+        })?;
+        let summary: Self = serde_json::from_str(&text).map_err(|error| {
+            Error::invalid(&path, format!("line {}", error.line()), error.to_string())
+        })?;
+        if summary.cells.is_empty()
+            || summary.samples == 0
+            || u32::try_from(summary.samples).is_err()
+        {
+            let message = format!(
+                "has {} cells and {} samples, expected at least one of each",
+                summary.cells.len(),
+                summary.samples
+            );
+            return Err(Error::invalid(&path, "", message));
+        }
+        Ok(summary)
+    }
+
     /// Counts everything.
     pub fn new(input: &SummaryInput) -> Self {
         Self {

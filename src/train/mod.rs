@@ -19,7 +19,7 @@ mod trainer;
 
 pub use loss::{LogProbs, Value};
 pub use pairs::{Pair, read_pairs};
-pub use run::{Options, Outcome, run};
+pub use run::{Line, Means, Options, Outcome, run};
 pub use sequence::Sequences;
 pub use settings::{Loss, Settings};
 pub use trainer::{BatchStats, Example, Trainer};

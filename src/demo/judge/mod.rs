@@ -22,7 +22,10 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use tiny_http::{Header, Method, Request, Response, Server};
 
-use super::{benchmarks, scene::Scene};
+use super::{
+    benchmarks,
+    scene::{Scene, Split},
+};
 use crate::{
     Error, Result,
     eval::{llavaw, mmhal, mmvet},
@@ -125,15 +128,20 @@ struct Knowledge {
 
 impl Knowledge {
     fn new() -> Self {
-        let scenes = benchmarks::scenes();
+        const SPLITS: [Split; 2] = [Split::Eval, Split::Select];
+        let scenes: Vec<Scene> = SPLITS.into_iter().flat_map(benchmarks::scenes).collect();
+        let pictures = SPLITS.into_iter().flat_map(|split| {
+            (0..benchmarks::SCENES as usize).map(move |i| benchmarks::image(split, i))
+        });
         let numbered = |name: &dyn Fn(&Scene) -> String| {
             scenes.iter().enumerate().map(|(i, scene)| (name(scene), i)).collect()
         };
         Self {
             by_contents: numbered(&|scene| benchmarks::contents(scene).join(", ")),
             by_caption: numbered(&benchmarks::caption),
-            by_picture: (0..scenes.len())
-                .map(|i| (blake3::hash(benchmarks::image(i).as_raw()), i))
+            by_picture: pictures
+                .enumerate()
+                .map(|(i, picture)| (blake3::hash(picture.as_raw()), i))
                 .collect(),
             scenes,
         }

@@ -8,6 +8,7 @@ mod bars;
 mod curves;
 mod dots;
 mod histogram;
+mod lines;
 mod matrix;
 
 use minijinja::Value;
@@ -24,6 +25,7 @@ pub(super) use bars::{BAR, Bar, bars};
 pub(super) use curves::{Curve, curves};
 pub(super) use dots::{AROUND, DotRow, ROW, dots};
 pub(super) use histogram::{Axis, histogram};
+pub(super) use lines::{Line, lines};
 pub(super) use matrix::matrix;
 
 /// plotters has whole pixels; drawing this many times larger than the view box makes them fine enough.

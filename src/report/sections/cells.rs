@@ -1,11 +1,10 @@
 //! Heat maps: one table cell a cell of the grid.
 
 use minijinja::{Value, context};
-use serde::Serialize;
 
 use super::super::{
     chart::step,
-    figure::Table,
+    figure::{HeatMap, HeatRow, Table, Tile},
     gallery::Pair,
     number::{count, phi, share},
     page::value,
@@ -15,28 +14,6 @@ use crate::{
     Result,
     sweep::{grid::threshold_text, summary::CellSummary},
 };
-
-/// One heat map.
-#[derive(Serialize)]
-struct Map {
-    title: &'static str,
-    note: String,
-    head: Vec<String>,
-    rows: Vec<MapRow>,
-}
-
-#[derive(Serialize)]
-struct MapRow {
-    encoder: String,
-    cells: Vec<Tile>,
-}
-
-/// A value and its step of the colour scale.
-#[derive(Serialize)]
-struct Tile {
-    text: String,
-    step: usize,
-}
 
 pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
     let attempts = f64::from(run.summary.attempts);
@@ -94,7 +71,7 @@ fn map(
     title: &'static str,
     note: String,
     value: impl Fn(&CellSummary) -> (String, f64),
-) -> Map {
+) -> HeatMap {
     let tile = |encoder: &str, threshold: &f64| match run.cell(encoder, *threshold) {
         Some(cell) => {
             let (text, scale) = value(cell);
@@ -102,12 +79,12 @@ fn map(
         }
         None => Tile { text: "–".into(), step: 0 },
     };
-    let row = |encoder: &String| MapRow {
+    let row = |encoder: &String| HeatRow {
         encoder: encoder.clone(),
         cells: run.thresholds.iter().map(|threshold| tile(encoder, threshold)).collect(),
     };
-    Map {
-        title,
+    HeatMap {
+        title: title.to_owned(),
         note,
         head: run.thresholds.iter().map(|t| threshold_text(*t)).collect(),
         rows: run.encoders.iter().map(row).collect(),

@@ -1,5 +1,6 @@
 //! The sections of the page, in order.
 
+mod ablation;
 mod acceptance;
 mod benchmarks;
 mod cells;
@@ -39,12 +40,13 @@ macro_rules! section {
 }
 
 /// All sections. To add one: a module here with `content`, a template of its name, a line in this list.
-pub(super) const ALL: [Section; 10] = [
+pub(super) const ALL: [Section; 11] = [
     section!(example, "One pair"),
     section!(acceptance, "How soon a candidate is accepted"),
     section!(phi, "How similar candidates are"),
     section!(cells, "Encoder by threshold"),
     section!(overlap, "What the cells share"),
+    section!(ablation, "The trained cells"),
     section!(benchmarks, "Benchmarks"),
     section!(cost, "What it cost"),
     section!(limits, "Truncation and flags"),

@@ -1,0 +1,64 @@
+//! Floor 4: the ablation's second half. A decided sweep's cells become trained models, judged by the benchmarks, in one table.
+//!
+//! [`Plan`] says which models there are (cells with the same pairs share one), [`stages`] trains and judges them in any
+//! order and by any number of processes, [`table`] reads what they left. [`finish`] does the whole of it.
+
+mod config;
+mod plan;
+mod run;
+mod table;
+mod text;
+
+use candle_core::Device;
+
+pub use config::{Ablation as Compared, Eval};
+pub use plan::{BASELINE, CONTROL, CellModel, Kind, Model, Plan};
+pub use run::{
+    Share, Stage, check, done, judged, judged_folder, model_folder, stages, trained, workers,
+};
+pub use table::{Ablation, Difference, ModelResult, Score, Seeds, Spread, Statistic, table};
+
+use crate::engine::Progress;
+use crate::sweep::atomic::{write_file, write_json};
+use crate::sweep::{Config, summary::Summary};
+use crate::{Result, report};
+
+/// Name of the result in a run folder; beside it the same as Markdown and CSV.
+pub const RESULT: &str = "ablation.json";
+
+/// The plan of a decided run, whose encoders its summary names.
+///
+/// # Errors
+/// As [`Plan::new`].
+pub fn plan(config: &Config, summary: &Summary) -> Result<Plan> {
+    let mut encoders: Vec<String> = Vec::new();
+    for cell in &summary.cells {
+        if !encoders.contains(&cell.encoder) {
+            encoders.push(cell.encoder.clone());
+        }
+    }
+    Plan::new(config, &encoders)
+}
+
+/// Trains and judges whatever is missing, then writes the result and the report.
+///
+/// # Errors
+/// As [`stages`] and [`table`].
+pub fn finish(
+    config: &Config,
+    plan: &Plan,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Ablation> {
+    stages(config, plan, &[Stage::Train, Stage::Judge], Share::All, device, progress)?;
+    progress.begin("comparing", None);
+    let result = table(config, plan)?;
+    let run = &config.run.out;
+    write_json(&run.join(RESULT), &result)?;
+    write_file(run.join("ablation.csv"), result.csv().as_bytes())?;
+    write_file(run.join("ablation.md"), result.markdown().as_bytes())?;
+    if let Err(error) = report::write(run, &report::Options::default()) {
+        progress.warn(&format!("report.html was not written: {error}"));
+    }
+    Ok(result)
+}

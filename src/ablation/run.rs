@@ -1,0 +1,304 @@
+//! The stages after a sweep: train a model, judge it. Each is done once, whoever asks and in whatever order.
+//!
+//! ```text
+//! RUN/models/NAME    the adapter of a model, as `bdhs train` leaves it
+//! RUN/judged/NAME    its answers, replies and scores, as `bdhs eval all` leaves them
+//! RUN/locks/NAME     who is at a model
+//! RUN/reference.jsonl  log-probabilities under the base, shared by all trainings
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
+
+use super::config::Eval;
+use super::plan::{Kind, Model, Plan, image_folder};
+use crate::data::json::read_document;
+use crate::demo::embedded::{BENCHMARKS, is_embedded, resolve};
+use crate::demo::judge::{self, Service};
+use crate::engine::{Answering, Progress, checkpoint};
+use crate::eval::judge::{Endpoint, Judge};
+use crate::eval::run::{self, Benchmarks, Heard, SUMMARY, Summary};
+use crate::eval::{self, Settings};
+use crate::models::{device, llava::Llava, weights::Weights};
+use crate::sweep::Config;
+use crate::sweep::atomic::write_json;
+use crate::train::{self, Outcome};
+use crate::{Error, Result};
+
+/// A stage of an ablation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Train every model.
+    Train,
+    /// Judge every model; it must be trained.
+    Judge,
+}
+
+impl Stage {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Judge => "judge",
+        }
+    }
+
+    /// The stage of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Train, Self::Judge].into_iter().find(|stage| stage.name() == name)
+    }
+}
+
+/// Seconds of a judged model, in its folder.
+#[derive(Serialize, Deserialize)]
+struct Seconds {
+    judge: f64,
+}
+
+const SECONDS: &str = "seconds.json";
+/// A base of fewer bytes is trained by one process a core.
+const SMALL: u64 = 1 << 30;
+
+/// The folder of a model's adapter.
+pub fn model_folder(run: &Path, model: &str) -> PathBuf {
+    run.join("models").join(model)
+}
+
+/// The folder of a model's scores.
+pub fn judged_folder(run: &Path, model: &str) -> PathBuf {
+    run.join("judged").join(model)
+}
+
+/// What was trained: none for the baseline, and for a model that is not trained yet.
+///
+/// # Errors
+/// If the file is malformed.
+pub fn trained(run: &Path, model: &Model) -> Result<Option<Outcome>> {
+    let path = model_folder(run, &model.name).join("train.json");
+    if path.is_file() { read_document(&path).map(Some) } else { Ok(None) }
+}
+
+/// What was judged, if it was: scores, and the seconds it took.
+///
+/// # Errors
+/// If a file is malformed.
+pub fn judged(run: &Path, model: &Model) -> Result<Option<(Summary, f64)>> {
+    let folder = judged_folder(run, &model.name);
+    if !folder.join(SECONDS).is_file() {
+        return Ok(None);
+    }
+    let seconds: Seconds = read_document(&folder.join(SECONDS))?;
+    Ok(Some((read_document(&folder.join(SUMMARY))?, seconds.judge)))
+}
+
+/// Which models a process works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// All; those that another process is at are waited for.
+    All,
+    /// Whatever no other process is at: how several share the work.
+    Free,
+    /// Those whose place among all is `index` modulo `count`.
+    Part {
+        /// From 0.
+        index: usize,
+        /// At least 1.
+        count: usize,
+    },
+}
+
+/// Carries out stages for a share of the models; what is done is not done again, and two processes are never at one model.
+///
+/// # Errors
+/// The first that a model met, and a requested stop.
+pub fn stages(
+    config: &Config,
+    plan: &Plan,
+    stages: &[Stage],
+    share: Share,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let judging = match stages.contains(&Stage::Judge) {
+        true => Some(Judging::new(config)?),
+        false => None,
+    };
+    for (i, model) in plan.models.iter().enumerate() {
+        if matches!(share, Share::Part { index, count } if i % count != index) {
+            continue;
+        }
+        let Some(_lock) = lock(&config.run.out, &model.name, share)? else { continue };
+        checkpoint(progress)?;
+        if stages.contains(&Stage::Train) {
+            train(config, model, device, progress)?;
+        }
+        if let Some(judging) = &judging {
+            judging.judge(config, model, device, progress)?;
+        }
+    }
+    Ok(())
+}
+
+/// A model's lock, held until it is dropped or the process ends; none if another has it and is not to be waited for.
+fn lock(run: &Path, model: &str, share: Share) -> Result<Option<File>> {
+    let folder = run.join("locks");
+    fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    let path = folder.join(model);
+    let file = File::create(&path).map_err(Error::io(&path))?;
+    match share {
+        Share::Free => match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(Error::Io { path, source }),
+        },
+        Share::All | Share::Part { .. } => {
+            file.lock().map_err(Error::io(&path))?;
+            Ok(Some(file))
+        }
+    }
+}
+
+/// How many processes of one thread each do a machine's share soonest: small products keep one core busy, large ones all.
+///
+/// # Errors
+/// If the base has no weights.
+pub fn workers(config: &Config, device: &Device) -> Result<usize> {
+    let weights = Weights::open(&config.model.path, &Device::Cpu, DType::F32)?;
+    let bytes: u64 = weights.stored_bytes().values().sum();
+    Ok(if device.is_cpu() && bytes < SMALL { rayon::current_num_threads() } else { 1 })
+}
+
+/// How many models are trained, and how many are judged.
+///
+/// # Errors
+/// If a file of theirs is malformed.
+pub fn done(config: &Config, plan: &Plan) -> Result<[usize; 2]> {
+    let run = &config.run.out;
+    let mut done = [0, 0];
+    for model in &plan.models {
+        done[0] += usize::from(model.pairs.is_none() || trained(run, model)?.is_some());
+        done[1] += usize::from(judged(run, model)?.is_some());
+    }
+    Ok(done)
+}
+
+fn train(config: &Config, model: &Model, device: &Device, progress: &dyn Progress) -> Result<()> {
+    let Some(file) = &model.pairs else { return Ok(()) };
+    let pairs = train::read_pairs(file, Some(&image_folder(config)))?;
+    let reference = config.run.out.join("reference.jsonl");
+    let options = train::Options {
+        model: &config.model.path,
+        device,
+        dtype: &config.model.dtype,
+        out: &model_folder(&config.run.out, &model.name),
+        file,
+        reference: Some(&reference),
+    };
+    train::run(&pairs, &model.settings(config), &options, progress).map(|_| ())
+}
+
+/// Checks that models can be judged: benchmarks are there and whole, judged metrics have a judge.
+///
+/// # Errors
+/// What does not fit.
+pub fn check(config: &Config) -> Result<()> {
+    Judging::new(config).map(|_| ())
+}
+
+/// Benchmarks, settings and judge of an ablation.
+struct Judging {
+    data: PathBuf,
+    label: Option<String>,
+    images: PathBuf,
+    settings: Settings,
+    metrics: Vec<&'static dyn eval::Metric>,
+    judge: Option<Judge>,
+    /// The demo's own judge, as long as it is needed.
+    _service: Option<Service>,
+}
+
+impl Judging {
+    fn new(config: &Config) -> Result<Self> {
+        let eval: &Eval = &config.eval;
+        eval.validate()?;
+        let data = resolve(&eval.data)?;
+        let service = match eval.judge.as_deref() {
+            Some(judge::MODEL) => Some(Service::start(0)?),
+            _ => None,
+        };
+        let endpoint = match (&service, &eval.judge) {
+            (Some(service), _) => Some(Endpoint::new(service.url(), judge::MODEL, None)),
+            (None, Some(model)) => Some(Endpoint::from_env(model)),
+            (None, None) => None,
+        };
+        let this = Self {
+            label: is_embedded(&eval.data).then(|| BENCHMARKS.to_owned()),
+            images: eval.images.clone().unwrap_or_else(|| data.join("images")),
+            settings: Settings {
+                ocr: eval.ocr,
+                max_new_tokens: eval.max_new_tokens,
+                resamples: eval.resamples,
+                ..Settings::default()
+            },
+            metrics: run::chosen(&eval.metrics)?,
+            judge: endpoint.map(|endpoint| Judge {
+                endpoint,
+                runs: 1,
+                threads: 4,
+                tries: 8,
+                backoff: Duration::from_secs(1),
+                timeout: Duration::from_secs(120),
+                accept_model: None,
+                detail: "auto".to_owned(),
+                prices: None,
+            }),
+            data,
+            _service: service,
+        };
+        run::check(&this.benchmarks(), &this.metrics, &this.settings, this.judge.is_some())?;
+        Ok(this)
+    }
+
+    fn benchmarks(&self) -> Benchmarks<'_> {
+        Benchmarks { data: &self.data, label: self.label.clone() }
+    }
+
+    fn judge(
+        &self,
+        config: &Config,
+        model: &Model,
+        device: &Device,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let run_folder = &config.run.out;
+        if judged(run_folder, model)?.is_some() {
+            return Ok(());
+        }
+        let folder = match model.kind {
+            Kind::Baseline => config.model.path.clone(),
+            _ => model_folder(run_folder, &model.name),
+        };
+        if model.kind != Kind::Baseline && trained(run_folder, model)?.is_none() {
+            let message = "has no train.json: this model is not trained yet";
+            return Err(Error::invalid(folder, "", message));
+        }
+        let begun = Instant::now();
+        let loaded = Llava::load(&folder, device, device::dtype(&config.model.dtype)?)?;
+        let out = judged_folder(run_folder, &model.name);
+        let answering =
+            Answering { token_budget: config.run.token_budget as usize, ..Answering::default() };
+        let run = run::Run {
+            model: Some((&loaded, answering)),
+            judge: self.judge.as_ref(),
+            images: Some(&self.images),
+            out: Some(&out),
+        };
+        let heard = Heard { progress, cost: &|_, _| {} };
+        run::all(&run, &self.benchmarks(), &self.metrics, &self.settings, &heard)?;
+        write_json(&out.join(SECONDS), &Seconds { judge: begun.elapsed().as_secs_f64() })
+    }
+}

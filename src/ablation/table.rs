@@ -1,0 +1,336 @@
+//! The ablation's result: every model's scores with intervals, paired tests, costs, and what holds over seeds.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::plan::{BASELINE, CellModel, Kind, Model, Plan};
+use super::run::{judged, judged_folder, trained};
+use crate::eval::compare::{self, Comparison, compare};
+use crate::eval::run::Summary;
+use crate::eval::tally::Estimate;
+use crate::sweep::Config;
+use crate::train::Means;
+use crate::{Error, Result};
+
+/// Statistics that stand beside a metric's score, and whether less is better.
+const BESIDE: [(&str, &str, bool); 2] =
+    [("pope", "accuracy", false), ("recall-coco", "chair_i", true)];
+
+/// `ablation.json`. Field names and their order are part of the interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ablation {
+    /// The benchmarks' label, or their folder.
+    pub data: String,
+    /// Columns of the table, in order.
+    pub statistics: Vec<Statistic>,
+    /// The model that others are tested against.
+    pub default: String,
+    /// Cells in the grid's order, and who answers for each.
+    pub cells: Vec<CellModel>,
+    /// Every model, the baseline first.
+    pub models: Vec<ModelResult>,
+    /// Over seeds: default cell and control against the baseline, one for each statistic.
+    pub seeds: Vec<Seeds>,
+    /// What a reader must know about the tests.
+    pub notes: Vec<String>,
+}
+
+/// A column: a metric's score or a statistic beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistic {
+    /// The metric.
+    pub metric: String,
+    /// The statistic.
+    pub name: String,
+    /// Whether less is better.
+    pub less_is_better: bool,
+}
+
+/// One model's part of the result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelResult {
+    /// Its name, and that of its folders.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Seed of its training.
+    pub seed: u64,
+    /// Pairs trained on.
+    pub pairs: usize,
+    /// Pairs left out because of a flag.
+    pub excluded: usize,
+    /// The last epoch of its training.
+    pub training: Option<Means>,
+    /// In the order of [`Ablation::statistics`].
+    pub scores: Vec<Score>,
+    /// Wall time by stage: reference, train, judge.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// A statistic of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Value and 95 % interval over the benchmark's images.
+    pub value: Option<Estimate>,
+    /// This minus the baseline; none for the baseline.
+    pub baseline: Option<Difference>,
+    /// This minus the default cell's model; none for that.
+    pub default: Option<Difference>,
+    /// Items that score better and worse than the baseline's.
+    pub changed: [u64; 2],
+}
+
+/// A paired difference on the same resamples of the benchmark's images.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Value and 95 % interval.
+    pub difference: Estimate,
+    /// Two-sided bootstrap p-value of no difference.
+    pub p: Option<f64>,
+    /// The same, adjusted by Holm's method over the grid's models in this statistic; none outside the grid.
+    pub p_holm: Option<f64>,
+}
+
+/// A statistic over seeds of training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Seeds {
+    /// The baseline's value: the exact initial weights, judged in the same run.
+    pub baseline: Option<f64>,
+    /// The default cell's models.
+    pub default: Spread,
+    /// The control's models.
+    pub control: Option<Spread>,
+}
+
+/// Values of several seeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// One a seed.
+    pub values: Vec<f64>,
+    /// Their mean.
+    pub mean: f64,
+    /// 95 % interval of the mean over trainings (Student's t); none for one seed. It says nothing about other images.
+    pub interval: Option<[f64; 2]>,
+}
+
+impl Spread {
+    fn of(values: Vec<f64>) -> Option<Self> {
+        let n = values.len();
+        if n == 0 {
+            return None;
+        }
+        let mean = values.iter().sum::<f64>() / n as f64;
+        let interval = (n > 1).then(|| {
+            let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+            let half = student(n - 1) * (squares / (n - 1) as f64 / n as f64).sqrt();
+            [mean - half, mean + half]
+        });
+        Some(Self { values, mean, interval })
+    }
+}
+
+/// The 97.5 % quantile of Student's t with so many degrees of freedom.
+fn student(freedom: usize) -> f64 {
+    const TABLE: [f64; 10] =
+        [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281];
+    match TABLE.get(freedom - 1) {
+        Some(&t) => t,
+        // Cornish and Fisher's expansion about the normal quantile: within 0.001 from here on.
+        None => {
+            let (z, n) = (1.959_964_f64, freedom as f64);
+            z + (z.powi(3) + z) / (4.0 * n)
+                + (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / (96.0 * n * n)
+        }
+    }
+}
+
+/// Reads what all models left in the run folder.
+///
+/// # Errors
+/// A model that is not judged yet, or a malformed file.
+pub fn table(config: &Config, plan: &Plan) -> Result<Ablation> {
+    let run = &config.run.out;
+    let summaries = plan
+        .models
+        .iter()
+        .map(|model| {
+            judged(run, model)?.ok_or_else(|| {
+                let folder = judged_folder(run, &model.name);
+                Error::invalid(folder, "", "is not finished: this model is not judged yet")
+            })
+        })
+        .collect::<Result<Vec<(Summary, f64)>>>()?;
+    let statistics = statistics(&summaries[0].0);
+    let compared: Vec<Vec<Score>> = plan
+        .models
+        .par_iter()
+        .zip(&summaries)
+        .map(|(model, (summary, _))| scores(run, plan, model, summary, &statistics, config))
+        .collect::<Result<_>>()?;
+    let mut models = Vec::new();
+    for ((model, (_, judge)), scores) in plan.models.iter().zip(&summaries).zip(compared) {
+        let outcome = trained(run, model)?;
+        let mut seconds = outcome.as_ref().map(|o| o.seconds.clone()).unwrap_or_default();
+        seconds.insert("judge".to_owned(), *judge);
+        models.push(ModelResult {
+            name: model.name.clone(),
+            kind: model.kind.clone(),
+            seed: model.seed,
+            pairs: outcome.as_ref().map_or(0, |o| o.pairs),
+            excluded: outcome.as_ref().map_or(0, |o| o.excluded),
+            training: outcome.map(|o| o.last),
+            scores,
+            seconds,
+        });
+    }
+    adjust(&mut models, plan);
+    let seeds = (0..statistics.len()).filter_map(|i| seeds(&models, plan, config, i)).collect();
+    Ok(Ablation {
+        data: summaries[0].0.data.clone(),
+        statistics,
+        default: plan.default.clone(),
+        cells: plan.cells.clone(),
+        seeds,
+        notes: notes(plan, config),
+        models,
+    })
+}
+
+fn statistics(summary: &Summary) -> Vec<Statistic> {
+    let mut all = Vec::new();
+    for row in &summary.metrics {
+        let mut add = |name: &str, less_is_better| {
+            let (metric, name) = (row.metric.clone(), name.to_owned());
+            all.push(Statistic { metric, name, less_is_better });
+        };
+        add(&row.name, false);
+        for (_, name, less) in BESIDE.iter().filter(|(metric, ..)| *metric == row.metric) {
+            add(name, *less);
+        }
+    }
+    all
+}
+
+/// A model's scores, with its differences from baseline and default.
+fn scores(
+    run: &Path,
+    plan: &Plan,
+    model: &Model,
+    summary: &Summary,
+    statistics: &[Statistic],
+    config: &Config,
+) -> Result<Vec<Score>> {
+    let mut all = Vec::new();
+    for row in &summary.metrics {
+        let file = |name: &str| judged_folder(run, name).join(&row.metric).join("result.json");
+        let own = compare::read(&file(&model.name))?;
+        let against = |other: &str| -> Result<Option<Comparison>> {
+            if other == model.name {
+                return Ok(None);
+            }
+            let (a, names) = (file(other), [file(other), file(&model.name)]);
+            let names = [names[0].as_path(), names[1].as_path()];
+            compare(&compare::read(&a)?, own.clone(), names, config.eval.resamples, 0).map(Some)
+        };
+        let (baseline, default) = (against(BASELINE)?, against(&plan.default)?);
+        for statistic in statistics.iter().filter(|s| s.metric == row.metric) {
+            let value = &own.details["scores"][&statistic.name];
+            let count = |better: bool| {
+                let items = baseline.iter().flat_map(|comparison| &comparison.differing);
+                items.filter(|item| (item.score_b > item.score_a) == better).count() as u64
+            };
+            all.push(Score {
+                value: serde_json::from_value(value.clone()).ok(),
+                baseline: baseline.as_ref().and_then(|c| difference(c, &statistic.name)),
+                default: default.as_ref().and_then(|c| difference(c, &statistic.name)),
+                changed: [count(true), count(false)],
+            });
+        }
+    }
+    Ok(all)
+}
+
+fn difference(comparison: &Comparison, name: &str) -> Option<Difference> {
+    let change = comparison.scores.get(name)?;
+    let difference = serde_json::from_value(change["difference"].clone()).ok()?;
+    Some(Difference { difference, p: change["p"].as_f64(), p_holm: None })
+}
+
+/// Holm's adjustment of each statistic's tests, over the models that answer for cells.
+fn adjust(models: &mut [ModelResult], plan: &Plan) {
+    let grid = |model: &ModelResult| plan.cells.iter().any(|cell| cell.model == model.name);
+    let statistics = models.first().map_or(0, |model| model.scores.len());
+    type Pick = fn(&mut Score) -> &mut Option<Difference>;
+    let picks: [Pick; 2] = [|score| &mut score.baseline, |score| &mut score.default];
+    for i in 0..statistics {
+        for pick in picks {
+            let mut tests: Vec<&mut Difference> = models
+                .iter_mut()
+                .filter(|model| grid(model))
+                .filter_map(|model| pick(&mut model.scores[i]).as_mut())
+                .filter(|test| test.p.is_some())
+                .collect();
+            tests.sort_by(|a, b| a.p.unwrap_or(1.0).total_cmp(&b.p.unwrap_or(1.0)));
+            let (n, mut least) = (tests.len(), 0f64);
+            for (rank, test) in tests.into_iter().enumerate() {
+                least = least.max((test.p.unwrap_or(1.0) * (n - rank) as f64).min(1.0));
+                test.p_holm = Some(least);
+            }
+        }
+    }
+}
+
+fn seeds(models: &[ModelResult], plan: &Plan, config: &Config, i: usize) -> Option<Seeds> {
+    let value = |name: &String| {
+        let model = models.iter().find(|model| model.name == *name)?;
+        model.scores[i].value?.value
+    };
+    let spread = |names: Vec<String>| Spread::of(names.iter().filter_map(value).collect());
+    let count = config.ablation.seeds;
+    Some(Seeds {
+        baseline: value(&BASELINE.to_owned()),
+        default: spread(plan.defaults(count))?,
+        control: spread(plan.controls(count)),
+    })
+}
+
+fn notes(plan: &Plan, config: &Config) -> Vec<String> {
+    let trained =
+        plan.models.iter().filter(|m| plan.cells.iter().any(|c| c.model == m.name)).count();
+    let mut notes = vec![
+        format!(
+            "{} cells, {trained} trained models: cells whose pairs are the same share one.",
+            plan.cells.len()
+        ),
+        "All cells draw from the same candidates, train from the same start in the same order (seed and settings are \
+         equal), and answer the same items: differences are paired, and cells are no independent replicates."
+            .to_owned(),
+        "Intervals of scores and differences are over the benchmark's images, for one training each; intervals over \
+         seeds are over trainings, for these images."
+            .to_owned(),
+        format!(
+            "p-values are of single tests; p (Holm) is adjusted over the grid's models within a statistic. With {} \
+             statistics beside each other, some differences are expected by chance.",
+            statistics_count(config)
+        ),
+    ];
+    if config.ablation.control {
+        notes.push(
+            "The control is trained on the chosen answers of the default cell alone, for as many steps: what it gains \
+             needs no rejected answers."
+                .to_owned(),
+        );
+    }
+    notes
+}
+
+fn statistics_count(config: &Config) -> usize {
+    let metrics = match config.eval.metrics.len() {
+        0 => crate::eval::METRICS.len(),
+        some => some,
+    };
+    metrics + BESIDE.len()
+}

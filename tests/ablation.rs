@@ -1,0 +1,274 @@
+//! The whole ablation on the tiny models: trained cells, judged, compared; stopped, shared and continued.
+#![cfg(feature = "toolkit")]
+
+mod common;
+
+use std::{
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use bdhs::ablation::{Ablation, Kind};
+use bdhs::demo::benchmarks::{files, image};
+use bdhs::demo::scene::Split;
+use common::{bdhs, dataset, encoders, json, llava, succeed};
+
+/// Images of the benchmarks.
+const IMAGES: usize = 6;
+
+/// The demo's POPE and Recall_coco, of the first images only.
+fn benchmarks(dir: &Path) {
+    let known = |text: &str| (0..IMAGES).any(|i| text.contains(&format!("{i:05}")));
+    let lines = |text: &str| {
+        text.lines().filter(|line| known(line)).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    for (name, text) in files(Split::Eval) {
+        let text = match name.split_once('/') {
+            Some(("pope", _)) | Some(("recall-coco", "questions.jsonl")) => lines(&text),
+            Some(("recall-coco", "gt_objects.json")) => {
+                let mut all: serde_json::Map<String, serde_json::Value> =
+                    serde_json::from_str(&text).unwrap();
+                all.retain(|image, _| known(image));
+                serde_json::Value::Object(all).to_string()
+            }
+            Some(("recall-coco", _)) => text,
+            _ => continue,
+        };
+        let path = dir.join(&name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    std::fs::create_dir_all(dir.join("images")).unwrap();
+    for i in 0..IMAGES {
+        image(Split::Eval, i).save(dir.join(format!("images/{i:05}.png"))).unwrap();
+    }
+}
+
+/// Two encoders, two thresholds, two seeds.
+fn configuration(dir: &Path) -> PathBuf {
+    let data = dataset(dir, 8);
+    benchmarks(&dir.join("benchmarks"));
+    let [first, second] = encoders();
+    let text = format!(
+        "model.path = {:?}\ndata.file = {data:?}\n\
+         [sampling]\nrho = 0.5\nmax_sentence_tokens = 16\nmax_response_tokens = 32\nattempts = 3\n\
+         [grid]\nencoders = [{first:?}, {second:?}]\nthresholds = [0.95, 0.97]\n\
+         [train]\nrank = 2\nalpha = 4.0\nlearning_rate = 2e-2\nepochs = 2\nbatch = 4\ncheckpoint = 1\nexclude_flagged = false\n\
+         [eval]\ndata = {:?}\nmetrics = [\"pope\", \"recall-coco\"]\nmax_new_tokens = 6\nresamples = 100\n\
+         [ablation]\nseeds = 2\n",
+        llava(),
+        dir.join("benchmarks"),
+    );
+    let path = dir.join("sweep.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn ablate(configuration: &Path, out: &Path) -> Command {
+    let mut command = bdhs();
+    command.arg("sweep").arg(configuration).arg("--out").arg(out).args(["--train", "--eval"]);
+    command
+}
+
+fn table(run: &Path) -> String {
+    std::fs::read_to_string(run.join("ablation.csv")).unwrap()
+}
+
+fn adapter(run: &Path, model: &str) -> Vec<u8> {
+    std::fs::read(run.join("models").join(model).join("adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn every_cell_is_trained_judged_and_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, run) = (configuration(dir.path()), dir.path().join("run"));
+    let document = json(&succeed(ablate(&config, &run).arg("--json")));
+    let result: Ablation = serde_json::from_value(document).unwrap();
+    assert_eq!(result.cells.len(), 4);
+    let statistics: Vec<&str> = result.statistics.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(statistics, ["f1", "accuracy", "recall", "chair_i"]);
+    assert_eq!(result.models[0].kind, Kind::Baseline);
+    assert!(result.models[0].scores.iter().all(|score| score.baseline.is_none()));
+    // Cells with the same pairs share a model, which names them all; others have one each.
+    let pairs = |cell: &str| {
+        let text =
+            std::fs::read_to_string(run.join("cells").join(cell).join("pairs.jsonl")).unwrap();
+        let rows = text.lines().map(|line| {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            row["rejected"].to_string()
+        });
+        rows.collect::<Vec<_>>()
+    };
+    for a in &result.cells {
+        for b in &result.cells {
+            assert_eq!(
+                a.model == b.model,
+                pairs(&a.cell) == pairs(&b.cell),
+                "{} {}",
+                a.cell,
+                b.cell
+            );
+        }
+        let model = result.model(&a.model).unwrap();
+        assert!(matches!(&model.kind, Kind::Cells(cells) if cells.contains(&a.cell)));
+        assert_eq!(model.pairs + model.excluded, 8);
+        assert!(model.scores.iter().all(|score| score.baseline.is_some()));
+        assert!(
+            model.scores.iter().all(|score| score.default.is_none() == (a.model == result.default))
+        );
+    }
+    // Seeds and control.
+    for name in ["control", "control__seed1", &format!("{}__seed1", result.default)] {
+        assert!(result.model(name).is_some(), "{name}");
+    }
+    assert_ne!(
+        adapter(&run, &result.default),
+        adapter(&run, &format!("{}__seed1", result.default))
+    );
+    assert!(
+        result.seeds.iter().all(|s| s.default.values.len() == 2 && s.default.interval.is_some())
+    );
+    // The baseline is the model itself, answering again in this run.
+    let plain = bdhs()
+        .args([
+            "eval",
+            "all",
+            "--only",
+            "pope",
+            "--max-new-tokens",
+            "6",
+            "--resamples",
+            "0",
+            "--json",
+        ])
+        .arg("--model")
+        .arg(llava())
+        .arg("--data")
+        .arg(dir.path().join("benchmarks"))
+        .arg("--out")
+        .arg(dir.path().join("plain"))
+        .output()
+        .unwrap();
+    let plain = json(&plain);
+    let own = result.models[0].scores[0].value.unwrap().value;
+    assert_eq!(plain["metrics"][0]["score"]["value"].as_f64(), own);
+    // The page shows it, and is the same when made anew.
+    let page = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(page.contains("The trained cells") && page.contains("recall-coco: chair_i"));
+    succeed(bdhs().arg("report").arg(&run));
+    assert!(page == std::fs::read_to_string(run.join("report.html")).unwrap());
+    // Again: nothing is computed, the table is the same.
+    let (before, begun) = (table(&run), Instant::now());
+    succeed(&mut ablate(&config, &run));
+    println!("again in {:?}", begun.elapsed());
+    assert_eq!(table(&run), before);
+}
+
+/// kill -9 of the command alone, whose workers live on, or of all of them.
+fn kill(child: &mut std::process::Child, group: bool) {
+    if group {
+        let id = format!("-{}", child.id());
+        assert!(Command::new("kill").args(["-9", "--", &id]).status().unwrap().success());
+    } else {
+        child.kill().unwrap();
+    }
+}
+
+#[test]
+fn kill_at_ten_random_moments_changes_no_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, calm) = (configuration(dir.path()), dir.path().join("calm"));
+    let begun = Instant::now();
+    succeed(&mut ablate(&config, &calm));
+    let whole = begun.elapsed();
+    let (mut killed, mut rounds, mut state) = (0, 0, 0x9e37_79b9_7f4a_7c15_u64);
+    let mut run = dir.path().join("run-0");
+    while killed < 10 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let pause = whole.mul_f64((state >> 40) as f64 / (1u64 << 24) as f64);
+        let mut command = ablate(&config, &run);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let mut child = command.spawn().unwrap();
+        std::thread::sleep(pause.max(Duration::from_millis(5)));
+        if child.try_wait().unwrap().is_none() {
+            kill(&mut child, killed % 2 == 0);
+            killed += 1;
+        }
+        if child.wait().unwrap().success() {
+            assert_eq!(table(&run), table(&calm));
+            rounds += 1;
+            run = dir.path().join(format!("run-{rounds}"));
+        }
+    }
+    succeed(&mut ablate(&config, &run));
+    assert_eq!(table(&run), table(&calm));
+    println!("{killed} kills, {rounds} runs finished between them");
+}
+
+#[test]
+fn parts_in_any_order_are_the_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, whole) = (configuration(dir.path()), dir.path().join("whole"));
+    succeed(&mut ablate(&config, &whole));
+    let run = dir.path().join("parts");
+    succeed(bdhs().arg("sweep").arg(&config).arg("--out").arg(&run));
+    for (stage, part) in [
+        ("train", "3/3"),
+        ("train", "1/3"),
+        ("judge", "1/3"),
+        ("train", "2/3"),
+        ("judge", "2/3"),
+        ("judge", "3/3"),
+    ] {
+        let mut command = bdhs();
+        command.args(["sweep", "--stage", stage, "--part", part, "--from-run"]).arg(&run);
+        succeed(&mut command);
+    }
+    succeed(bdhs().args(["sweep", "--train", "--eval", "--from-run"]).arg(&run));
+    assert_eq!(table(&run), table(&whole));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, run) = (configuration(dir.path()), dir.path().join("run"));
+    let refused = |command: &mut Command, parts: &[&str]| {
+        let output = command.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success());
+        println!("{error}");
+        for part in parts {
+            assert!(error.contains(part), "no {part:?} in: {error}");
+        }
+    };
+    let stage = |stage: &str| {
+        let mut command = bdhs();
+        command.args(["sweep", "--stage", stage, "--from-run"]).arg(&run);
+        command
+    };
+    refused(&mut stage("train"), &["run.json"]);
+    succeed(bdhs().arg("sweep").arg(&config).arg("--out").arg(&run));
+    refused(&mut stage("judge"), &["not trained yet"]);
+    refused(&mut stage("sing"), &["expected train or judge"]);
+    let text = std::fs::read_to_string(&config).unwrap();
+    let change = |from: &str, to: &str| {
+        assert!(text.contains(from));
+        std::fs::write(&config, text.replace(from, to)).unwrap();
+    };
+    change("seeds = 2", "seeds = 2\ndefault_cell = \"bert__0.5\"");
+    refused(&mut ablate(&config, &run), &["ablation.default_cell", "bert__0.5", "__0.97"]);
+    change("seeds = 2", "seeds = 0");
+    refused(&mut ablate(&config, &run), &["ablation.seeds", "at least 1"]);
+    change("metrics = [", "metrics = [\"chess\", ");
+    refused(&mut ablate(&config, &run), &["chess"]);
+    change("[eval]", "[eval]\njury = 3");
+    refused(&mut ablate(&config, &run), &["sweep.toml", "jury"]);
+    change("batch = 4", "batch = 9");
+    refused(&mut ablate(&config, &run), &["pairs.jsonl", "usable pairs of 8", "train.batch = 9"]);
+    // A judged metric without a judge is told before anything is trained.
+    change("\"pope\", ", "\"mmvet\", ");
+    refused(&mut ablate(&config, &run), &["mmvet"]);
+    assert!(!run.join("models").join("control").exists());
+}
