@@ -4,8 +4,8 @@
 //! Five floors, each of which knows only those below it:
 //!
 //! - `cli`: the `bdhs` command;
-//! - `sweep`: the ablation, all (encoder, threshold) cells from one set of candidates; `eval`: benchmarks and their scores;
-//!   `report`: the page of a run; `demo`: a world and models to show it on;
+//! - `sweep`: all (encoder, threshold) cells from one set of candidates; `train`: LoRA and DPO on their pairs; `eval`: benchmarks and
+//!   their scores; `ablation`: trained and judged cells, compared; `report`: the page of a run; `demo`: a world and models to show it on;
 //! - `sampling`, `data`, `engine`, `store`: the method, its input, generation, results;
 //! - `models`: LLaVA and sentence encoders on ragged batches;
 //! - [`ops`]: the kernels, for anyone.

@@ -6,6 +6,7 @@
 mod config;
 mod plan;
 mod run;
+pub mod slurm;
 mod table;
 mod text;
 

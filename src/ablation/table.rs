@@ -16,8 +16,9 @@ use crate::train::Means;
 use crate::{Error, Result};
 
 /// Statistics that stand beside a metric's score, and whether less is better.
-const BESIDE: [(&str, &str, bool); 2] =
-    [("pope", "accuracy", false), ("recall-coco", "chair_i", true)];
+/// POPE's share of yes tells a better eye from a lower bar.
+const BESIDE: [(&str, &str, bool); 3] =
+    [("pope", "accuracy", false), ("pope", "yes_ratio", false), ("recall-coco", "chair_i", true)];
 
 /// `ablation.json`. Field names and their order are part of the interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

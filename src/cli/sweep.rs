@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    ablation::{self, Share, Stage},
+    ablation::{self, Share, Stage, slurm},
     demo::embedded,
     store::Shard,
     sweep::{self, Config, Options, SavedRun, parse_shard, summary::Summary},
@@ -43,6 +43,18 @@ pub(super) struct Sweep {
     /// Only for part I of N of the models
     #[arg(long, value_name = "I/N", value_parser = part, requires = "stages")]
     part: Option<(usize, usize)>,
+    /// Submit the run to SLURM as job arrays instead; again, after a failure, submits what is left
+    #[arg(long, conflicts_with_all = ["shard", "stages"])]
+    slurm: bool,
+    /// With --slurm: parts that candidates are generated in
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    shards: u32,
+    /// With --slurm: an option of every sbatch, as --sbatch=--partition=gpu; repeat for several
+    #[arg(long = "sbatch", value_name = "OPTION", allow_hyphen_values = true)]
+    sbatch: Vec<String>,
+    /// Tell how far the run in --from-run or --out is
+    #[arg(long, conflicts_with_all = ["shard", "stages", "slurm"])]
+    status: bool,
 }
 
 impl Sweep {
@@ -54,11 +66,18 @@ impl Sweep {
         if !self.thresholds.is_empty() {
             config.grid.thresholds.clone_from(&self.thresholds);
         }
+        if self.status {
+            let status = slurm::status(&config)?;
+            return if global.json { print_json(&status) } else { print_text(&status.text()) };
+        }
         if self.eval {
             ablation::check(&config)?;
         }
         if let Some(stages) = &self.stages {
             return self.stages(&config.resolved()?, stages, global);
+        }
+        if self.slurm {
+            return self.submit(&config.resolved()?, global);
         }
         if !self.train {
             return finish(&config, self.shard.unwrap_or(Shard::WHOLE), global);
@@ -71,6 +90,35 @@ impl Sweep {
             Some(summary) => ablate(&config, &summary, self.eval, &device, global, &bars),
             None => Ok(()),
         }
+    }
+
+    /// Submits the run's jobs.
+    fn submit(&self, config: &Config, global: &Global) -> Result<()> {
+        config.validate()?;
+        if self.train && !self.eval {
+            let message = "on SLURM, models are trained to be judged: add --eval";
+            return Err(Error::unsupported("--slurm --train without --eval", message));
+        }
+        let cluster = slurm::Cluster {
+            shards: self.shards,
+            train: self.train,
+            options: self.sbatch.clone(),
+            arguments: vec!["--device".to_owned(), global.device.clone()],
+        };
+        let jobs = slurm::submit(config, &cluster)?;
+        if global.json {
+            return print_json(&jobs);
+        }
+        let line = |job: &slurm::Submitted| match job.tasks {
+            Some(tasks) => format!("{:<9} job {}, {tasks} tasks", job.stage, job.job),
+            None => format!("{:<9} job {}", job.stage, job.job),
+        };
+        let lines: Vec<String> = jobs.iter().map(line).collect();
+        let run = config.run.out.display();
+        print_text(&format!(
+            "{}\nhow far it is: bdhs sweep --status --from-run {run}",
+            lines.join("\n")
+        ))
     }
 
     /// One process's share of a decided run's models.

@@ -374,11 +374,9 @@ impl CustomOp3 for TrackedNorm {
             simd::add_scaled(&mut dweight, &part.weight, 1.0);
             simd::add_scaled(&mut dbias, &part.bias, 1.0);
         }
-        Ok((
-            Some(grads::like(dx, x)?),
-            Some(grads::like(dweight, weight)?),
-            Some(grads::like(dbias, bias)?),
-        ))
+        // A frozen weight keeps none.
+        let wanted = |grad, of: &Tensor| of.track_op().then(|| grads::like(grad, of)).transpose();
+        Ok((Some(grads::like(dx, x)?), wanted(dweight, weight)?, wanted(dbias, bias)?))
     }
 }
 

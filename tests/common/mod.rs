@@ -1,6 +1,8 @@
 //! What the integration tests share: the tiny checkpoints, a small dataset, the command.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod ablation;
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},

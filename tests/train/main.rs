@@ -3,6 +3,7 @@
 mod bad_input;
 mod golden;
 mod gradients;
+mod memory;
 mod runs;
 
 use std::collections::HashMap;

@@ -119,6 +119,15 @@ fn an_adapter_is_a_model_and_says_what_the_trainer_said() {
         |model: &Llava| model.image_features(&model.preprocess(&view).unwrap()).unwrap().detach();
     assert!(off(&rows(&trainer.model), &rows(&merged)) < 1e-5);
     assert!(off(&rows(&trainer.model), &rows(&base)) > 1e-3);
+    // For scripts/check_adapters.py.
+    if let Some(out) = std::env::var_os("BDHS_ADAPTER_OUT").map(PathBuf::from) {
+        trainer.save_adapter(&out).unwrap();
+        view.save(out.join("view.png")).unwrap();
+        let ids = Tensor::arange(5u32, 25, &Device::Cpu).unwrap().reshape((1, 20)).unwrap();
+        let all =
+            HashMap::from([("ids", ids), ("logits", logits(&merged)), ("features", rows(&merged))]);
+        candle_core::safetensors::save(&all, out.join("expected.safetensors")).unwrap();
+    }
 }
 
 #[test]
