@@ -135,6 +135,7 @@ impl Model {
         let mut settings = Settings { seed: self.seed, ..config.train.clone() };
         if self.kind == Kind::Control {
             settings.loss = Loss::Sft;
+            settings.online = None;
             if let Some(rate) = config.ablation.control_learning_rate {
                 settings.learning_rate = rate;
             }

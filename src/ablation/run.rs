@@ -114,7 +114,7 @@ pub enum Share {
 /// Carries out stages for a share of the models; what is done is not done again, and two processes are never at one model.
 ///
 /// # Errors
-/// The first that a model met, and a requested stop.
+/// The first that a model met, after the others are done; a requested stop at once.
 pub fn stages(
     config: &Config,
     plan: &Plan,
@@ -127,20 +127,28 @@ pub fn stages(
         true => Some(Judging::new(config)?),
         false => None,
     };
+    let mut failed = None;
     for (i, model) in plan.models.iter().enumerate() {
         if matches!(share, Share::Part { index, count } if i % count != index) {
             continue;
         }
         let Some(_lock) = lock(&config.run.out, &model.name, share)? else { continue };
         checkpoint(progress)?;
+        let mut done = Ok(());
         if stages.contains(&Stage::Train) {
-            train(config, model, device, progress)?;
+            done = train(config, model, device, progress);
         }
-        if let Some(judging) = &judging {
-            judging.judge(config, model, device, progress)?;
+        if let (Ok(()), Some(judging)) = (&done, &judging) {
+            done = judging.judge(config, model, device, progress);
+        }
+        match done {
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            // What one model fails at is no reason to leave the others.
+            Err(error) if failed.is_none() => failed = Some(error),
+            _ => {}
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// A model's lock, held until it is dropped or the process ends; none if another has it and is not to be waited for.
@@ -196,6 +204,7 @@ fn train(config: &Config, model: &Model, device: &Device, progress: &dyn Progres
         dtype: &config.model.dtype,
         out: &model_folder(&config.run.out, &model.name),
         file,
+        sampling: &config.sampling,
         reference: Some(&reference),
     };
     train::run(&pairs, &model.settings(config), &options, progress).map(|_| ())

@@ -13,7 +13,7 @@ use crate::{
     Result,
     demo::embedded::{self, is_embedded, resolve},
     sweep::Config,
-    train::{self, Loss, Options},
+    train::{self, Loss, Online, Options},
 };
 
 /// Arguments of `bdhs train`.
@@ -58,6 +58,12 @@ pub(super) struct Train {
     /// Pairs an optimiser step
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
+    /// Draw rejected answers from the model in training, accepted by this sentence-transformers folder, or demo-* encoder
+    #[arg(long, value_name = "DIR")]
+    online: Option<PathBuf>,
+    /// Weight of the drawn answer beside the pair's own; 1 = drawn answers alone
+    #[arg(long, value_name = "G", requires = "online")]
+    gamma: Option<f64>,
     /// Storage type of the base: f32, f16 or bf16
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
@@ -94,6 +100,10 @@ impl Train {
         set(&mut settings.batch, &self.batch);
         set(&mut settings.seed, &self.seed);
         set(&mut settings.projector_learning_rate, &self.projector_learning_rate);
+        if let Some(encoder) = &self.online {
+            let (threshold, gamma) = (0.97, self.gamma.unwrap_or(1.0));
+            settings.online = Some(Online { encoder: encoder.clone(), threshold, gamma });
+        }
         settings.projector |= self.projector_learning_rate.is_some();
         let device = global.device()?;
         let bars = Bars::new(global);
@@ -103,6 +113,7 @@ impl Train {
             dtype: &config.model.dtype,
             out: &self.out,
             file: &self.pairs,
+            sampling: &config.sampling,
             reference: None,
         };
         let pairs = train::read_pairs(&self.pairs, self.images.as_deref())?;

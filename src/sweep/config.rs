@@ -144,6 +144,7 @@ impl Config {
         config.data.images.as_mut().map(relative);
         relative(&mut config.eval.data);
         config.eval.images.as_mut().map(relative);
+        config.train.online.as_mut().map(|online| &mut online.encoder).map(relative);
         config.grid.encoders.iter_mut().for_each(relative);
         relative(&mut config.run.out);
         Ok(config)

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Config, atomic::write_json};
-use crate::{Error, Result, models::llava::PatchMap};
+use crate::{Error, Result, demo::embedded::is_embedded, models::llava::PatchMap};
 
 /// Its name in a run folder.
 const FILE: &str = "run.json";
@@ -24,8 +24,17 @@ impl SavedRun {
     pub fn of(config: &Config) -> Self {
         let mut config = config.clone();
         let paths = [&mut config.model.path, &mut config.data.file, &mut config.run.out];
-        let paths = paths.into_iter().chain(&mut config.data.images).chain(&mut config.eval.images);
+        let online = config.train.online.as_mut().map(|online| &mut online.encoder);
+        let paths = paths
+            .into_iter()
+            .chain(&mut config.data.images)
+            .chain([&mut config.eval.data])
+            .chain(&mut config.eval.images)
+            .chain(online);
         for path in paths.chain(&mut config.grid.encoders) {
+            if path.as_os_str().is_empty() || is_embedded(path) {
+                continue;
+            }
             if let Ok(absolute) = std::path::absolute(&*path) {
                 *path = absolute;
             }

@@ -8,6 +8,7 @@
 
 mod adam;
 mod loss;
+mod online;
 mod pairs;
 mod parameters;
 mod pass;
@@ -18,6 +19,7 @@ mod settings;
 mod trainer;
 
 pub use loss::{LogProbs, Value};
+pub use online::Online;
 pub use pairs::{Pair, read_pairs};
 pub use run::{Line, Means, Options, Outcome, run};
 pub use sequence::Sequences;

@@ -16,6 +16,7 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::online::Drawer;
 use super::pairs::Pair;
 use super::parameters::write_tensors;
 use super::references::References;
@@ -23,9 +24,11 @@ use super::settings::{Loss, Settings};
 use super::trainer::{BatchStats, Example, Trainer};
 use crate::data::image;
 use crate::data::json::read_document;
+use crate::demo::embedded::resolve;
 use crate::engine::{Progress, checkpoint};
 use crate::models::{device, weights};
 use crate::ops::philox::{Draws, Purpose};
+use crate::sampling::SamplingConfig;
 use crate::sweep::atomic::{write_file, write_json};
 use crate::{Error, Result};
 
@@ -41,6 +44,8 @@ pub struct Options<'a> {
     pub out: &'a Path,
     /// The pairs' file, for messages.
     pub file: &'a Path,
+    /// The method's settings, for `online`.
+    pub sampling: &'a SamplingConfig,
     /// A file of reference log-probabilities that trainings of the same base share; none: in `out`.
     pub reference: Option<&'a Path>,
 }
@@ -158,7 +163,7 @@ pub fn run(
         return Err(Error::invalid(options.file, "", message));
     }
     let base = weights::fingerprint(options.model)?;
-    let identity = identity(&usable, settings, options.dtype, &base)?;
+    let identity = identity(&usable, settings, options, &base)?;
     let done = options.out.join(DONE);
     if done.is_file() {
         let outcome: Outcome = read_document(&done)?;
@@ -177,6 +182,8 @@ struct Run<'a> {
     trainer: Trainer,
     examples: Vec<Example>,
     lines: Vec<Line>,
+    /// Draws rejected answers, if that is asked for.
+    drawer: Option<Drawer>,
     settings: &'a Settings,
     options: &'a Options<'a>,
     base: String,
@@ -209,7 +216,11 @@ impl<'a> Run<'a> {
                 .map_err(|error| error.in_file(options.file))?;
         }
         let seconds = [begun.elapsed().as_secs_f64(), 0.0];
+        let online = settings.online.as_ref();
+        let drawer =
+            online.map(|online| Drawer::new(online, options.sampling, &trainer)).transpose()?;
         let mut run = Self {
+            drawer,
             trainer,
             examples,
             lines: Vec::new(),
@@ -277,12 +288,23 @@ impl<'a> Run<'a> {
             let step = self.trainer.adam.step;
             let (epoch, within) = (step / each, (step % each) as usize);
             let order = order(pairs, self.settings.seed, epoch);
-            let batch: Vec<&Example> = order
-                .iter()
-                .skip(within * self.settings.batch)
-                .take(self.settings.batch)
-                .map(|&i| &self.examples[i])
-                .collect();
+            let batch = order.iter().skip(within * self.settings.batch).take(self.settings.batch);
+            let batch: Vec<usize> = batch.copied().collect();
+            let drawn = match &self.drawer {
+                Some(drawer) => drawer
+                    .batch(&self.trainer, &self.examples, &batch, epoch)
+                    .map_err(|error| error.in_file(self.options.file))?,
+                None => Vec::new(),
+            };
+            let batch: Vec<&Example> = match &self.drawer {
+                Some(_) => drawn.iter().collect(),
+                None => batch.iter().map(|&i| &self.examples[i]).collect(),
+            };
+            if batch.is_empty() {
+                let message =
+                    format!("none of the answers drawn in step {} can be learned from", step + 1);
+                return Err(Error::invalid(self.options.file, "", message));
+            }
             let rate = self.settings.schedule(step, steps);
             let stats = self.trainer.step(&batch, rate);
             let stats = stats.map_err(|error| error.in_file(self.options.file))?;
@@ -392,7 +414,7 @@ fn other_training(path: &Path) -> Error {
     Error::invalid(path, "", message)
 }
 
-fn identity(pairs: &[&Pair], settings: &Settings, dtype: &str, base: &str) -> Result<String> {
+fn identity(pairs: &[&Pair], settings: &Settings, options: &Options, base: &str) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut put = |text: &str| {
         hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
@@ -400,7 +422,11 @@ fn identity(pairs: &[&Pair], settings: &Settings, dtype: &str, base: &str) -> Re
     // How often a checkpoint is written changes nothing.
     let settings = Settings { checkpoint: 1, ..settings.clone() };
     put(&format!("{settings:?}"));
-    put(dtype);
+    if let Some(online) = &settings.online {
+        put(&format!("{:?}", options.sampling));
+        put(&weights::fingerprint(resolve(&online.encoder)?)?);
+    }
+    put(options.dtype);
     put(base);
     let mut hashes: HashMap<&PathBuf, String> = HashMap::new();
     for pair in pairs {

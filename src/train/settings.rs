@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::online::Online;
 use crate::{Error, Result};
 
 /// What is minimised.
@@ -65,11 +66,12 @@ pub struct Settings {
     pub checkpoint: u32,
     /// Seed of the adapters' start, the order of pairs and dropout.
     pub seed: u64,
+    /// Draw rejected answers from the model in training; by the run's `[sampling]`.
+    pub online: Option<Online>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         Self {
             loss: Loss::Sigmoid,
             beta: 0.1,
@@ -77,7 +79,7 @@ impl Default for Settings {
             rank: 128,
             alpha: 256.0,
             dropout: 0.0,
-            targets: targets.map(str::to_owned).to_vec(),
+            targets: LAYERS.map(str::to_owned).to_vec(),
             projector: false,
             learning_rate: 1e-6,
             projector_learning_rate: 2e-6,
@@ -93,6 +95,7 @@ impl Default for Settings {
             exclude_flagged: true,
             checkpoint: 50,
             seed: 0,
+            online: None,
         }
     }
 }
@@ -156,6 +159,12 @@ impl Settings {
                 "targets",
                 "is empty and the projector stays: nothing is trained".into(),
             );
+        }
+        if let Some(online) = &self.online {
+            online.validate(self.projector)?;
+            if self.loss == Loss::Sft {
+                return invalid("online", "needs a loss that reads rejected answers".into());
+            }
         }
         match self.targets.iter().find(|target| !LAYERS.contains(&target.as_str())) {
             Some(other) => {

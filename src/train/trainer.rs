@@ -33,11 +33,13 @@ pub struct Example {
     pub sequences: Sequences,
     /// Of the chosen and the rejected answer; zeros for the supervised loss, which has no reference.
     pub reference: [f64; 2],
+    /// What it counts among its batch's pairs.
+    pub weight: f64,
     /// Image tokens in all.
-    image_tokens: usize,
+    pub image_tokens: usize,
 }
 
-/// What a batch says: means over its pairs.
+/// What a batch says: means over its pairs, by their weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BatchStats {
     /// The loss.
@@ -132,6 +134,7 @@ impl Trainer {
             pair: pair.clone(),
             sequences,
             reference: [0.0; 2],
+            weight: 1.0,
             image_tokens: tokens.iter().sum(),
         })
     }
@@ -204,17 +207,16 @@ impl Trainer {
         let mut stats = BatchStats::default();
         let mut grads: Grads = vec![None; self.parameters.all.len()];
         // The supervised loss is a mean over tokens, the others are means over pairs.
-        let weight = match self.settings.loss {
-            Loss::Sft => {
-                1.0 / batch.iter().map(|e| e.sequences.tokens()[0]).sum::<usize>().max(1) as f64
-            }
-            Loss::Sigmoid | Loss::Ipo => 1.0 / batch.len().max(1) as f64,
+        let count = |example: &&Example| match self.settings.loss {
+            Loss::Sft => example.sequences.tokens()[0] as f64,
+            Loss::Sigmoid | Loss::Ipo => example.weight,
         };
+        let weight = 1.0 / batch.iter().map(count).sum::<f64>();
         for (number, part) in parts(batch, self.settings.tokens).into_iter().enumerate() {
             self.parameters.switch.batch(self.adam.step, number as u32);
             self.part(part, weight, &mut stats, &mut grads)?;
         }
-        let n = batch.len().max(1) as f64;
+        let n: f64 = batch.iter().map(|example| example.weight).sum();
         stats.accuracy /= n;
         for sum in stats.rewards.iter_mut().chain(&mut stats.log_probs) {
             *sum /= n;
@@ -252,6 +254,7 @@ impl Trainer {
             let own = &sums[next..next + example.sequences.tails.len()];
             next += own.len();
             finite(&example.pair, own)?;
+            let weight = weight * example.weight;
             let value = self.count(example, own, weight, stats);
             slopes.extend(value.iter().take(own.len()).map(|slope| slope * weight));
         }
@@ -280,12 +283,12 @@ impl Trainer {
         let value = pair.loss(&self.settings);
         stats.loss += value.loss * weight;
         let rewards = pair.rewards(self.settings.beta);
-        stats.accuracy += f64::from(u8::from(rewards[0] > rewards[1]));
+        stats.accuracy += example.weight * f64::from(u8::from(rewards[0] > rewards[1]));
         for (sum, reward) in stats.rewards.iter_mut().zip(rewards) {
-            *sum += reward;
+            *sum += example.weight * reward;
         }
         for (sum, log_prob) in stats.log_probs.iter_mut().zip(pair.policy) {
-            *sum += log_prob;
+            *sum += example.weight * log_prob;
         }
         value.slopes
     }

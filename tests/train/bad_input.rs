@@ -1,5 +1,6 @@
 //! What is refused, and how it is said.
 
+use bdhs::sampling::SamplingConfig;
 use bdhs::train::{Options, run};
 use serde_json::{Value, json};
 
@@ -33,6 +34,7 @@ fn refused(fields: Value, expected: &[&str]) {
         dtype: "f32",
         out: &out,
         file: &path,
+        sampling: &SamplingConfig::default(),
         reference: None,
     };
     let done = read_pairs(&path, None).and_then(|pairs| run(&pairs, &settings, &options, &()));

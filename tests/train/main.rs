@@ -4,6 +4,7 @@ mod bad_input;
 mod golden;
 mod gradients;
 mod memory;
+mod online;
 mod runs;
 
 use std::collections::HashMap;

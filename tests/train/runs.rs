@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bdhs::Error;
 use bdhs::engine::Progress;
 use bdhs::models::llava::Llava;
+use bdhs::sampling::SamplingConfig;
 use bdhs::train::{Loss, Options, Outcome, run};
 
 use super::*;
@@ -22,13 +23,20 @@ fn train(settings: &Settings, out: &Path, progress: &dyn Progress) -> bdhs::Resu
         dtype: "f32",
         out,
         file: &file,
+        sampling: &SamplingConfig::default(),
         reference: None,
     };
     run(&pairs(), settings, &options, progress)
 }
 
 /// Asks to stop after so many steps of any stage.
-struct StopAfter(AtomicU64);
+pub struct StopAfter(AtomicU64);
+
+impl StopAfter {
+    pub fn new(steps: u64) -> Self {
+        Self(AtomicU64::new(steps))
+    }
+}
 
 impl Progress for StopAfter {
     fn advance(&self, steps: u64) {
@@ -53,7 +61,7 @@ fn a_stopped_training_continues_to_the_same_bytes() {
     let stopped = tempfile::tempdir().unwrap();
     let mut stops = 0;
     let again = loop {
-        match train(&settings, stopped.path(), &StopAfter(AtomicU64::new(11))) {
+        match train(&settings, stopped.path(), &StopAfter::new(11)) {
             Ok(outcome) => break outcome,
             Err(Error::Interrupted) => stops += 1,
             Err(error) => panic!("{error}"),
@@ -67,7 +75,7 @@ fn a_stopped_training_continues_to_the_same_bytes() {
     assert_eq!(again.last, outcome.last);
     assert!(!stopped.path().join("checkpoint.safetensors").exists());
     // Done: nothing is computed again, and the folder takes no other training.
-    assert_eq!(train(&settings, stopped.path(), &StopAfter(AtomicU64::new(0))).unwrap(), again);
+    assert_eq!(train(&settings, stopped.path(), &StopAfter::new(0)).unwrap(), again);
     let other = Settings { beta: 0.2, ..settings };
     let message = train(&other, stopped.path(), &()).unwrap_err().to_string();
     assert!(message.contains("another training"), "{message}");
@@ -79,7 +87,7 @@ fn a_log_that_is_ahead_of_its_checkpoint_is_cut_back() {
     let (whole, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     train(&settings, whole.path(), &()).unwrap();
     // 8 pairs' references and 4 steps.
-    let stopped = train(&settings, killed.path(), &StopAfter(AtomicU64::new(12)));
+    let stopped = train(&settings, killed.path(), &StopAfter::new(12));
     assert!(matches!(stopped, Err(Error::Interrupted)));
     let log = killed.path().join("train.jsonl");
     let mut text = std::fs::read_to_string(&log).unwrap();

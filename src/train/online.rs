@@ -1,0 +1,190 @@
+//! Online BDHS (Sec. 3.4): the rejected answers of a batch are drawn from the model as trained so far.
+//!
+//! Each pair's chosen answer is the reference. Attempts go on as in a sweep: guided ones under fresh masks and cuts until the
+//! encoder finds one below the threshold, the last one free. Draws are addressed by epoch, pair and attempt, so a training that
+//! is continued draws what an undisturbed one would.
+
+use serde::{Deserialize, Serialize};
+
+use super::pairs::Pair;
+use super::trainer::{Example, Trainer};
+use crate::data::Sample;
+use crate::demo::embedded::resolve;
+use crate::engine::{Engine, Images, Prepared, Request, waves};
+use crate::models::encoder::SentenceEncoder;
+use crate::ops::cosine;
+use crate::sampling::{Candidate, Flag, SamplingConfig, attempts::attempts};
+use crate::{Error, Result};
+
+/// Flags of drawn answers that `exclude_flagged` leaves out; identical ones are, always.
+const UNUSABLE: [Flag; 4] = [Flag::Empty, Flag::Identical, Flag::SameWords, Flag::TokenLimit];
+/// Key-value slots of one wave.
+const TOKEN_BUDGET: usize = 16_384;
+/// Bytes of image features that a batch may hold.
+const IMAGE_CACHE: usize = 1 << 30;
+
+/// How rejected answers are drawn in training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Online {
+    /// sentence-transformers folder, or a `demo-*` encoder.
+    pub encoder: std::path::PathBuf,
+    /// A candidate is accepted if its similarity to the chosen answer is below.
+    #[serde(default = "threshold")]
+    pub threshold: f64,
+    /// Weight of the drawn answer; the pair's own rejected answer has the rest. 1 = drawn answers alone.
+    #[serde(default = "gamma")]
+    pub gamma: f64,
+}
+
+fn threshold() -> f64 {
+    0.97
+}
+
+fn gamma() -> f64 {
+    1.0
+}
+
+impl Online {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first outside its range.
+    pub(super) fn validate(&self, projector: bool) -> Result<()> {
+        let invalid = |field: &str, message: String| {
+            Err(Error::invalid("configuration", format!("field train.online.{field}"), message))
+        };
+        if !(-1.0..=1.0).contains(&self.threshold) {
+            return invalid(
+                "threshold",
+                format!("is {}, expected a cosine in [-1, 1]", self.threshold),
+            );
+        }
+        if !(self.gamma > 0.0 && self.gamma <= 1.0) {
+            return invalid("gamma", format!("is {}, expected in (0, 1]", self.gamma));
+        }
+        if projector {
+            let message =
+                "needs the base's projector for its reference: train.projector must be false";
+            return invalid("encoder", message.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Draws rejected answers.
+pub(super) struct Drawer {
+    encoder: SentenceEncoder,
+    sampling: SamplingConfig,
+    settings: Online,
+    seed: u64,
+}
+
+impl Drawer {
+    /// # Errors
+    /// An encoder that cannot be loaded.
+    pub fn new(settings: &Online, sampling: &SamplingConfig, trainer: &Trainer) -> Result<Self> {
+        sampling.validate()?;
+        let device = trainer.model.language.device();
+        let folder = resolve(&settings.encoder)?;
+        Ok(Self {
+            encoder: SentenceEncoder::load(folder, device, candle_core::DType::F32)?,
+            sampling: sampling.clone(),
+            settings: settings.clone(),
+            seed: trainer.settings.seed,
+        })
+    }
+
+    /// What a step trains on: the pairs with rejected answers of the model as it is now and, with gamma below 1, the pairs
+    /// themselves. `batch` are places in `examples`. Answers that teach nothing are left out.
+    pub fn batch(
+        &self,
+        trainer: &Trainer,
+        examples: &[Example],
+        batch: &[usize],
+        epoch: u32,
+    ) -> Result<Vec<Example>> {
+        let samples: Vec<Sample> = batch.iter().map(|&i| sample(&examples[i].pair, i)).collect();
+        let drawn = self.draw(trainer, &samples, epoch)?;
+        let mut all = Vec::new();
+        for ((&i, sample), candidate) in batch.iter().zip(&samples).zip(drawn) {
+            let flags = candidate.flags(&sample.reference, self.sampling.sentences);
+            let unusable = |flag: &Flag| match trainer.settings.exclude_flagged {
+                true => UNUSABLE.contains(flag),
+                false => *flag == Flag::Identical,
+            };
+            if !flags.iter().any(unusable) {
+                let pair = Pair { rejected: candidate.text, ..examples[i].pair.clone() };
+                all.push(Example { weight: self.settings.gamma, ..trainer.example(&pair)? });
+            }
+        }
+        let references = trainer.references(&all.iter().collect::<Vec<_>>())?;
+        for (example, reference) in all.iter_mut().zip(references) {
+            example.reference = reference;
+        }
+        if self.settings.gamma < 1.0 {
+            let weight = 1.0 - self.settings.gamma;
+            all.extend(batch.iter().map(|&i| Example { weight, ..examples[i].clone() }));
+        }
+        Ok(all)
+    }
+
+    /// One accepted, or last, candidate a sample.
+    fn draw(&self, trainer: &Trainer, samples: &[Sample], epoch: u32) -> Result<Vec<Candidate>> {
+        let seed = self.seed ^ (u64::from(epoch) + 1) << 32;
+        let engine = Engine::new(&trainer.model, self.sampling.clone(), seed);
+        let texts: Vec<&str> = samples.iter().map(|sample| sample.reference.as_str()).collect();
+        let references = self.encoder.embed(&texts)?.vectors;
+        let mut images = Images::new(IMAGE_CACHE);
+        let mut found: Vec<Option<Candidate>> = vec![None; samples.len()];
+        let mut open: Vec<usize> = (0..samples.len()).collect();
+        for attempt in attempts(&self.sampling) {
+            let prepared = open
+                .iter()
+                .map(|&i| {
+                    let (attempt, guided) = (attempt.number, attempt.guided);
+                    engine.prepare(Request { sample: &samples[i], attempt, guided })
+                })
+                .collect::<Result<Vec<Prepared>>>()?;
+            let costs: Vec<usize> = prepared.iter().map(Prepared::cost).collect();
+            let mut candidates = Vec::new();
+            for range in waves(&costs, TOKEN_BUDGET) {
+                candidates.extend(engine.generate(&prepared[range], &mut images, &())?);
+            }
+            let texts: Vec<&str> =
+                candidates.iter().map(|candidate| candidate.text.as_str()).collect();
+            let rows: Vec<u32> = open.iter().map(|&i| i as u32).collect();
+            let rows = candle_core::Tensor::new(rows, references.device())?;
+            let phis = cosine::rows_f64(
+                &self.encoder.embed(&texts)?.vectors,
+                &references.index_select(&rows, 0)?,
+            )?;
+            let mut still = Vec::new();
+            for ((i, candidate), phi) in open.into_iter().zip(candidates).zip(phis) {
+                // As everywhere: a phi that is no number accepts nothing.
+                let accepted = phi < self.settings.threshold;
+                if !accepted {
+                    still.push(i);
+                }
+                found[i] = Some(candidate);
+            }
+            open = still;
+            if open.is_empty() {
+                break;
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+}
+
+/// A pair as a sample of the method: its chosen answer is the reference.
+fn sample(pair: &Pair, index: usize) -> Sample {
+    Sample {
+        index: index as u32,
+        id: pair.id.clone(),
+        images: pair.images.clone(),
+        turns: pair.turns.clone(),
+        reference: pair.chosen.clone(),
+        line: pair.line,
+    }
+}
