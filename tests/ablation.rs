@@ -211,4 +211,15 @@ fn what_does_not_fit_is_refused_by_name() {
     change("\"pope\", ", "\"mmvet\", ");
     refused(&mut ablate(&config, &run), &["mmvet"]);
     assert!(!run.join("models").join("control").exists());
+    // One cell that cannot be trained is named, and the others are.
+    std::fs::write(&config, &text).unwrap();
+    succeed(bdhs().arg("sweep").arg(&config).arg("--out").arg(&run));
+    let path = run.join("cells/mpnet__0.95/pairs.jsonl");
+    let pairs = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, pairs.lines().next().unwrap()).unwrap();
+    refused(&mut stage("train"), &["mpnet__0.95", "1 usable pairs of 1"]);
+    assert!(!run.join("models/mpnet__0.95/train.json").exists());
+    for model in ["bert__0.95", "control__seed1"] {
+        assert!(run.join("models").join(model).join("train.json").exists(), "{model}");
+    }
 }

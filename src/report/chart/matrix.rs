@@ -54,8 +54,9 @@ pub(in crate::report) fn matrix(
                 let (x, y) = (left + x, top + y);
                 let corners = [(px(x), px(y)), (px(x + side - 0.7), px(y + side - 0.7))];
                 area.draw(&Rectangle::new(corners, fill(Ink::Step(step(*value)))))?;
-                if side > 26.0 {
-                    let style = font(10.0, Ink::OnStep(step(*value)), HPos::Center, VPos::Center);
+                if side > 30.0 {
+                    let size = (side * 0.36).clamp(11.8, 16.0);
+                    let style = font(size, Ink::OnStep(step(*value)), HPos::Center, VPos::Center);
                     let text = format!("{:.0}", 100.0 * value);
                     let at = (px(x + side / 2.0), px(y + side / 2.0));
                     area.draw(&Text::new(text, at, style))?;
