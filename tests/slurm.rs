@@ -25,12 +25,14 @@ fn queue() -> Vec<(String, String, String)> {
     text.lines().filter_map(job).collect()
 }
 
-/// Waits for a running job of a stage, or for the end of all.
-fn running(stage: &str) -> Option<String> {
+/// Waits for the second training task to run (the first is the baseline's, which trains nothing), or for the end of all.
+fn training() -> Option<String> {
     let begun = Instant::now();
     loop {
         let jobs = queue();
-        let found = jobs.iter().find(|(_, state, name)| state == "RUNNING" && name == stage);
+        let found = jobs.iter().find(|(job, state, name)| {
+            state == "RUNNING" && name == "bdhs-train" && job.ends_with("_2")
+        });
         if let Some((job, ..)) = found {
             return Some(job.clone());
         }
@@ -58,6 +60,10 @@ fn job_arrays_give_the_table_of_one_process_though_jobs_are_cancelled_and_requeu
     }
     let dir = tempfile::tempdir().unwrap();
     let (config, plain) = (configuration(dir.path()), dir.path().join("plain"));
+    // Tasks that last seconds, so that one can be met at work.
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert!(text.contains("epochs = 2"));
+    std::fs::write(&config, text.replace("epochs = 2", "epochs = 60")).unwrap();
     succeed(&mut ablate(&config, &plain));
     let run = dir.path().join("run");
     let submit = || {
@@ -70,7 +76,7 @@ fn job_arrays_give_the_table_of_one_process_though_jobs_are_cancelled_and_requeu
         jobs.as_array().unwrap().iter().map(|job| job["stage"].as_str().unwrap()).collect();
     assert_eq!(stages, ["generate", "decide", "train", "judge", "report"]);
     // A task of the training is cancelled: what waits for it goes, and the same command submits what is left.
-    let victim = running("bdhs-train").expect("a training task at work");
+    let victim = training().expect("a training task at work");
     succeed(Command::new("scancel").arg(&victim));
     wait();
     assert!(!run.join("ablation.json").exists());
@@ -83,9 +89,8 @@ fn job_arrays_give_the_table_of_one_process_though_jobs_are_cancelled_and_requeu
     );
     submit();
     // And one is requeued while it runs.
-    if let Some(victim) = running("bdhs-judge") {
-        succeed(Command::new("scontrol").args(["requeue", &victim]));
-    }
+    let victim = training().expect("the rest of the training at work");
+    succeed(Command::new("scontrol").args(["requeue", &victim]));
     wait();
     let after = status();
     assert_eq!(after["finished"], true, "{after}");
