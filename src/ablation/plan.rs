@@ -70,7 +70,6 @@ impl Plan {
     /// # Errors
     /// A cell without pairs (the run is not decided), or a default cell that the grid does not have.
     pub fn new(config: &Config, encoders: &[String]) -> Result<Self> {
-        let folder = image_folder(config);
         let mut models =
             vec![Model { name: BASELINE.to_owned(), kind: Kind::Baseline, seed: 0, pairs: None }];
         let mut cells = Vec::new();
@@ -80,7 +79,7 @@ impl Plan {
             for &threshold in &config.grid.thresholds {
                 let cell = label(encoder, threshold);
                 let path = pairs_file(&config.run.out, &cell);
-                let pairs = read_pairs(&path, Some(&folder))?;
+                let pairs = read_pairs(&path, Some(config.data.image_folder()))?;
                 let next = models.len();
                 let place = *known.entry(content(&pairs, &config.train)).or_insert(next);
                 if place == next {
@@ -150,12 +149,6 @@ fn seeded(stem: &str, more: u32) -> String {
 
 fn pairs_file(run: &Path, cell: &str) -> PathBuf {
     run.join("cells").join(cell).join("pairs.jsonl")
-}
-
-/// The folder that the pairs' image paths are relative to.
-pub(super) fn image_folder(config: &Config) -> PathBuf {
-    let own = config.data.file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    config.data.images.clone().or(own.map(Path::to_owned)).unwrap_or_else(|| ".".into())
 }
 
 /// A hash of what a training on pairs sees of them.

@@ -15,7 +15,7 @@ use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use super::config::Eval;
-use super::plan::{Kind, Model, Plan, image_folder};
+use super::plan::{Kind, Model, Plan};
 use crate::data::json::read_document;
 use crate::demo::embedded::{BENCHMARKS, is_embedded, resolve};
 use crate::demo::judge::{self, Service};
@@ -23,7 +23,8 @@ use crate::engine::{Answering, Progress, checkpoint};
 use crate::eval::judge::{Endpoint, Judge};
 use crate::eval::run::{self, Benchmarks, Heard, SUMMARY, Summary};
 use crate::eval::{self, Settings};
-use crate::models::{device, llava::Llava, weights::Weights};
+use crate::models::weights::{Weights, fingerprint};
+use crate::models::{device, llava::Llava};
 use crate::sweep::Config;
 use crate::sweep::atomic::write_json;
 use crate::train::{self, Outcome};
@@ -127,6 +128,11 @@ pub fn stages(
         true => Some(Judging::new(config)?),
         false => None,
     };
+    // Every byte of the base is read for it: once, not once a model.
+    let base = match stages.contains(&Stage::Train) {
+        true => fingerprint(&config.model.path)?,
+        false => String::new(),
+    };
     let mut failed = None;
     for (i, model) in plan.models.iter().enumerate() {
         if matches!(share, Share::Part { index, count } if i % count != index) {
@@ -136,7 +142,7 @@ pub fn stages(
         checkpoint(progress)?;
         let mut done = Ok(());
         if stages.contains(&Stage::Train) {
-            done = train(config, model, device, progress);
+            done = train(config, model, &base, device, progress);
         }
         if let (Ok(()), Some(judging)) = (&done, &judging) {
             done = judging.judge(config, model, device, progress);
@@ -194,12 +200,20 @@ pub fn done(config: &Config, plan: &Plan) -> Result<[usize; 2]> {
     Ok(done)
 }
 
-fn train(config: &Config, model: &Model, device: &Device, progress: &dyn Progress) -> Result<()> {
+/// `base` is the base's fingerprint.
+fn train(
+    config: &Config,
+    model: &Model,
+    base: &str,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<()> {
     let Some(file) = &model.pairs else { return Ok(()) };
-    let pairs = train::read_pairs(file, Some(&image_folder(config)))?;
+    let pairs = train::read_pairs(file, Some(config.data.image_folder()))?;
     let reference = config.run.out.join("reference.jsonl");
     let options = train::Options {
         model: &config.model.path,
+        base,
         device,
         dtype: &config.model.dtype,
         out: &model_folder(&config.run.out, &model.name),

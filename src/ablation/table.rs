@@ -1,6 +1,7 @@
 //! The ablation's result: every model's scores with intervals, paired tests, costs, and what holds over seeds.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -130,6 +131,15 @@ impl Spread {
             [mean - half, mean + half]
         });
         Some(Self { values, mean, interval })
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.interval {
+            Some([low, high]) => write!(f, "{:.2} [{low:.2}, {high:.2}]", self.mean),
+            None => write!(f, "{:.2}", self.mean),
+        }
     }
 }
 

@@ -101,7 +101,7 @@ impl Ablation {
             let _ = writeln!(text, "- {note}");
         }
         text.push_str("\n## Scores\n\nValue [95 % interval].\n\n");
-        self.rows_into(&mut text, |score| score.value.map_or_else(dash, |e| estimate(&e)));
+        self.rows_into(&mut text, |score| score.value.map_or_else(dash, |e| e.to_string()));
         text.push_str(
             "\n## Difference to the baseline\n\nDifference [95 % interval] p (Holm).\n\n",
         );
@@ -144,9 +144,8 @@ impl Ablation {
                 .to_owned();
         for (head, seeds) in self.heads().iter().zip(&self.seeds) {
             let baseline = seeds.baseline.map_or_else(dash, |x| format!("{x:.2}"));
-            let control = seeds.control.as_ref().map_or_else(dash, spread);
-            let _ =
-                writeln!(text, "| {head} | {baseline} | {} | {control} |", spread(&seeds.default));
+            let control = seeds.control.as_ref().map_or_else(dash, Spread::to_string);
+            let _ = writeln!(text, "| {head} | {baseline} | {} | {control} |", seeds.default);
         }
         text
     }
@@ -173,22 +172,7 @@ fn dash() -> String {
     "–".to_owned()
 }
 
-fn estimate(e: &crate::eval::tally::Estimate) -> String {
-    match (e.value, e.low, e.high) {
-        (Some(value), Some(low), Some(high)) => format!("{value:.2} [{low:.2}, {high:.2}]"),
-        (Some(value), ..) => format!("{value:.2}"),
-        _ => dash(),
-    }
-}
-
 fn test(difference: &Difference) -> String {
     let p = |p: Option<f64>| p.map_or_else(dash, |p| format!("{p:.3}"));
-    format!("{} {} ({})", estimate(&difference.difference), p(difference.p), p(difference.p_holm))
-}
-
-fn spread(spread: &Spread) -> String {
-    match spread.interval {
-        Some([low, high]) => format!("{:.2} [{low:.2}, {high:.2}]", spread.mean),
-        None => format!("{:.2}", spread.mean),
-    }
+    format!("{} {} ({})", difference.difference, p(difference.p), p(difference.p_holm))
 }

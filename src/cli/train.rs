@@ -12,6 +12,7 @@ use super::{
 use crate::{
     Result,
     demo::embedded::{self, is_embedded, resolve},
+    models::weights::fingerprint,
     sweep::Config,
     train::{self, Loss, Online, Options},
 };
@@ -107,8 +108,10 @@ impl Train {
         settings.projector |= self.projector_learning_rate.is_some();
         let device = global.device()?;
         let bars = Bars::new(global);
+        let model = resolve(&config.model.path)?;
         let options = Options {
-            model: &resolve(&config.model.path)?,
+            model: &model,
+            base: &fingerprint(&model)?,
             device: &device,
             dtype: &config.model.dtype,
             out: &self.out,

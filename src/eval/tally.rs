@@ -8,7 +8,7 @@
 //! `floor(w n / 2^32)` with w the Philox word of (seed, sample r, [`Purpose::Bootstrap`], index i); so intervals do not depend
 //! on threads, and two runs over the same items can be resampled alike ([`paired`]).
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -207,6 +207,16 @@ pub struct Estimate {
     pub high: Option<f64>,
     /// Standard deviation over the resamples; null with fewer than two.
     pub stderr: Option<f64>,
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match (self.value, self.low, self.high) {
+            (Some(value), Some(low), Some(high)) => write!(f, "{value:.2} [{low:.2}, {high:.2}]"),
+            (Some(value), ..) => write!(f, "{value:.2}"),
+            _ => f.write_str("–"),
+        }
+    }
 }
 
 /// Every statistic with its interval, in order.

@@ -92,7 +92,10 @@ impl Run {
         let cells = decide_cells(&tables, &samples, &thresholds, rule)?;
         thresholds.sort_by(f64::total_cmp);
         let waves = store.waves()?;
-        let images = options.images.clone().or_else(|| saved.as_ref().map(image_folder));
+        let images = options
+            .images
+            .clone()
+            .or_else(|| saved.as_ref().map(|saved| saved.config.data.image_folder().to_owned()));
         let patches = saved.as_ref().and_then(|saved| saved.patches.clone());
         let path = folder.join(ablation::RESULT);
         let ablation: Option<Ablation> =
@@ -217,13 +220,4 @@ fn find_encoders(store: &Store, names: &[String]) -> Result<Vec<EncoderInfo>> {
             }
         })
         .collect()
-}
-
-/// The folder that picture paths of the exports are relative to.
-fn image_folder(saved: &SavedRun) -> PathBuf {
-    let data = &saved.config.data;
-    data.images
-        .clone()
-        .or_else(|| data.file.parent().map(Path::to_path_buf))
-        .unwrap_or_else(|| PathBuf::from("."))
 }

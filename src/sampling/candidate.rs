@@ -82,6 +82,10 @@ impl Flag {
         Self::UnchangedSentence,
         Self::EmptyCompletion,
     ];
+
+    /// Those of responses that teach nothing, or something else.
+    pub const UNUSABLE: [Self; 4] =
+        [Self::Empty, Self::Identical, Self::SameWords, Self::TokenLimit];
 }
 
 impl Candidate {

@@ -66,6 +66,14 @@ pub struct Data {
     pub limit: Option<usize>,
 }
 
+impl Data {
+    /// The folder that image paths are relative to, here and in the exports.
+    pub fn image_folder(&self) -> &Path {
+        let own = self.file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        self.images.as_deref().or(own).unwrap_or(Path::new("."))
+    }
+}
+
 /// The ablation's axes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -1,6 +1,6 @@
 //! The end of a run: decide all cells from the store, export them, sum up, report.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use super::{
     atomic::write_json,
@@ -15,9 +15,6 @@ use crate::{
     sampling::Flag,
     store::{EncoderInfo, ScoreRow},
 };
-
-/// Flags that `export.exclude_flagged` leaves out: pairs that teach nothing, or something else.
-const EXCLUDED: [Flag; 4] = [Flag::Empty, Flag::Identical, Flag::SameWords, Flag::TokenLimit];
 
 /// Decides every cell, writes the exports, `summary.json`, `run.json` and `report.html` into the run folder.
 pub(super) fn finish(runner: &Runner) -> Result<Summary> {
@@ -64,13 +61,11 @@ pub(super) fn finish(runner: &Runner) -> Result<Summary> {
 }
 
 fn export(runner: &Runner, cells: &[Cell]) -> Result<()> {
-    let data = &runner.config.data;
-    let folder = data.images.as_deref().or(data.file.parent()).unwrap_or(Path::new("."));
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let folder = runner.config.data.image_folder();
     let samples = &runner.dataset.samples;
     let exporter = Exporter::new(&runner.store, samples, folder, &runner.config.sampling)?;
     let exclude = match runner.config.export.exclude_flagged {
-        true => EXCLUDED.to_vec(),
+        true => Flag::UNUSABLE.to_vec(),
         false => Vec::new(),
     };
     let embed_images = runner.config.export.embed_images;

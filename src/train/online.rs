@@ -16,8 +16,6 @@ use crate::ops::cosine;
 use crate::sampling::{Candidate, Flag, SamplingConfig, attempts::attempts};
 use crate::{Error, Result};
 
-/// Flags of drawn answers that `exclude_flagged` leaves out; identical ones are, always.
-const UNUSABLE: [Flag; 4] = [Flag::Empty, Flag::Identical, Flag::SameWords, Flag::TokenLimit];
 /// Key-value slots of one wave.
 const TOKEN_BUDGET: usize = 16_384;
 /// Bytes of image features that a batch may hold.
@@ -109,8 +107,9 @@ impl Drawer {
         let mut all = Vec::new();
         for ((&i, sample), candidate) in batch.iter().zip(&samples).zip(drawn) {
             let flags = candidate.flags(&sample.reference, self.sampling.sentences);
+            // An identical answer has no gradient, whatever is kept.
             let unusable = |flag: &Flag| match trainer.settings.exclude_flagged {
-                true => UNUSABLE.contains(flag),
+                true => Flag::UNUSABLE.contains(flag),
                 false => *flag == Flag::Identical,
             };
             if !flags.iter().any(unusable) {

@@ -13,10 +13,8 @@ use crate::data::json::{Object, kind, read_objects};
 use crate::data::{image_folder, image_path};
 use crate::models::llava::prompt::IMAGE;
 use crate::models::llava::{Role, Turn};
+use crate::sampling::Flag;
 use crate::{Error, Result};
-
-/// Flags of rejected answers that teach nothing, or something else.
-const UNUSABLE: [&str; 4] = ["empty", "identical", "same_words", "token_limit"];
 
 /// A chosen and a rejected answer to one prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,14 +31,14 @@ pub struct Pair {
     pub chosen: String,
     /// y-.
     pub rejected: String,
-    /// Flags of the rejected answer.
-    pub flags: Vec<String>,
+    /// Flags of the rejected answer, of those that we know.
+    pub flags: Vec<Flag>,
 }
 
 impl Pair {
     /// Whether a flag says that the rejected answer teaches nothing.
     pub fn is_flagged(&self) -> bool {
-        self.flags.iter().any(|flag| UNUSABLE.contains(&flag.as_str()))
+        self.flags.iter().any(|flag| Flag::UNUSABLE.contains(flag))
     }
 }
 
@@ -78,10 +76,9 @@ fn pair(row: &Object, folder: &Path) -> Result<Pair> {
         .into_iter()
         .map(|name| image_path(row, "images", folder, name))
         .collect::<Result<Vec<_>>>()?;
-    let flags = row
-        .get("flags")
-        .and_then(Value::as_array)
-        .map(|flags| flags.iter().filter_map(|flag| flag.as_str().map(str::to_owned)).collect());
+    let flags = row.get("flags").and_then(Value::as_array).map(|flags| {
+        flags.iter().filter_map(|flag| serde_json::from_value(flag.clone()).ok()).collect()
+    });
     let pair = Pair {
         line: row.line,
         id: if row.get("id").is_some() { row.id()? } else { row.line.to_string() },

@@ -36,6 +36,8 @@ use crate::{Error, Result};
 pub struct Options<'a> {
     /// Model folder.
     pub model: &'a Path,
+    /// Its fingerprint ([`weights::fingerprint`]).
+    pub base: &'a str,
     /// Where networks run.
     pub device: &'a Device,
     /// Storage type of the base: `f32`, `f16` or `bf16`; adapters are f32.
@@ -162,8 +164,7 @@ pub fn run(
         );
         return Err(Error::invalid(options.file, "", message));
     }
-    let base = weights::fingerprint(options.model)?;
-    let identity = identity(&usable, settings, options, &base)?;
+    let identity = identity(&usable, settings, options)?;
     let done = options.out.join(DONE);
     if done.is_file() {
         let outcome: Outcome = read_document(&done)?;
@@ -172,7 +173,7 @@ pub fn run(
             false => Err(other_training(&done)),
         };
     }
-    let mut run = Run::start(&usable, settings, options, base, identity, progress)?;
+    let mut run = Run::start(&usable, settings, options, identity, progress)?;
     run.train(progress)?;
     run.finish(pairs.len() - usable.len())
 }
@@ -186,7 +187,6 @@ struct Run<'a> {
     drawer: Option<Drawer>,
     settings: &'a Settings,
     options: &'a Options<'a>,
-    base: String,
     identity: String,
     seconds: [f64; 2],
 }
@@ -196,7 +196,6 @@ impl<'a> Run<'a> {
         usable: &[&Pair],
         settings: &'a Settings,
         options: &'a Options<'a>,
-        base: String,
         identity: String,
         progress: &dyn Progress,
     ) -> Result<Self> {
@@ -210,7 +209,7 @@ impl<'a> Run<'a> {
         if settings.loss != Loss::Sft {
             let own = options.out.join("reference.jsonl");
             let path = options.reference.unwrap_or(&own);
-            let mut known = References::open(path, &base, options.dtype)?;
+            let mut known = References::open(path, options.base, options.dtype)?;
             known
                 .fill(&mut examples, &trainer, progress)
                 .map_err(|error| error.in_file(options.file))?;
@@ -226,7 +225,6 @@ impl<'a> Run<'a> {
             lines: Vec::new(),
             settings,
             options,
-            base,
             identity,
             seconds,
         };
@@ -358,7 +356,7 @@ impl<'a> Run<'a> {
         let parameters = self.trainer.parameters.all.iter();
         let outcome = Outcome {
             identity: self.identity,
-            base: self.base,
+            base: self.options.base.to_owned(),
             settings: self.settings.clone(),
             pairs: self.examples.len(),
             excluded,
@@ -414,7 +412,7 @@ fn other_training(path: &Path) -> Error {
     Error::invalid(path, "", message)
 }
 
-fn identity(pairs: &[&Pair], settings: &Settings, options: &Options, base: &str) -> Result<String> {
+fn identity(pairs: &[&Pair], settings: &Settings, options: &Options) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut put = |text: &str| {
         hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
@@ -427,7 +425,7 @@ fn identity(pairs: &[&Pair], settings: &Settings, options: &Options, base: &str)
         put(&weights::fingerprint(resolve(&online.encoder)?)?);
     }
     put(options.dtype);
-    put(base);
+    put(options.base);
     let mut hashes: HashMap<&PathBuf, String> = HashMap::new();
     for pair in pairs {
         for path in &pair.images {

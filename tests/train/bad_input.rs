@@ -30,6 +30,7 @@ fn refused(fields: Value, expected: &[&str]) {
     let out = folder.path().join("out");
     let options = Options {
         model: base,
+        base: "the tiny LLaVA",
         device: &Device::Cpu,
         dtype: "f32",
         out: &out,

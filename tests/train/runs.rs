@@ -19,6 +19,7 @@ fn train(settings: &Settings, out: &Path, progress: &dyn Progress) -> bdhs::Resu
     let file = golden("dpo/pairs.jsonl");
     let options = Options {
         model: base,
+        base: "the tiny LLaVA",
         device: &Device::Cpu,
         dtype: "f32",
         out,

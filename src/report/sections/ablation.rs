@@ -73,21 +73,14 @@ fn map(run: &Run, ablation: &Ablation, i: usize) -> HeatMap {
     }
 }
 
-fn spread(spread: &Spread) -> String {
-    match spread.interval {
-        Some([low, high]) => format!("{:.2} [{low:.2}, {high:.2}]", spread.mean),
-        None => format!("{:.2}", spread.mean),
-    }
-}
-
 fn seeds(ablation: &Ablation) -> Table {
     let rows = ablation.heads().into_iter().zip(&ablation.seeds).map(|(head, seeds)| {
         let dash = || "–".to_owned();
         vec![
             head,
             seeds.baseline.map_or_else(dash, |x| format!("{x:.2}")),
-            spread(&seeds.default),
-            seeds.control.as_ref().map_or_else(dash, spread),
+            seeds.default.to_string(),
+            seeds.control.as_ref().map_or_else(dash, Spread::to_string),
         ]
     });
     let trainings = ablation.seeds.first().map_or(0, |seeds| seeds.default.values.len());

@@ -62,14 +62,6 @@ pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
     }))
 }
 
-fn interval(estimate: &Estimate) -> String {
-    match (estimate.value, estimate.low, estimate.high) {
-        (Some(value), Some(low), Some(high)) => format!("{value:.2} [{low:.2}, {high:.2}]"),
-        (Some(value), ..) => format!("{value:.2}"),
-        _ => "–".to_owned(),
-    }
-}
-
 /// A row a metric, a column an evaluation.
 fn scores(evaluations: &[Evaluation]) -> Table {
     let mut rows = Vec::new();
@@ -79,7 +71,7 @@ fn scores(evaluations: &[Evaluation]) -> Table {
             .iter()
             .map(|evaluation| {
                 let row = evaluation.summary.metrics.iter().find(|row| row.metric == spec.name);
-                row.map_or_else(|| "–".to_owned(), |row| interval(&row.score))
+                row.map_or_else(|| "–".to_owned(), |row| row.score.to_string())
             })
             .collect();
         if cells.iter().any(|cell| cell != "–") {
@@ -127,7 +119,7 @@ fn difference(comparison: &Comparison, name: &str) -> Vec<String> {
     let better = comparison.differing.iter().filter(|item| item.score_b > item.score_a).count();
     vec![
         comparison.metric.clone(),
-        read(&change["difference"]).map_or_else(|| "–".to_owned(), |e| interval(&e)),
+        read(&change["difference"]).map_or_else(|| "–".to_owned(), |e| e.to_string()),
         change["p"].as_f64().map_or_else(|| "–".to_owned(), |p| format!("{p:.3}")),
         count(better as u64),
         count((comparison.differing.len() - better) as u64),
