@@ -169,7 +169,11 @@ BDHS_DEVICE Span span_of(uint32_t mode, int64_t length) {
     if (length == 0) return {0, 0};
     if (mode == POOL_CLS) return {0, 1};
     if (mode == POOL_LAST) return {length - 1, length};
+#ifdef BDHS_PLANTED_FAULT  // scripts/gpu-check must fail on this
+    return {0, length > 64 ? length - 1 : length};
+#else
     return {0, length};
+#endif
 }
 
 struct PoolShared {

@@ -2,6 +2,9 @@
 
 #![cfg(feature = "toolkit")]
 
+#[path = "common/place.rs"]
+mod place;
+
 use bdhs::models::encoder::{Config, Embeddings, SentenceEncoder, load_network};
 use bdhs::models::weights::Weights;
 use candle_core::{DType, Device};
@@ -13,7 +16,7 @@ use tempfile::TempDir;
 const ALL: [&str; 4] = ["bert", "mpnet", "roberta", "xlm_roberta"];
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/encoders")
+    place::root().join("tests/golden/encoders")
 }
 
 #[derive(serde::Deserialize)]
@@ -30,7 +33,7 @@ fn expected(name: &str) -> Expected {
 }
 
 fn load(dir: &Path, dtype: DType) -> bdhs::Result<SentenceEncoder> {
-    SentenceEncoder::load(dir, &Device::Cpu, dtype)
+    SentenceEncoder::load(dir, &place::device(), dtype)
 }
 
 fn rows(e: &Embeddings) -> Vec<Vec<f32>> {

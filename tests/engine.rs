@@ -15,10 +15,10 @@ use bdhs::{
     },
     sampling::{Candidate, Part, SamplingConfig, Stop, cuts},
 };
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 fn model(name: &str) -> Llava {
-    Llava::load(common::golden(&format!("llava/{name}")), &Device::Cpu, DType::F32)
+    Llava::load(common::golden(&format!("llava/{name}")), &common::place::device(), DType::F32)
         .expect("a tiny checkpoint")
 }
 
@@ -97,7 +97,7 @@ fn masked_against_removed(model: &Llava, rows: &Tensor, seen: &[bool]) -> f32 {
         language.forward(rows, &slots, &mut cache, &slots, &AttendPlan { blocks }).unwrap();
 
     let kept: Vec<u32> = slots.iter().copied().filter(|&i| seen[i as usize]).collect();
-    let pick = Tensor::new(kept.as_slice(), &Device::Cpu).unwrap();
+    let pick = Tensor::new(kept.as_slice(), &common::place::device()).unwrap();
     let mut cache = language.new_cache(kept.len()).unwrap();
     let plan = AttendPlan::ragged(&[0, kept.len() as u32], true);
     let x = rows.index_select(&pick, 0).unwrap();
@@ -216,7 +216,8 @@ fn decode_alone(
             }
             Piece::Image(_) => {
                 if !candidate.kept.is_empty() {
-                    let pick = Tensor::new(candidate.kept.as_slice(), &Device::Cpu).unwrap();
+                    let pick =
+                        Tensor::new(candidate.kept.as_slice(), &common::place::device()).unwrap();
                     rows.push(features.index_select(&pick, 0).unwrap());
                 }
                 positions.extend(candidate.kept.iter().map(|i| next + i));
@@ -285,7 +286,7 @@ fn placeholders_are_never_drawn() {
     let engine = Engine::new(&model, settings(1.0, 1.0), 0);
     let vocab = model.config().text.vocab;
     let width = model.config().text.hidden;
-    let hidden = Tensor::ones((1, width), DType::F32, &Device::Cpu).unwrap();
+    let hidden = Tensor::ones((1, width), DType::F32, &common::place::device()).unwrap();
     let logits = engine.logits(&hidden).unwrap().get(0).unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(logits.len(), vocab);
     assert_eq!(logits[model.format.image_token() as usize], f32::NEG_INFINITY);

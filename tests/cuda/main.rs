@@ -5,6 +5,7 @@
 
 mod calls;
 mod cosine;
+mod large;
 mod mask;
 mod pool;
 mod token;

@@ -4,6 +4,8 @@ mod adapters;
 mod errors;
 mod images;
 mod network;
+#[path = "../common/place.rs"]
+mod place;
 mod prompts;
 
 use std::path::{Path, PathBuf};
@@ -23,11 +25,11 @@ const REPLY: &str = "Yes, the cat sits there.";
 const ANSWER: &str = "There are 2 dogs. It is 3.5 m away…";
 
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llava").join(name)
+    place::root().join("tests/golden/llava").join(name)
 }
 
 fn load(name: &str) -> Llava {
-    Llava::load(folder(name), &Device::Cpu, DType::F32).unwrap()
+    Llava::load(folder(name), &place::device(), DType::F32).unwrap()
 }
 
 fn json_file(path: PathBuf) -> Value {

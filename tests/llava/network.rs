@@ -9,7 +9,7 @@ fn logits_equal_transformers() {
     for name in MODELS {
         let (model, golden) = (load(name), Golden::of(name));
         let full = golden.results["full"].as_str().unwrap();
-        let columns = Tensor::new(ids(&golden.results["columns"]), &Device::Cpu).unwrap();
+        let columns = Tensor::new(ids(&golden.results["columns"]), &place::device()).unwrap();
         for (case, width, height, _) in golden.cases() {
             let (x, positions) = sequence(&model, width, height, full);
             let logits = model.language.logits(&prefill(&model.language, &x, &positions)).unwrap();
@@ -68,7 +68,7 @@ fn vision_layer_counts_like_hidden_states() {
         (!name.contains("encoder.layers.3.") && !name.contains("post_layernorm"))
             .then_some((name.to_owned(), tensor))
     });
-    let model = Llava::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
+    let model = Llava::load(dir.path(), &place::device(), DType::F32).unwrap();
     let pixels = model.preprocess(&picture(61, 23)).unwrap();
     let features = model.vision_features(&pixels).unwrap();
     assert!(max_difference(&features, &Golden::of("llava15").tensors["wide.vision"]) <= 1e-5);
@@ -123,7 +123,7 @@ fn packed_rows_equal_single_rows() {
         let (x, positions) = sequences[0].clone();
         let kept: Vec<u32> = (0..positions.len() as u32).filter(|i| i % 3 != 1).collect();
         sequences.push((
-            x.index_select(&Tensor::new(&kept[..], &Device::Cpu).unwrap(), 0).unwrap(),
+            x.index_select(&Tensor::new(&kept[..], &place::device()).unwrap(), 0).unwrap(),
             kept,
         ));
         let single: Vec<Tensor> =
@@ -153,7 +153,7 @@ fn packed_rows_equal_single_rows() {
 /// Positions are integers to the end: through bf16, 2049 would become 2048 and 2063 would become 2064.
 #[test]
 fn positions_do_not_go_through_the_dtype() {
-    let model = Llava::load(folder("llava15"), &Device::Cpu, DType::BF16).unwrap();
+    let model = Llava::load(folder("llava15"), &place::device(), DType::BF16).unwrap();
     let x = model.language.embed(&[300, 301, 302]).unwrap();
     let at = |positions: [u32; 3]| {
         prefill(&model.language, &x, &positions).to_dtype(DType::F32).unwrap()
@@ -171,7 +171,7 @@ fn half_precision_is_close() {
     let golden = Golden::of("next_vicuna");
     let expected = &golden.tensors["text.logits"];
     for (dtype, limit) in [(DType::F16, 0.05), (DType::BF16, 0.4)] {
-        let model = Llava::load(folder("next_vicuna"), &Device::Cpu, dtype).unwrap();
+        let model = Llava::load(folder("next_vicuna"), &place::device(), dtype).unwrap();
         let x = model.language.embed(&ids(&golden.results["text_ids"])).unwrap();
         let positions: Vec<u32> = (0..x.dim(0).unwrap() as u32).collect();
         let logits = model.language.logits(&prefill(&model.language, &x, &positions)).unwrap();
@@ -188,7 +188,7 @@ fn both_generations_of_names_load() {
     for name in MODELS {
         let dir = copy(name);
         edit_tensors(dir.path(), |tensor_name, tensor| Some((renamed(tensor_name), tensor)));
-        let other = Llava::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
+        let other = Llava::load(dir.path(), &place::device(), DType::F32).unwrap();
         let full = Golden::of(name).results["full"].as_str().unwrap().to_owned();
         let states = |model: &Llava| {
             let (x, positions) = sequence(model, 20, 47, &full);

@@ -1,6 +1,11 @@
 //! The compiled kernels: embedded by `build.rs`, loaded once per context, after a look at the GPU and the driver.
+//!
+//! For work on kernels: with `BDHS_KERNEL_DIR` set, a `NAME.fatbin` or `NAME.cubin` in that folder takes the place of the
+//! embedded file of that name, so that a kernel can be tried without a new build of the crate.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, result, sys};
@@ -132,14 +137,17 @@ fn functions<'a>(
                 "this build has no kernels: it was made for lints or documentation, without a CUDA toolkit",
             )
         };
-        let image = file.fatbin().ok_or_else(none)?;
-        let module: Arc<CudaModule> = loaded
-            .context
-            .load_module(Ptx::from_binary(image.to_vec()))
-            .map_err(|error| match image.starts_with(b"// bdhs stand-in") {
-                true => none(),
-                false => driver_error(op, "loading the kernels")(error),
-            })?;
+        let image = match replacement(op, file)? {
+            Some(image) => image,
+            None => file.fatbin().ok_or_else(none)?.to_vec(),
+        };
+        let module: Arc<CudaModule> =
+            loaded.context.load_module(Ptx::from_binary(image.clone())).map_err(
+                |error| match image.starts_with(b"// bdhs stand-in") {
+                    true => none(),
+                    false => driver_error(op, "loading the kernels")(error),
+                },
+            )?;
         let mut functions = HashMap::new();
         for &name in file.kernels() {
             let function =
@@ -149,6 +157,23 @@ fn functions<'a>(
         loaded.modules.insert(file, functions);
     }
     Ok(&loaded.modules[&file])
+}
+
+/// What `BDHS_KERNEL_DIR` has in place of an embedded file.
+fn replacement(op: &'static str, file: File) -> Result<Option<Vec<u8>>> {
+    let Some(folder) = std::env::var_os("BDHS_KERNEL_DIR") else { return Ok(None) };
+    let name = format!("{file:?}").to_lowercase();
+    for path in ["fatbin", "cubin"].map(|end| Path::new(&folder).join(format!("{name}.{end}"))) {
+        match std::fs::read(&path) {
+            Ok(image) => return Ok(Some(image)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                let got = format!("{}: {error}", path.display());
+                return Err(Error::argument(op, "BDHS_KERNEL_DIR", got, "a file of kernels"));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// How many multiprocessors the GPU has.
