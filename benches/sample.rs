@@ -1,5 +1,6 @@
 //! A LLaVA-1.5 of 7B on a GPU, its weights random bf16 made there: prefill, decode steps of forks over shared prefixes as the
-//! engine takes them (embedding, 32 layers, logits, one drawn token a row, read back), and the vision tower.
+//! engine takes them (embedding, 32 layers, logits, one drawn token a row, read back), the vision tower, and whole attempts
+//! by the engine, at references of four sentences of 40 tokens. `benches/peers/bdhs_transformers.py` takes the same attempts.
 //!
 //! Throughputs are set beside two floors of the same shape: operations of the products (prefill, vision), and bytes of weights and
 //! of keys and values that a step must read (decode).
@@ -30,11 +31,14 @@ mod model {
     use std::rc::Rc;
     use std::time::Instant;
 
-    use bdhs::models::llava::{KvCache, Llava};
+    use bdhs::data::Sample;
+    use bdhs::engine::{Engine, Images, Request};
+    use bdhs::models::llava::{KvCache, Llava, Role, Turn};
     use bdhs::models::weights::Weights;
     use bdhs::ops::attend::{AttendPlan, Block, Segment};
     use bdhs::ops::philox::Draws;
     use bdhs::ops::token::{Params, Row, sample};
+    use bdhs::sampling::SamplingConfig;
     use candle_core::{DType, Device, Tensor};
     use serde_json::{Value, json};
 
@@ -51,6 +55,10 @@ mod model {
     const FORKS: usize = 4;
     /// Tokens that a fork has of its own.
     const OWN: usize = 16;
+    /// Tokens that a sentence of an attempt may take.
+    const NEW: u32 = 40;
+    const REFERENCE: &str = "A red bus stands at the corner. Two people wait beside it. The sky is grey \
+                             and wide. A dog sleeps under a tree.";
     const VISION: [usize; 4] = [1024, 4096, 24, 577];
 
     /// Weights of a layer that a row is multiplied by.
@@ -66,6 +74,7 @@ mod model {
             cases.push(prefill(&model, sequences));
         }
         cases.push(vision(&model, 16));
+        cases.push(attempts(&model, 64));
         cases
     }
 
@@ -289,6 +298,44 @@ mod model {
         case(name, (0, flops), model, input, |(model, pixels)| {
             model.tower_features(pixels).expect("features");
         })
+    }
+
+    /// First attempts at so many samples with a picture each, from files to texts. Random weights hardly ever end a sentence, so
+    /// nearly all take the most tokens that they may.
+    fn attempts(model: &Model, samples: usize) -> Case {
+        let config = SamplingConfig { max_sentence_tokens: NEW, ..SamplingConfig::default() };
+        let flops = samples * FORKS * NEW as usize * 2 * (LAYERS * LAYER + VOCAB * HIDDEN);
+        let input = move |model: Rc<Llava>| {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let samples: Vec<Sample> =
+                (0..samples as u32).map(|index| sample_of(folder.path(), index)).collect();
+            (model, config.clone(), samples, folder)
+        };
+        let name = format!("sample/gpu attempts 7B/{samples} x {FORKS} sentences of {NEW}/bf16");
+        case(name, (0, flops), model, input, |(model, config, samples, _)| {
+            let engine = Engine::new(model, config.clone(), 1).expect("an engine");
+            let wave: Vec<_> = samples
+                .iter()
+                .map(|sample| Request { sample, attempt: 1, guided: true })
+                .map(|request| engine.prepare(request).expect("a laid out attempt"))
+                .collect();
+            let mut images = Images::new(1 << 30);
+            engine.generate(&wave, &mut images, &()).expect("candidates");
+        })
+    }
+
+    fn sample_of(folder: &Path, index: u32) -> Sample {
+        let path = folder.join(format!("{index}.png"));
+        let pixel = |x: u32, y: u32| image::Rgb([x, y, x * y + index].map(|v| (v % 256) as u8));
+        image::RgbImage::from_fn(336, 336, pixel).save(&path).expect("a written picture");
+        Sample {
+            index,
+            id: index.to_string(),
+            images: vec![path],
+            turns: vec![Turn { role: Role::User, text: "<image>\nDescribe the picture.".into() }],
+            reference: REFERENCE.into(),
+            line: 1,
+        }
     }
 
     /// The arguments of a pass.

@@ -134,7 +134,7 @@ fn forked_decoding_equals_decoding_each_sentence_alone() {
         let model = model(name);
         for temperature in [0.0, 1.0] {
             let config = settings(0.5, temperature);
-            let engine = Engine::new(&model, config.clone(), 3);
+            let engine = Engine::new(&model, config.clone(), 3).unwrap();
             for guided in [true, false] {
                 let candidates = generate(&engine, &dataset.samples, guided);
                 for (sample, candidate) in dataset.samples.iter().zip(&candidates) {
@@ -269,7 +269,7 @@ fn candidates_do_not_depend_on_the_order_of_work() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = samples(dir.path(), 6);
     let model = model("next_mistral");
-    let engine = Engine::new(&model, settings(0.9, 0.0), 9);
+    let engine = Engine::new(&model, settings(0.9, 0.0), 9).unwrap();
     let together = generate(&engine, &dataset.samples, true);
     assert_eq!(together, generate(&engine, &dataset.samples, true));
     for (sample, candidate) in dataset.samples.iter().zip(&together) {
@@ -283,7 +283,7 @@ fn candidates_do_not_depend_on_the_order_of_work() {
 #[test]
 fn placeholders_are_never_drawn() {
     let model = model("next_vicuna");
-    let engine = Engine::new(&model, settings(1.0, 1.0), 0);
+    let engine = Engine::new(&model, settings(1.0, 1.0), 0).unwrap();
     let vocab = model.config().text.vocab;
     let width = model.config().text.hidden;
     let hidden = Tensor::ones((1, width), DType::F32, &common::place::device()).unwrap();
@@ -303,7 +303,7 @@ fn waves_fit_the_token_budget() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = samples(dir.path(), 8);
     let model = model("llava15");
-    let engine = Engine::new(&model, settings(0.5, 1.0), 0);
+    let engine = Engine::new(&model, settings(0.5, 1.0), 0).unwrap();
     let costs: Vec<usize> = dataset
         .samples
         .iter()

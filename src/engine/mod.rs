@@ -35,19 +35,23 @@ pub struct Engine<'m> {
     config: SamplingConfig,
     seed: u64,
     /// `[vocab]`: 0, or minus infinity for ids that stand for no text.
-    forbidden: Vec<f32>,
+    forbidden: Tensor,
 }
 
 impl<'m> Engine<'m> {
     /// An engine; `seed` keys every random draw.
-    pub fn new(model: &'m Llava, config: SamplingConfig, seed: u64) -> Self {
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn new(model: &'m Llava, config: SamplingConfig, seed: u64) -> Result<Self> {
         let format = &model.format;
         let textless =
             |id: &u32| *id == format.image_token() || format.tokenizer().token(*id).is_none();
-        let forbidden = (0..model.config().text.vocab as u32)
+        let forbidden: Vec<f32> = (0..model.config().text.vocab as u32)
             .map(|id| if textless(&id) { f32::NEG_INFINITY } else { 0.0 })
             .collect();
-        Self { model, config, seed, forbidden }
+        let forbidden = Tensor::new(forbidden, model.language.device())?;
+        Ok(Self { model, config, seed, forbidden })
     }
 
     /// Logits `[r, vocab]` (f32) of states `[r, H]`, with minus infinity for the image placeholder and
@@ -56,8 +60,7 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// Those of the tensor operations.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let forbidden = Tensor::new(self.forbidden.as_slice(), hidden.device())?;
-        Ok(self.model.language.logits(hidden)?.broadcast_add(&forbidden)?)
+        Ok(self.model.language.logits(hidden)?.broadcast_add(&self.forbidden)?)
     }
 
     /// Lays out an attempt: tokens, masks, cuts. No network is run.

@@ -187,7 +187,7 @@ impl<'a> Runner<'a> {
         self.load_model()?;
         let Some(model) = &self.model else { return Ok(()) };
         let begun = Instant::now();
-        let engine = Engine::new(model, self.config.sampling.clone(), self.config.run.seed);
+        let engine = Engine::new(model, self.config.sampling.clone(), self.config.run.seed)?;
         let budget = self.store.token_budget()?;
         let prepared = open
             .par_iter()
@@ -236,7 +236,7 @@ impl<'a> Runner<'a> {
         let dtype = device::dtype(&self.config.model.dtype)?;
         let model = Llava::load(&self.config.model.path, &self.device, dtype)?;
         // A sample that the model has no room for is told before hours of work, not after.
-        let engine = Engine::new(&model, self.config.sampling.clone(), self.config.run.seed);
+        let engine = Engine::new(&model, self.config.sampling.clone(), self.config.run.seed)?;
         for guided in [self.config.sampling.guidance, false] {
             self.dataset
                 .samples
