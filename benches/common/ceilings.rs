@@ -12,8 +12,8 @@ use cudarc::nvrtc::Ptx;
 use super::Case;
 use super::gpu::{Launches, Stream};
 
-/// Words of the buffers: 2 GiB.
-const WORDS: usize = 1 << 29;
+/// Words of the buffers: 1 GiB, many times the largest L2.
+const WORDS: usize = 1 << 28;
 
 /// Random words, again and again over the whole buffer: a prime number of them, so that no two blocks of memory are alike.
 const PATTERN: usize = 4_194_301;

@@ -171,15 +171,16 @@ fn place() -> String {
     String::new()
 }
 
-/// Seconds of a call in every batch within `seconds`, at least three batches. A batch is as many calls as take 2 ms, far above an
-/// event's resolution; the calls that find out how many also warm up.
+/// Seconds of a call in every batch within `seconds`, at least three batches if they take less than a second. A batch is as many calls
+/// as take 2 ms, far above an event's resolution; the calls that find out how many also warm up.
 fn batches(run: &Run, timer: &Timer, seconds: f64) -> Vec<f64> {
     let mut calls = 1;
     while timer(run, calls) < Duration::from_millis(2) {
         calls *= 2;
     }
     let (start, mut times) = (Instant::now(), vec![]);
-    while times.len() < 3 || start.elapsed().as_secs_f64() < seconds {
+    let spent = || start.elapsed().as_secs_f64();
+    while times.is_empty() || (times.len() < 3 && spent() < 1.0) || spent() < seconds {
         times.push(timer(run, calls).as_secs_f64() / calls as f64);
     }
     times

@@ -37,14 +37,19 @@ class Place:
     """Where peers run, and whether to compile."""
 
     def __init__(self, device, compiled):
-        self.device, self.compiled = device, compiled
+        self.device, self.compiled, self.replayed = device, compiled, False
         self.cuda = device == "cuda"
+        # Products with f32 sums, also between the parts of a split one.
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
     def sets(self, kept, size):
         return max(2, -(-COLD_BYTES // size)) if kept and self.cuda else 1
 
     def modes(self, name):
-        return COMPILED.get(name, []) if self.compiled else []
+        modes = COMPILED.get(name, []) if self.compiled else []
+        # What is captured anyway cannot record graphs of its own.
+        return ["default"] if modes and self.replayed else modes
 
 
 class GpuPeer(Peer):
@@ -65,7 +70,14 @@ class GpuPeer(Peer):
         with torch.cuda.graph(graph):
             kept = [run(sets[call % len(sets)]) for call in range(REPLAYED)]
         del kept
-        self.sets, self.run, self.calls = [None], lambda _: graph.replay(), REPLAYED
+        self.sets, self.next, self.run, self.calls = [None], 0, lambda _: graph.replay(), REPLAYED
+
+    def warm_up(self):
+        """The first calls compile, and record a graph in "reduce-overhead"."""
+        for _ in range(3):
+            self.turn()
+        if self.place.cuda:
+            torch.cuda.synchronize()
 
     def batch(self, turns):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -84,7 +96,7 @@ class GpuPeer(Peer):
         while self.batch(turns) < BATCH_SECONDS:
             turns *= 2
         times, spent = [], 0.0
-        while len(times) < 3 or spent < seconds:
+        while not times or (len(times) < 3 and spent < 1) or spent < seconds:
             took = self.batch(turns)
             times.append(took / (turns * self.calls))
             spent += took
@@ -490,9 +502,11 @@ PEERS = {"pool": pool_peers, "cosine": cosine_peers, "mask": mask_peers, "token"
 
 
 def peers(name, place):
-    """The peers of a case. Those of a "replayed" case have their calls in a graph; one that cannot be captured says so when timed."""
+    """The peers of a case; for a "replayed" one, call `replay` of each."""
+    place.replayed = ", replayed" in name
+    name = name.replace(", replayed", "")
     op, what, shape, *dtype = name.split("/")
-    return PEERS[op](name.replace(", replayed", ""), what.replace(", replayed", ""), shape, dtype[0] if dtype else "", place)
+    return PEERS[op](name, what, shape, dtype[0] if dtype else "", place)
 
 
 def gemm_rates(place, seconds):
