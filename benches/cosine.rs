@@ -204,7 +204,10 @@ mod gpu {
     }
 
     /// One side, its pairs i < j above 0.9; sides are prepared within the call.
-    fn pairs_above(n: usize, d: usize) -> Launches<(Buffer, [usize; 2], Bands, RefCell<PairOutput>)> {
+    fn pairs_above(
+        n: usize,
+        d: usize,
+    ) -> Launches<(Buffer, [usize; 2], Bands, RefCell<PairOutput>)> {
         Launches {
             name: format!("cosine/gpu pairs above 0.9, one side/{n} x {d}/f16"),
             costs: (0, n * (n - 1) * d),

@@ -138,9 +138,8 @@ mod gpu {
     impl Packing {
         fn new(stream: &Stream, kept: &Kept, images: usize, hidden: usize) -> Self {
             let counts = [TEXT * kept.rows(), images * TOKENS];
-            let buffers: Box<[Buffer]> = counts
-                .map(|n| Buffer::new(stream, n as u64, n * hidden, DType::BF16))
-                .into();
+            let buffers: Box<[Buffer]> =
+                counts.map(|n| Buffer::new(stream, n as u64, n * hidden, DType::BF16)).into();
             let sources: Box<[Rows<'_>]> =
                 buffers.iter().zip(counts).map(|(buffer, n)| buffer.rows(n, hidden)).collect();
             // SAFETY: what is borrowed lies in boxes that move nothing, is never handed out, and outlives its borrowers.

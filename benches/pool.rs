@@ -293,7 +293,8 @@ mod gpu {
         let device = device().expect("a GPU");
         let (batch, width) = (lengths.len(), *lengths.iter().max().unwrap());
         let packed = values(set as u64, lengths.iter().sum::<usize>() * HIDDEN);
-        let (mut states, mut mask) = (vec![0f32; batch * width * HIDDEN], vec![0f32; batch * width]);
+        let (mut states, mut mask) =
+            (vec![0f32; batch * width * HIDDEN], vec![0f32; batch * width]);
         let mut from = 0;
         for (row, &n) in lengths.iter().enumerate() {
             let to = row * width;

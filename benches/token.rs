@@ -89,7 +89,8 @@ mod gpu {
 
     pub fn cases(stream: &Stream, settings: &[(&'static str, Params)]) -> Vec<Case> {
         let mut cases = vec![];
-        for (rows, vocab, kept) in [(8, 2_000, "hot"), (256, 32_000, "cold"), (256, 151_936, "cold")]
+        for (rows, vocab, kept) in
+            [(8, 2_000, "hot"), (256, 32_000, "cold"), (256, 151_936, "cold")]
         {
             for &(setting, params) in settings {
                 let launches = sampled(setting, params, rows, vocab, kept);
@@ -135,7 +136,9 @@ mod gpu {
                 sample(stream, &logits, batch, &mut out.borrow_mut()).unwrap();
             },
             // Equal logits make tokens a matter of taste, log-probabilities not.
-            read: |stream, (_, _, _, out)| digest(&stream.clone_dtoh(&out.borrow().log_prob).unwrap()),
+            read: |stream, (_, _, _, out)| {
+                digest(&stream.clone_dtoh(&out.borrow().log_prob).unwrap())
+            },
         }
     }
 
@@ -150,7 +153,8 @@ mod gpu {
                 let name = format!("token/candle gpu top-p 0.9 {kept}/{rows} x {vocab}/bf16");
                 let make = move || {
                     let set = |set| on_device(device, set, rows, vocab);
-                    let (sets, uniforms) = ((0..sets(kept, bytes)).map(set).collect(), values(1, 4096));
+                    let (sets, uniforms) =
+                        ((0..sets(kept, bytes)).map(set).collect(), values(1, 4096));
                     let next = Cell::new(0);
                     rotate(sets, move |logits: &Tensor| {
                         let drawn = (0..rows).map(|row| {

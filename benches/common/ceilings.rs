@@ -164,7 +164,7 @@ fn machine_code(architecture: &str) -> Result<Vec<u8>, String> {
         0 => Ok(()),
         status => Err(format!("NVRTC: {what}: status {status}")),
     };
-    let missing = |error: libloading::Error| error.to_string();
+    let missing = |error: libloading::Error| format!("NVRTC: {error}");
     // SAFETY: the signatures are those of nvrtc.h; strings outlive the calls, and `code` is as long as NVRTC says. The
     // program is never destroyed: one a process.
     unsafe {

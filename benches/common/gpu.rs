@@ -131,6 +131,9 @@ pub fn case<S: 'static>(
     Case { timer: Some(timer(stream, 1)), ..Case::new(name, bytes, flops, make) }
 }
 
+/// Makes the input of a number.
+pub type Make<S> = Box<dyn Fn(&Stream, usize) -> S>;
+
 /// Launches whose output is read back for a check.
 pub struct Launches<S> {
     /// `op/gpu what/...`.
@@ -140,7 +143,7 @@ pub struct Launches<S> {
     /// How many inputs.
     pub sets: usize,
     /// Makes an input, and room for the output.
-    pub input: Box<dyn Fn(&Stream, usize) -> S>,
+    pub input: Make<S>,
     pub launch: fn(&Stream, &S),
     /// What the launch wrote, as few numbers.
     pub read: fn(&Stream, &S) -> Vec<f64>,
@@ -187,8 +190,7 @@ impl<S: 'static> Launches<S> {
             for call in 0..REPLAYED as usize {
                 (all.launch)(&own, &inputs[call % inputs.len()]);
             }
-            let flags =
-                CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+            let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
             let graph = own.end_capture(flags).expect("a graph").expect("launches in it");
             rotate(vec![(graph, inputs)], |(graph, _)| {
                 graph.launch().expect("a replay");

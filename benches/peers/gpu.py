@@ -89,8 +89,13 @@ class Program:
         self.cases = self.ours.cases()
 
     def second(self):
-        self.other = self.other or Ours(self.path, "gpu")
+        if self.other is None or self.other.process.poll() is not None:
+            self.other = Ours(self.path, "gpu")
         return self.other
+
+    def restart(self):
+        self.ours.process.kill()
+        self.ours = Ours(self.path, "gpu")
 
 
 class Candle:
@@ -143,7 +148,7 @@ def compare(name, costs, expected, ours, peers, row, rounds, seconds):
             if ", replayed" in name:
                 peer.replay()
             peer.warm_up()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             row["peers"][peer.name] = {"failed": brief(error)}
             continue
         row["peers"][peer.name] = entry
@@ -159,6 +164,15 @@ def compare(name, costs, expected, ours, peers, row, rounds, seconds):
         entry.update(ratios(turns, own))
     size, flops = costs
     row["rate"] = (flops or size) / row["ours"]["median"]
+
+
+def one(row, program, place, rounds, seconds):
+    """A whole case: the check, the peers, the rounds."""
+    name, failed = row["case"], {}
+    expected = program.ours.check(name)
+    peers = peers_of(name, program, place, failed)
+    compare(name, (row["bytes"], row["flops"]), expected, program.ours, peers, row, rounds, seconds(len(peers)))
+    row["peers"] |= {peer: {"failed": why} for peer, why in failed.items()}
 
 
 def against_ceiling(row, ceilings):
@@ -259,15 +273,18 @@ def measure(args, report, place):
             break
         began = time.monotonic()
         row = {"case": name, "bytes": costs[0], "flops": costs[1]}
-        expected, failed = program.ours.check(name), {}
         # Compiling is what takes unforeseen time.
         if place:
             place.compiled = not args.no_compile and left() > 0.3 * args.budget
-        peers = peers_of(name, program, place, failed)
-        fair = left() / (len(todo) - at) / 2 / args.rounds / (len(peers) + 1)
-        compare(name, costs, expected, program.ours, peers, row, args.rounds, min(args.seconds, max(0.01, fair)))
-        row["peers"] |= {peer: {"failed": why} for peer, why in failed.items()}
-        del peers
+        try:
+            one(row, program, place, args.rounds, lambda peers: min(args.seconds, max(0.01, left() / (len(todo) - at) / 2 / args.rounds / (peers + 1))))
+        except SystemExit as error:
+            # The program ended: the other cases need not.
+            report["failed"].append(f"{name}: {error}")
+            print(report["failed"][-1], flush=True)
+            program.restart()
+            free()
+            continue
         free()
         against_ceiling(row, report["ceilings"])
         row["spent_s"] = round(time.monotonic() - began, 2)
@@ -314,7 +331,7 @@ def main():
         raise SystemExit(1 if rehearse(args) else 0)
     place = gpu_peers.Place(args.device, not args.no_compile) if torch and (args.device == "cpu" or torch.cuda.is_available()) else None
     report = {"machine": {}, "versions": versions(), "commit": args.commit, "rounds": args.rounds, "budget": args.budget}
-    report |= {"ceilings": {}, "rows": [], "skipped": []}
+    report |= {"ceilings": {}, "rows": [], "skipped": [], "failed": []}
     if place is None:
         print("no torch that sees a GPU: no peers", flush=True)
     measure(args, report, place)
@@ -325,7 +342,7 @@ def main():
         print(f"{case}: {peer} gives other results than ours")
     if report["skipped"]:
         print(f"the budget ended before {len(report['skipped'])} cases")
-    raise SystemExit(1 if differing else 0)
+    raise SystemExit(1 if differing or report["failed"] else 0)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def section(report):
         ("Where a peer is faster", [f"{row['case']}: {name} takes {100 * p['ratio']:.0f} % of our time" for row, name, p in every if p.get("ratio", 1) < 1]),
         ("Peers with other results than ours", [f"{row['case']}: {name}, by {p['error']:.1e}" for row, name, p in every if p.get("differs")]),
         ("Peers that did not run", [f"{row['case']}: {name}: {p['failed']}" for row, name, p in every if "failed" in p]),
+        ("Cases of ours that failed", report["failed"]),
         ("Cases that the budget did not reach", report["skipped"]),
     ]
     for title, found in notes:
@@ -89,7 +90,7 @@ def self_check():
     product = row | {"case": "cosine/gpu y/8/f16", "flops": 10**12, "rate": 1e15, "ceiling": None, "share": None, "peers": {}}
     state = {"clocks.sm": "1 MHz", "clocks.mem": "2 MHz", "temperature.gpu": "3", "power.draw": "4 W"}
     machine = {"gpu": "G", "driver": "1", "cuda": "2", "multiprocessors": 3, "l2_bytes": 5e7, "cpu": "C", "cores": 4, "before": state, "after": {}, "date": "D"}
-    report = {"machine": machine, "versions": {"torch": "9"}, "commit": "abc", "ceilings": {"read": 2e12, "gemm f16": 7e14}, "rows": [row, product], "skipped": ["z"]}
+    report = {"machine": machine, "versions": {"torch": "9"}, "commit": "abc", "ceilings": {"read": 2e12, "gemm f16": 7e14}, "rows": [row, product], "skipped": ["z"], "failed": []}
     with tempfile.TemporaryDirectory() as folder:
         document = os.path.join(folder, "page.md")
         with open(document, "w") as file:
