@@ -1,5 +1,5 @@
 //! Cosines: row against row at 768, in and out of the caches; all pairs against five thresholds; top 10; the machine's
-//! own bandwidth and matrix product as the yardsticks.
+//! own bandwidth and matrix product as the yardsticks. On a GPU also groups against their references.
 
 mod common;
 
@@ -52,39 +52,23 @@ fn main() {
         }
     }
     #[cfg(feature = "cuda")]
-    cases.extend(common::gpu::first().into_iter().flat_map(|stream| launches(&stream)));
+    if let Some(stream) = common::gpu::first() {
+        cases.extend(common::ceilings::cases(&stream));
+        cases.extend(gpu::cases(&stream));
+        cases.extend(launches(&stream));
+    }
     common::main(cases);
 }
 
-/// Rows against rows, and counts of all pairs, on a GPU.
+/// Counts of all pairs on a GPU.
 #[cfg(feature = "cuda")]
 fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
-    use bdhs::ops::cuda::cosine::{Bands, CountOutput, RowOutput, Side, Thresholds, count, rows};
-    use common::gpu::{Buffer, case, sets};
+    use bdhs::ops::cuda::cosine::{Bands, CountOutput, Side, count};
+    use common::gpu::{Buffer, case};
     use std::cell::RefCell;
 
     let mut cases = vec![];
     for (dtype, dtype_name) in FLOATS {
-        let d = 768;
-        for (n, kept) in [(400, "hot"), (100_000, "cold")] {
-            let values = 2 * n * d * dtype.size_in_bytes();
-            let name = format!("cosine/gpu rows {kept}/{n} x {d}/{dtype_name}");
-            let inputs = move |stream: &common::gpu::Stream| {
-                let input = |set| {
-                    let side = |seed| Buffer::new(stream, seed, n * d, dtype);
-                    let limits = Thresholds::new(stream, &THRESHOLDS).unwrap();
-                    let out = RowOutput::new(stream, n, n, THRESHOLDS.len()).unwrap();
-                    (side(2 * set as u64), side(2 * set as u64 + 1), limits, RefCell::new(out))
-                };
-                (0..sets(kept, values)).map(input).collect()
-            };
-            let bytes = values + n * (4 + 4 * THRESHOLDS.len());
-            cases.push(case(stream, name, (bytes, 0), inputs, move |stream, input| {
-                let (a, b, limits, out) = input;
-                let (a, b) = (a.rows(n, d), b.rows(n, d));
-                rows(stream, &a, &b, None, limits, &mut out.borrow_mut()).unwrap();
-            }));
-        }
         for (n, d) in [(512, 384), (16_384, 384), (16_384, 768)] {
             let name = format!("cosine/gpu count/{n} x {d}/{dtype_name}");
             let inputs = move |stream: &common::gpu::Stream| {
@@ -103,6 +87,182 @@ fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
         }
     }
     cases
+}
+
+/// Rows against rows, groups against their references, pairs and top 10 on a GPU: `cosine/gpu WHAT/SHAPE/DTYPE`.
+#[cfg(feature = "cuda")]
+mod gpu {
+    use std::cell::RefCell;
+
+    use bdhs::ops::cuda::cosine::{
+        Bands, Groups, PairOutput, RowOutput, Side, Thresholds, pairs, rows, top_k,
+    };
+    use candle_core::DType;
+    use cudarc::driver::CudaSlice;
+
+    use super::common::gpu::{Buffer, Launches, Stream, sets};
+    use super::common::{Case, FLOATS, THRESHOLDS, digest};
+
+    const D: usize = 768;
+    const K: usize = 10;
+
+    pub fn cases(stream: &Stream) -> Vec<Case> {
+        let mut cases = vec![];
+        for (dtype, name) in FLOATS {
+            // Of f32 as many as of the others would be twice the bytes.
+            let cold = if dtype == DType::F32 { 400_000 } else { 1_000_000 };
+            cases.extend(row_by_row(400, "hot", (dtype, name)).calls_and_replays(stream));
+            cases.push(row_by_row(cold, "cold", (dtype, name)).calls(stream));
+        }
+        for dtype in [(DType::F32, "f32"), (DType::BF16, "bf16")] {
+            cases.extend(groups(40, dtype).calls_and_replays(stream));
+            cases.extend(groups(2000, dtype).calls_and_replays(stream));
+        }
+        for (n, d) in [(512, 384), (16_384, D)] {
+            cases.push(pairs_above(n, d).calls(stream));
+        }
+        for (n, m, d) in [(16, 512, 384), (4096, 32_768, D)] {
+            cases.push(top_10(n, m, d).calls(stream));
+        }
+        cases
+    }
+
+    /// Candidates and their references.
+    struct Scored {
+        candidates: Buffer,
+        references: Buffer,
+        count: [usize; 2],
+        groups: Option<Groups>,
+        limits: Thresholds,
+        out: RefCell<RowOutput>,
+    }
+
+    fn scores(stream: &Stream, input: &Scored) {
+        let [n, r] = input.count;
+        let (candidates, references) = (input.candidates.rows(n, D), input.references.rows(r, D));
+        let (groups, mut out) = (input.groups.as_ref(), input.out.borrow_mut());
+        rows(stream, &candidates, &references, groups, &input.limits, &mut out).unwrap();
+    }
+
+    /// Of the scores; and how many references have a candidate below each threshold.
+    fn read_scores(stream: &Stream, input: &Scored) -> Vec<f64> {
+        let out = input.out.borrow();
+        let mut numbers = digest(&stream.clone_dtoh(&out.scores).unwrap());
+        let first = stream.clone_dtoh(&out.first_below).unwrap();
+        numbers.extend((0..THRESHOLDS.len()).map(|t| {
+            let column = first.iter().skip(t).step_by(THRESHOLDS.len());
+            column.filter(|&&at| at != u32::MAX).count() as f64
+        }));
+        numbers
+    }
+
+    fn row_by_row(n: usize, kept: &str, (dtype, name): (DType, &str)) -> Launches<Scored> {
+        let bytes = 2 * n * D * dtype.size_in_bytes() + n * (4 + 4 * THRESHOLDS.len());
+        Launches {
+            name: format!("cosine/gpu rows {kept}/{n} x {D}/{name}"),
+            costs: (bytes, 0),
+            sets: sets(kept, bytes),
+            input: Box::new(move |stream, set| {
+                let side = |k| Buffer::embeddings(stream, 2 * set as u64 + k, n, D, dtype);
+                Scored {
+                    candidates: side(0),
+                    references: side(1),
+                    count: [n, n],
+                    groups: None,
+                    limits: Thresholds::new(stream, &THRESHOLDS).unwrap(),
+                    out: RefCell::new(RowOutput::new(stream, n, n, THRESHOLDS.len()).unwrap()),
+                }
+            }),
+            launch: scores,
+            read: read_scores,
+        }
+    }
+
+    /// The ablation's shape: 3 to 7 candidates a reference, 5 in the mean.
+    fn groups(references: usize, (dtype, name): (DType, &str)) -> Launches<Scored> {
+        let mut offsets = vec![0u32];
+        offsets.extend((0..references as u32).map(|r| 3 + r * 37 % 5));
+        (1..offsets.len()).for_each(|r| offsets[r] += offsets[r - 1]);
+        let n = offsets[references] as usize;
+        let bytes = (n + references) * D * dtype.size_in_bytes()
+            + 4 * (n + references * THRESHOLDS.len() + offsets.len());
+        Launches {
+            name: format!("cosine/gpu groups hot/{references} x 5 x {D}/{name}"),
+            costs: (bytes, 0),
+            sets: 1,
+            input: Box::new(move |stream, _| Scored {
+                candidates: Buffer::embeddings(stream, 0, n, D, dtype),
+                references: Buffer::embeddings(stream, 1, references, D, dtype),
+                count: [n, references],
+                groups: Some(Groups::new(stream, &offsets, n, references).unwrap()),
+                limits: Thresholds::new(stream, &THRESHOLDS).unwrap(),
+                out: RefCell::new(RowOutput::new(stream, n, references, THRESHOLDS.len()).unwrap()),
+            }),
+            launch: scores,
+            read: read_scores,
+        }
+    }
+
+    /// One side, its pairs i < j above 0.9; sides are prepared within the call.
+    fn pairs_above(
+        n: usize,
+        d: usize,
+    ) -> Launches<(Buffer, [usize; 2], Bands, RefCell<PairOutput>)> {
+        Launches {
+            name: format!("cosine/gpu pairs above 0.9, one side/{n} x {d}/f16"),
+            costs: (0, n * (n - 1) * d),
+            sets: 1,
+            input: Box::new(move |stream, _| {
+                let a = Buffer::embeddings(stream, 0, n, d, DType::F16);
+                let band = Bands::new(stream, &[0.9], &a.rows(n, d)).unwrap();
+                let out = PairOutput::new(stream, 1 << 22).unwrap();
+                (a, [n, d], band, RefCell::new(out))
+            }),
+            launch: |stream, (a, [n, d], band, out)| {
+                let a = a.rows(*n, *d);
+                let side = Side::new(stream, &a).unwrap();
+                pairs(stream, &side, None, band, &mut out.borrow_mut()).unwrap();
+            },
+            read: |stream, (_, _, _, out)| {
+                vec![stream.clone_dtoh(&out.borrow().count).unwrap()[0] as f64]
+            },
+        }
+    }
+
+    /// Two sides and room for scores, indices and how many were computed again.
+    struct Ranked {
+        sides: [Buffer; 2],
+        shape: [usize; 3],
+        scores: RefCell<CudaSlice<f32>>,
+        indices: RefCell<CudaSlice<u32>>,
+        rechecked: RefCell<CudaSlice<u64>>,
+    }
+
+    fn top_10(n: usize, m: usize, d: usize) -> Launches<Ranked> {
+        Launches {
+            name: format!("cosine/gpu top 10/{n} x {m} x {d}/f16"),
+            costs: (0, 2 * n * m * d),
+            sets: 1,
+            input: Box::new(move |stream, _| Ranked {
+                sides: [(0, n), (1, m)]
+                    .map(|(seed, rows)| Buffer::embeddings(stream, seed, rows, d, DType::F16)),
+                shape: [n, m, d],
+                scores: RefCell::new(stream.alloc_zeros(n * K).unwrap()),
+                indices: RefCell::new(stream.alloc_zeros(n * K).unwrap()),
+                rechecked: RefCell::new(stream.alloc_zeros(1).unwrap()),
+            }),
+            launch: |stream, input| {
+                let [n, m, d] = input.shape;
+                let (a, b) = (input.sides[0].rows(n, d), input.sides[1].rows(m, d));
+                let (a, b) = (Side::new(stream, &a).unwrap(), Side::new(stream, &b).unwrap());
+                let (mut scores, mut indices) =
+                    (input.scores.borrow_mut(), input.indices.borrow_mut());
+                let mut rechecked = input.rechecked.borrow_mut();
+                top_k(stream, &a, &b, K, &mut *scores, &mut *indices, &mut *rechecked).unwrap();
+            },
+            read: |stream, input| digest(&stream.clone_dtoh(&*input.scores.borrow()).unwrap()),
+        }
+    }
 }
 
 fn row_against_row(dtype: DType, name: &str, n: usize, d: usize, kept: &str) -> Case {

@@ -73,44 +73,11 @@ fn main() {
         }
     }
     #[cfg(feature = "cuda")]
-    cases.extend(common::gpu::first().into_iter().flat_map(|stream| launches(&stream)));
-    common::main(cases);
-}
-
-/// Ragged sentences on a GPU, mean and normalised.
-#[cfg(feature = "cuda")]
-fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
-    use bdhs::ops::cuda::pool::{Places, pool};
-    use common::gpu::{Buffer, case, sets};
-    use std::cell::RefCell;
-
-    let mut cases = vec![];
-    for (dtype, dtype_name) in FLOATS {
-        for (batch, kept) in [(256, "hot"), (8192, "cold")] {
-            let lengths: Vec<usize> = lengths(true).into_iter().cycle().take(batch).collect();
-            let cu = offsets(&lengths);
-            let tokens: usize = lengths.iter().sum();
-            let states = tokens * HIDDEN * dtype.size_in_bytes();
-            let bytes = states + batch * HIDDEN * 4;
-            let name = format!("pool/gpu mean {kept}/{batch} ragged/{dtype_name}");
-            let inputs = move |stream: &common::gpu::Stream| {
-                let input = |set| {
-                    let places = Places::packed(stream, &cu, tokens).unwrap();
-                    let out = stream.alloc_zeros::<f32>(batch * HIDDEN).unwrap();
-                    let states = Buffer::new(stream, set as u64, tokens * HIDDEN, dtype);
-                    (states, places, RefCell::new(out))
-                };
-                (0..sets(kept, states)).map(input).collect()
-            };
-            cases.push(case(stream, name, (bytes, 0), inputs, move |stream, input| {
-                let (states, places, out) = input;
-                let options = Options { normalize: true, ..Options::new(Mode::Mean) };
-                let rows = states.rows(tokens, HIDDEN);
-                pool::<f32>(stream, &rows, places, &options, None, &mut *out.borrow_mut()).unwrap();
-            }));
-        }
+    if let Some(stream) = common::gpu::first() {
+        cases.extend(gpu::cases(&stream));
+        cases.extend(gpu::candle());
     }
-    cases
+    common::main(cases);
 }
 
 /// Other modes, a fused LayerNorm, 8-bit codes.
@@ -151,4 +118,192 @@ fn others(
         })
     }));
     cases
+}
+
+/// The same on a GPU: `pool/gpu MODE KEPT/BATCH SHAPE/DTYPE`.
+#[cfg(feature = "cuda")]
+mod gpu {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use bdhs::ops::cuda::pool::{Mask, Places, pool};
+    use bdhs::ops::pool::{Mode, Options};
+    use candle_core::{DType, Tensor};
+    use cudarc::driver::CudaSlice;
+
+    use super::common::gpu::{Buffer, Launches, Stream, device, sets, timer};
+    use super::common::{Case, FLOATS, Output, digest, rotate, values};
+    use super::{HIDDEN, composed, lengths, offsets};
+
+    /// States, where their sequences are, room for the pooled vectors.
+    struct Input {
+        states: Buffer,
+        tokens: usize,
+        places: Where,
+        mode: Mode,
+        out: RefCell<CudaSlice<f32>>,
+    }
+
+    enum Where {
+        Packed(Places),
+        /// A mask `[B, T]`, from which a call finds the places itself.
+        Padded(CudaSlice<u8>, usize),
+    }
+
+    /// Token counts of `batch` sequences.
+    fn counts(ragged: bool, batch: usize) -> Vec<usize> {
+        lengths(ragged).into_iter().cycle().take(batch).collect()
+    }
+
+    /// Sentences of 4 to 60 tokens and sequences of 128, mean and normalised; other modes; a padded batch with its mask.
+    pub fn cases(stream: &Stream) -> Vec<Case> {
+        let shapes = [(true, 256, "hot"), (true, 8192, "cold"), (false, 4096, "cold")];
+        let mut cases = vec![];
+        for (dtype, name) in FLOATS {
+            for (ragged, batch, kept) in shapes {
+                let launches = packed("mean", Mode::Mean, ragged, batch, kept, (dtype, name));
+                match kept {
+                    "hot" => cases.extend(launches.calls_and_replays(stream)),
+                    _ => cases.push(launches.calls(stream)),
+                }
+            }
+        }
+        for (what, mode) in [("max", Mode::Max), ("last", Mode::Last)] {
+            let launches = packed(what, mode, true, 8192, "cold", (DType::BF16, "bf16"));
+            cases.push(launches.calls(stream));
+        }
+        for (batch, kept) in [(16, "hot"), (8192, "cold")] {
+            cases.push(padded(batch, kept).calls(stream));
+        }
+        cases
+    }
+
+    fn packed(
+        what: &str,
+        mode: Mode,
+        ragged: bool,
+        batch: usize,
+        kept: &str,
+        (dtype, dtype_name): (DType, &str),
+    ) -> Launches<Input> {
+        let lengths = counts(ragged, batch);
+        let (cu, tokens) = (offsets(&lengths), lengths.iter().sum::<usize>());
+        let counted = if mode == Mode::Last { batch } else { tokens };
+        let bytes = counted * HIDDEN * dtype.size_in_bytes() + batch * HIDDEN * 4;
+        let shape = if ragged { "ragged" } else { "full" };
+        Launches {
+            name: format!("pool/gpu {what} {kept}/{batch} {shape}/{dtype_name}"),
+            costs: (bytes, 0),
+            // What "last" does not read need not be cold.
+            sets: if mode == Mode::Last { 4 } else { sets(kept, bytes) },
+            input: Box::new(move |stream, set| Input {
+                states: Buffer::new(stream, set as u64, tokens * HIDDEN, dtype),
+                tokens,
+                places: Where::Packed(Places::packed(stream, &cu, tokens).unwrap()),
+                mode,
+                out: RefCell::new(stream.alloc_zeros(batch * HIDDEN).unwrap()),
+            }),
+            launch,
+            read,
+        }
+    }
+
+    /// `[B, 60, H]` in bf16, anything in the padding, and a mask of bytes.
+    fn padded(batch: usize, kept: &str) -> Launches<Input> {
+        let lengths = counts(true, batch);
+        let (width, valid) = (60, lengths.iter().sum::<usize>());
+        let marks: Vec<u8> =
+            lengths.iter().flat_map(|&n| (0..width).map(move |i| u8::from(i < n))).collect();
+        let bytes = valid * HIDDEN * 2 + marks.len() + batch * HIDDEN * 4;
+        Launches {
+            name: format!("pool/gpu mean, padded {kept}/{batch} ragged/bf16"),
+            costs: (bytes, 0),
+            sets: sets(kept, bytes),
+            input: Box::new(move |stream, set| Input {
+                states: Buffer::new(stream, set as u64, batch * width * HIDDEN, DType::BF16),
+                tokens: batch * width,
+                places: Where::Padded(stream.clone_htod(&marks).unwrap(), batch),
+                mode: Mode::Mean,
+                out: RefCell::new(stream.alloc_zeros(batch * HIDDEN).unwrap()),
+            }),
+            launch,
+            read,
+        }
+    }
+
+    fn launch(stream: &Stream, input: &Input) {
+        let options = Options { normalize: true, ..Options::new(input.mode) };
+        let rows = input.states.rows(input.tokens, HIDDEN);
+        let found;
+        let places = match &input.places {
+            Where::Packed(places) => places,
+            Where::Padded(mask, batch) => {
+                let mask = Mask::U8(mask.as_view());
+                found = Places::padded(stream, &mask, *batch, input.tokens / batch).unwrap();
+                &found
+            }
+        };
+        pool::<f32>(stream, &rows, places, &options, None, &mut *input.out.borrow_mut()).unwrap();
+    }
+
+    fn read(stream: &Stream, input: &Input) -> Vec<f64> {
+        digest(&stream.clone_dtoh(&*input.out.borrow()).unwrap())
+    }
+
+    /// The same by candle's ops, on padded CUDA tensors: `pool/candle gpu ...`. Needs candle's kernels.
+    pub fn candle() -> Vec<Case> {
+        let Some(device) = device() else { return vec![] };
+        let stream = device.as_cuda_device().unwrap().cuda_stream();
+        let mut cases = vec![];
+        for (dtype, name) in FLOATS {
+            for (ragged, batch, kept) in
+                [(true, 256, "hot"), (true, 8192, "cold"), (false, 4096, "cold")]
+            {
+                let lengths = Rc::new(counts(ragged, batch));
+                let tokens: usize = lengths.iter().sum();
+                let bytes = tokens * HIDDEN * dtype.size_in_bytes() + batch * HIDDEN * 4;
+                let shape = if ragged { "ragged" } else { "full" };
+                let case = format!("pool/candle gpu mean {kept}/{batch} {shape}/{name}");
+                let make = {
+                    let lengths = lengths.clone();
+                    move || {
+                        device.synchronize().unwrap();
+                        let sets = 0..sets(kept, bytes);
+                        let sets = sets.map(|set| on_device(set, &lengths, dtype)).collect();
+                        rotate(sets, |set| {
+                            composed(set);
+                            Output::Numbers(vec![])
+                        })
+                    }
+                };
+                let check =
+                    move || Output::Tensor(composed(&on_device(0, &lengths, dtype))).digest();
+                cases.push(Case {
+                    timer: Some(timer(&stream, 1)),
+                    check: Some(Box::new(check)),
+                    ..Case::new(case, bytes, 0, make)
+                });
+            }
+        }
+        cases
+    }
+
+    /// The values of a packed input as padded states and their mask, zeros in the padding.
+    fn on_device(set: usize, lengths: &[usize], dtype: DType) -> (Tensor, Tensor) {
+        let device = device().expect("a GPU");
+        let (batch, width) = (lengths.len(), *lengths.iter().max().unwrap());
+        let packed = values(set as u64, lengths.iter().sum::<usize>() * HIDDEN);
+        let (mut states, mut mask) =
+            (vec![0f32; batch * width * HIDDEN], vec![0f32; batch * width]);
+        let mut from = 0;
+        for (row, &n) in lengths.iter().enumerate() {
+            let to = row * width;
+            states[to * HIDDEN..][..n * HIDDEN].copy_from_slice(&packed[from..][..n * HIDDEN]);
+            mask[to..][..n].fill(1.0);
+            from += n * HIDDEN;
+        }
+        let states = Tensor::from_vec(states, (batch, width, HIDDEN), device).unwrap();
+        let mask = Tensor::from_vec(mask, (batch, width, 1), device).unwrap();
+        (states.to_dtype(dtype).unwrap(), mask)
+    }
 }

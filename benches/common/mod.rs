@@ -1,4 +1,4 @@
-//! What the benchmarks share: cases that criterion runs by name, or that `benches/peers/ops.py` asks for one by one to set
+//! What the benchmarks share: cases that criterion runs by name, or that `benches/peers/` asks for one by one to set
 //! them beside other libraries; the data of both; NVTX ranges.
 //!
 //! ```text
@@ -6,10 +6,13 @@
 //! cargo bench --bench pool --features cuda gpu    the cases of a GPU, timed by its events
 //! cargo bench --bench pool -- --profile-time 5    each case under an NVTX range of its name, for nsys and ncu
 //! cargo bench --bench pool -- --serve             answers `benches/peers/ops.py` on stdin; see `serve`
+//! cargo bench ... --features cuda -- --serve gpu  the same with the cases of a GPU, for `benches/peers/gpu.py`
 //! ```
 
 #![allow(dead_code, reason = "each benchmark uses its own part")]
 
+#[cfg(feature = "cuda")]
+pub mod ceilings;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 mod nvtx;
@@ -20,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{Criterion, Throughput};
+use rayon::prelude::*;
 
 /// What a run gives, digested only where it is compared with another library.
 pub enum Output {
@@ -29,16 +33,20 @@ pub enum Output {
 }
 
 impl Output {
-    fn digest(self) -> Vec<f64> {
+    pub fn digest(self) -> Vec<f64> {
         let tensor = match self {
             Self::Tensor(tensor) => tensor,
             Self::Numbers(numbers) => return numbers,
         };
         let flat = tensor.flatten_all().unwrap().to_dtype(DType::F32).unwrap();
-        let flat: Vec<f32> = flat.to_vec1().unwrap();
-        let sum = flat.iter().map(|&x| f64::from(x)).sum();
-        vec![f64::from(flat[0]), f64::from(flat[flat.len() - 1]), sum]
+        digest(&flat.to_vec1::<f32>().unwrap())
     }
+}
+
+/// The first value, the last and the sum of at least one.
+pub fn digest<T: Copy + Into<f64>>(values: &[T]) -> Vec<f64> {
+    let sum = values.iter().map(|&x| x.into()).sum();
+    vec![values[0].into(), values[values.len() - 1].into(), sum]
 }
 
 /// One run of the work.
@@ -53,8 +61,10 @@ pub struct Case {
     pub flops: usize,
     /// Makes the input and the work. Cold cases hold [`COLD_SETS`] inputs and take the next one at every run.
     pub make: Box<dyn Fn() -> Run>,
-    /// What so many runs take, where that is not the wall's time.
+    /// What so many calls take, where that is not the wall's time of as many runs: the cases of a GPU.
     pub timer: Option<Timer>,
+    /// The numbers of a check, where a run does not give them.
+    pub check: Option<Box<dyn Fn() -> Vec<f64>>>,
 }
 
 /// Times runs.
@@ -62,7 +72,7 @@ pub type Timer = Box<dyn Fn(&Run, u64) -> Duration>;
 
 impl Case {
     pub fn new(name: String, bytes: usize, flops: usize, make: impl Fn() -> Run + 'static) -> Self {
-        Self { name, bytes, flops, make: Box::new(make), timer: None }
+        Self { name, bytes, flops, make: Box::new(make), timer: None, check: None }
     }
 }
 
@@ -81,10 +91,11 @@ pub fn rotate<S: 'static>(sets: Vec<S>, work: impl Fn(&S) -> Output + 'static) -
 
 /// Runs the benchmarks of one file.
 pub fn main(cases: Vec<Case>) {
-    if std::env::args().any(|arg| arg == "--serve") {
-        // The peers of `ops.py` run on the CPU.
-        let cases: Vec<Case> = cases.into_iter().filter(|case| case.timer.is_none()).collect();
-        return serve(&cases);
+    let mut arguments = std::env::args().skip_while(|arg| arg != "--serve");
+    if arguments.next().is_some() {
+        let gpu = arguments.next().is_some_and(|place| place == "gpu");
+        let here = |case: &Case| case.timer.is_some() == gpu;
+        return serve(&cases.into_iter().filter(here).collect::<Vec<_>>());
     }
     let mut criterion = Criterion::default()
         .sample_size(10)
@@ -110,34 +121,69 @@ pub fn main(cases: Vec<Case>) {
 }
 
 /// Answers lines on stdin: `list`; `check NAME` with the numbers of the first run; `time NAME THREADS SECONDS` with the seconds
-/// of every run. The input of the last case named stays in memory.
+/// of every run, of a GPU's case with those of a call in every batch; `device` with what `gpu::describe` says. The input of the
+/// last case timed stays in memory.
 fn serve(cases: &[Case]) {
-    let mut made: Option<(String, Run)> = None;
+    let mut made: Option<(&str, Run)> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("a line");
         let words: Vec<&str> = line.split('\t').collect();
-        if words[0] == "list" {
-            for case in cases {
-                println!("{}\t{}\t{}", case.name, case.bytes, case.flops);
+        let answer = match words[0] {
+            "list" => {
+                let costs = |c: &Case| format!("{}\t{}\t{}\n", c.name, c.bytes, c.flops);
+                cases.iter().map(costs).collect::<String>() + "end"
             }
-            println!("end");
-            continue;
-        }
-        // A check is of the first input set: made anew.
-        if words[0] == "check" || made.as_ref().is_none_or(|(name, _)| name != words[1]) {
-            // Freed before the next input is made.
-            drop(made.take());
-            let case = cases.iter().find(|case| case.name == words[1]).expect("a case");
-            made = Some((case.name.clone(), (case.make)()));
-        }
-        let run = &made.as_ref().expect("made").1;
-        let numbers = match words[0] {
-            "check" => run().digest(),
-            _ => time(run, words[2].parse().expect("threads"), words[3].parse().expect("seconds")),
+            "device" => place(),
+            word => {
+                let case = cases.iter().find(|case| case.name == words[1]).expect("a case");
+                // A check is of the first input set: made anew. What is there is freed before.
+                if word == "check" || made.as_ref().is_none_or(|(name, _)| *name != words[1]) {
+                    drop(made.take());
+                }
+                let numbers = match (word, &case.check) {
+                    ("check", Some(check)) => check(),
+                    _ => {
+                        let run = &made.get_or_insert_with(|| (&case.name, (case.make)())).1;
+                        match (word, &case.timer) {
+                            ("check", _) => run().digest(),
+                            (_, Some(timer)) => batches(run, timer, number(words[3])),
+                            _ => time(run, number(words[2]) as usize, number(words[3])),
+                        }
+                    }
+                };
+                numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(" ")
+            }
         };
-        println!("{}", numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(" "));
+        println!("{answer}");
         std::io::stdout().flush().expect("stdout");
     }
+}
+
+fn number(word: &str) -> f64 {
+    word.parse().expect("a number")
+}
+
+/// The GPU of the cases, if any.
+fn place() -> String {
+    #[cfg(feature = "cuda")]
+    return gpu::describe();
+    #[cfg(not(feature = "cuda"))]
+    String::new()
+}
+
+/// Seconds of a call in every batch within `seconds`, at least three batches if they take less than a second. A batch is as many calls
+/// as take 2 ms, far above an event's resolution; the calls that find out how many also warm up.
+fn batches(run: &Run, timer: &Timer, seconds: f64) -> Vec<f64> {
+    let mut calls = 1;
+    while timer(run, calls) < Duration::from_millis(2) {
+        calls *= 2;
+    }
+    let (start, mut times) = (Instant::now(), vec![]);
+    let spent = || start.elapsed().as_secs_f64();
+    while times.is_empty() || (times.len() < 3 && spent() < 1.0) || spent() < seconds {
+        times.push(timer(run, calls).as_secs_f64() / calls as f64);
+    }
+    times
 }
 
 /// Seconds of every run within `seconds`, at least five, after one that does not count.
@@ -170,9 +216,10 @@ impl SendPtr<'_> {
     }
 }
 
-/// Uniform in (-1, 1): SplitMix64, value i from `seed` + i + 1 steps. `ops.py` makes the same.
+/// Uniform in (-1, 1): SplitMix64, value i from `seed` + i + 1 steps. The peers make the same.
 pub fn values(seed: u64, n: usize) -> Vec<f32> {
     (0..n as u64)
+        .into_par_iter()
         .map(|i| {
             let mut z = seed.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -191,12 +238,18 @@ pub fn tensor(seed: u64, dims: &[usize], dtype: DType) -> Tensor {
 
 /// Embeddings: every eighth row leans to one of 64 centres, so that some cosines come near 0.9.
 pub fn embeddings(seed: u64, rows: usize, d: usize, dtype: DType) -> Tensor {
+    let values = leaning(seed, rows, d);
+    Tensor::from_vec(values, (rows, d), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+/// The values of [`embeddings`].
+pub fn leaning(seed: u64, rows: usize, d: usize) -> Vec<f32> {
     let (mut x, centres) = (values(seed, rows * d), values(999, 64 * d));
     for i in (0..rows).step_by(8) {
         let centre = &centres[i / 8 % 64 * d..][..d];
         x[i * d..(i + 1) * d].iter_mut().zip(centre).for_each(|(x, c)| *x += 3.0 * c);
     }
-    Tensor::from_vec(x, (rows, d), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    x
 }
 
 /// Embeddings that all lie close together, as those of some models do: every cosine is near 0.97.

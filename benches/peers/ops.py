@@ -11,12 +11,7 @@ Peers: torch (eager and compiled), sentence-transformers, transformers, numpy (O
 """
 
 import argparse
-import json
 import os
-import platform
-import statistics
-import subprocess
-import time
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -29,52 +24,15 @@ import numkong
 import numpy as np
 import simsimd
 import torch
+from common import THRESHOLDS, Ours, Peer, cpu, difference, digest, load, pool_lengths, put_between, quantiles, ratios, values, write
 from threadpoolctl import threadpool_limits
 
-THRESHOLDS = [0.90, 0.93, 0.95, 0.97, 0.99]
 TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 COLD_SETS = 4
 MASK_ROWS, MASK_TOKENS = 256, 2928
 
 
-class Ours:
-    """A benchmark program that answers questions about its cases."""
-
-    def __init__(self, program):
-        self.process = subprocess.Popen([program, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, *words):
-        self.process.stdin.write("\t".join(map(str, words)) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the benchmark ended at {words}")
-        return line.rstrip("\n")
-
-    def cases(self):
-        line, found = self.ask("list"), {}
-        while line != "end":
-            name, size, flops = line.split("\t")
-            found[name] = (int(size), int(flops))
-            line = self.process.stdout.readline().rstrip("\n")
-        return found
-
-    def check(self, name):
-        return [float(x) for x in self.ask("check", name).split()]
-
-    def time(self, name, threads, seconds):
-        return [float(x) for x in self.ask("time", name, threads, seconds).split()]
-
-
 # ---- the input, as benches/common/mod.rs makes it ----
-
-
-def values(seed, count):
-    z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return (z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
 
 
 def embeddings(seed, rows, d, dtype):
@@ -93,45 +51,7 @@ def close(seed, rows, d, dtype):
     return torch.from_numpy(values(seed, rows * d).reshape(rows, d) + np.float32(3.5)).to(TORCH[dtype])
 
 
-def digest(tensor):
-    flat = tensor.reshape(-1).double()
-    return [flat[0].item(), flat[-1].item(), flat.sum().item()]
-
-
-class Peer:
-    """`run(set)` over the sets in turn; `read` makes the numbers that ours are compared with, `None` = another law."""
-
-    def __init__(self, name, sets, run, read=None, tolerance=2e-3):
-        self.name, self.sets, self.run, self.read, self.tolerance = name, sets, run, read, tolerance
-        self.next = 0
-
-    def turn(self):
-        result = self.run(self.sets[self.next])
-        self.next = (self.next + 1) % len(self.sets)
-        return result
-
-    def check(self, ours):
-        if self.read is None:
-            return None
-        theirs = self.read(self.run(self.sets[0]))
-        worst = max((abs(a - b) / max(1.0, abs(a)) for a, b in zip(ours, theirs)), default=0.0)
-        return worst
-
-    def time(self, seconds):
-        self.turn()
-        times, start = [], time.perf_counter()
-        while len(times) < 2 or time.perf_counter() - start < seconds:
-            begin = time.perf_counter()
-            self.turn()
-            times.append(time.perf_counter() - begin)
-        return times
-
-
 # ---- pooling ----
-
-
-def pool_lengths(shape):
-    return [4 + i * 37 % 57 for i in range(256)] if shape == "ragged" else [128] * 64
 
 
 def pool_peers(parts, threads):
@@ -140,7 +60,7 @@ def pool_peers(parts, threads):
         return []
     from sentence_transformers.models import Normalize, Pooling
 
-    lengths = torch.tensor(pool_lengths(shape))
+    lengths = torch.tensor(pool_lengths(True, 256) if shape == "ragged" else pool_lengths(False, 64))
     width, hidden = int(lengths.max()), 768
     mask = (torch.arange(width)[None] < lengths[:, None]).long()
     packed = [
@@ -374,11 +294,6 @@ PEERS = {"pool": pool_peers, "cosine": cosine_peers, "mask": mask_peers, "token"
 # ---- the run ----
 
 
-def quantiles(times):
-    cut = statistics.quantiles(times, n=10) if len(times) > 1 else times * 9
-    return {"median": statistics.median(times), "p20": cut[1], "p80": cut[7]}
-
-
 def compare(ours, name, size, flops, threads, rounds, seconds, ceilings):
     op, *parts = name.split("/")
     peers = PEERS.get(op, lambda *_: [])(parts, threads)
@@ -407,9 +322,8 @@ def compare(ours, name, size, flops, threads, rounds, seconds, ceilings):
     row["ours"] = quantiles([t for turn in own for t in turn])
     for peer in row["peers"].values():
         turns = peer.pop("times")
-        ratios = [statistics.median(theirs) / statistics.median(mine) for theirs, mine in zip(turns, own)]
         peer.update(quantiles([t for turn in turns for t in turn]))
-        peer["ratio"], peer["ratio_low"], peer["ratio_high"] = statistics.median(ratios), min(ratios), max(ratios)
+        peer.update(ratios(turns, own))
     seconds_each = row["ours"]["median"]
     if flops:
         row["rate"], ceiling = flops / seconds_each, ceilings[threads].get("sgemm")
@@ -417,10 +331,6 @@ def compare(ours, name, size, flops, threads, rounds, seconds, ceilings):
         row["rate"], ceiling = size / seconds_each, ceilings[threads].get("read")
     row["share"] = row["rate"] / ceiling if ceiling else None
     return row
-
-
-def difference(a, b):
-    return max((abs(x - y) / max(1.0, abs(x)) for x, y in zip(a, b)), default=0.0)
 
 
 def measure_ceilings(ours, threads, seconds):
@@ -432,15 +342,8 @@ def measure_ceilings(ours, threads, seconds):
     return found
 
 
-def load():
-    with open("/proc/loadavg") as file:
-        return file.read().split()[:3]
-
-
 def machine():
-    with open("/proc/cpuinfo") as file:
-        lines = file.read().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model, lines = cpu()
     flags = next((line for line in lines if line.startswith("flags")), "")
     wide = [f for f in ("avx2", "avx512f", "avx512_bf16", "avx512_fp16") if f in flags.split()]
     return {"cpu": model, "cores": os.cpu_count(), "features": wide, "load_before": load(), "date": str(date.today())}
@@ -494,19 +397,7 @@ def table(report):
 
 
 def put_table(path, lines):
-    """Between the two marks of a Markdown file."""
-    begin, end = "<!-- ops on CPU: made by scripts/bench-ops -->", "<!-- end of ops on CPU -->"
-    with open(path) as file:
-        text = file.read()
-    head, rest = text.split(begin)
-    tail = rest.split(end)[1]
-    with open(path, "w") as file:
-        file.write(head + begin + "\n" + "\n".join(lines) + "\n" + end + tail)
-
-
-def write(path, report):
-    with open(path, "w") as file:
-        json.dump(report, file, indent=1)
+    put_between(path, "<!-- ops on CPU: made by scripts/bench-ops -->", "<!-- end of ops on CPU -->", lines)
 
 
 def main():
