@@ -50,31 +50,48 @@ template <class T> struct RowSums {
     float xy, xx, yy;
 };
 
+template <class T> BDHS_DEVICE void add_products(const float (&a)[T::VEC], const float (&b)[T::VEC], RowSums<T>& s) {
+#pragma unroll
+    for (int i = 0; i < T::VEC; ++i) {
+        s.xy = fmaf(a[i], b[i], s.xy);
+        s.xx = fmaf(a[i], a[i], s.xx);
+        s.yy = fmaf(b[i], b[i], s.yy);
+    }
+}
+
 // Four loads of each side in flight a lane; the order depends on d alone.
 template <class T>
 BDHS_DEVICE RowSums<T> row_sums(const typename T::storage* x, const typename T::storage* y, int64_t d, bool aligned) {
     RowSums<T> s = {0.0f, 0.0f, 0.0f};
     constexpr int FLIGHT = 4, STEP = 32 * T::VEC;
+    if (aligned && d % T::VEC == 0) {
+        const uint4 zero = {0, 0, 0, 0};
 #pragma unroll 1
-    for (int64_t base = lane_id() * T::VEC; base < d; base += FLIGHT * STEP) {
-        float a[FLIGHT][T::VEC], b[FLIGHT][T::VEC];
+        for (int64_t base = lane_id() * T::VEC; base < d; base += FLIGHT * STEP) {
+            uint4 a[FLIGHT], b[FLIGHT];
 #pragma unroll
-        for (int u = 0; u < FLIGHT; ++u) {
-            const int64_t c = base + u * STEP;
-            if (c >= d) continue;
-            load_vec<T>(x + c, d - c, aligned, a[u]);
-            load_vec<T>(y + c, d - c, aligned, b[u]);
-        }
+            for (int u = 0; u < FLIGHT; ++u) {
+                const int64_t c = base + u * STEP;
+                a[u] = c < d ? load_raw<T>(x + c) : zero;
+                b[u] = c < d ? load_raw<T>(y + c) : zero;
+            }
+            // Zeros change no sum.
 #pragma unroll
-        for (int u = 0; u < FLIGHT; ++u) {
-            if (base + u * STEP >= d) continue;
-#pragma unroll
-            for (int i = 0; i < T::VEC; ++i) {
-                s.xy = fmaf(a[u][i], b[u][i], s.xy);
-                s.xx = fmaf(a[u][i], a[u][i], s.xx);
-                s.yy = fmaf(b[u][i], b[u][i], s.yy);
+            for (int u = 0; u < FLIGHT; ++u) {
+                float p[T::VEC], q[T::VEC];
+                decode_raw<T>(a[u], p);
+                decode_raw<T>(b[u], q);
+                add_products<T>(p, q, s);
             }
         }
+        return {warp_reduce<Sum>(s.xy), warp_reduce<Sum>(s.xx), warp_reduce<Sum>(s.yy)};
+    }
+#pragma unroll 1
+    for (int64_t c = lane_id() * T::VEC; c < d; c += STEP) {
+        float p[T::VEC], q[T::VEC];
+        load_vec<T>(x + c, d - c, aligned, p);
+        load_vec<T>(y + c, d - c, aligned, q);
+        add_products<T>(p, q, s);
     }
     return {warp_reduce<Sum>(s.xy), warp_reduce<Sum>(s.xx), warp_reduce<Sum>(s.yy)};
 }
@@ -107,7 +124,7 @@ template <class T> BDHS_DEVICE void score_candidate(const CosineRowsArgs& args, 
 }
 
 #define BDHS_COSINE_ROWS_KERNEL(name, T)                                                                \
-    extern "C" __global__ void __launch_bounds__(COSINE_ROW_THREADS) name(const CosineRowsArgs args) {  \
+    extern "C" __global__ void __launch_bounds__(COSINE_ROW_THREADS, 4) name(const CosineRowsArgs args) { \
         const uint64_t warps = (uint64_t)gridDim.x * (COSINE_ROW_THREADS / 32);                         \
         const uint64_t first = (uint64_t)blockIdx.x * (COSINE_ROW_THREADS / 32) + warp_id();            \
         for (uint64_t i = first; i < args.candidate_count; i += warps) score_candidate<T>(args, i);     \

@@ -28,7 +28,7 @@ struct PoolArgs {
     const void* states;
     PoolRows rows;
     const void* residual;  // null: none
-    const float* weight;   // null: no LayerNorm
+    const float* weight;   // of the LayerNorm kernels
     const float* bias;     // null: none
     void* out;             // [batch, dim]
     float* parts;          // [sum of (length / 64 + 1), dim]; null if `groups` is 1
@@ -77,12 +77,12 @@ BDHS_DEVICE float pool_divisor(uint32_t mode, int64_t length) {
 
 BDHS_DEVICE float max_or_nan(float a, float b) { return a != a || a > b ? a : b; }
 
-// VEC values of a token's row, residual added.
-template <class T>
+// VEC values of a token's row; for LayerNorm with the residual added.
+template <class T, bool NORM>
 BDHS_DEVICE void load_token(const PoolArgs& args, int64_t row, int64_t column, float (&x)[T::VEC]) {
     const auto* p = static_cast<const typename T::storage*>(args.states) + row * args.state_stride + column;
     load_vec<T>(p, args.hidden - column, args.aligned != 0, x);
-    if (args.residual) {
+    if (NORM && args.residual) {
         float r[T::VEC];
         load_any(args.residual, row * args.residual_stride + column, args.hidden - column,
                  args.residual_aligned != 0, (int32_t)args.residual_dtype, r);
@@ -97,14 +97,14 @@ BDHS_DEVICE float2 token_moments(const PoolArgs& args, int64_t row) {
     float sum = 0.0f, squares = 0.0f;
     for (int64_t c = lane_id() * T::VEC; c < args.hidden; c += 32 * T::VEC) {
         float x[T::VEC];
-        load_token<T>(args, row, c, x);
+        load_token<T, true>(args, row, c, x);
 #pragma unroll
         for (int i = 0; i < T::VEC; ++i) sum += x[i];
     }
     const float mean = warp_reduce<Sum>(sum) / (float)args.hidden;
     for (int64_t c = lane_id() * T::VEC; c < args.hidden; c += 32 * T::VEC) {
         float x[T::VEC];
-        load_token<T>(args, row, c, x);
+        load_token<T, true>(args, row, c, x);
 #pragma unroll
         for (int i = 0; i < T::VEC; ++i)
             if (c + i < args.hidden) squares += (x[i] - mean) * (x[i] - mean);
@@ -113,12 +113,11 @@ BDHS_DEVICE float2 token_moments(const PoolArgs& args, int64_t row) {
     return {mean, 1.0f / sqrtf(variance + args.eps)};
 }
 
-// Adds tokens [from, to) of the sequence, in order, four loads in flight. `moments` are those of
-// the part's tokens, for LayerNorm.
+// Adds tokens [from, to) of the sequence, in order. `moments` are those of the part's tokens, for LayerNorm.
 template <class T, bool MAX, bool NORM>
 BDHS_DEVICE void accumulate(const PoolArgs& args, const Sequence& seq, int64_t from, int64_t to,
                             int64_t column, const float2* moments, float (&acc)[T::VEC]) {
-    constexpr int FLIGHT = 4;
+    constexpr int FLIGHT = NORM ? 4 : 1;
 #pragma unroll
     for (int i = 0; i < T::VEC; ++i) acc[i] = MAX ? -INFINITY : 0.0f;
     [[maybe_unused]] float scale[T::VEC], shift[T::VEC];
@@ -135,7 +134,7 @@ BDHS_DEVICE void accumulate(const PoolArgs& args, const Sequence& seq, int64_t f
         float x[FLIGHT][T::VEC];
 #pragma unroll
         for (int u = 0; u < FLIGHT; ++u)
-            if (t + u < to) load_token<T>(args, seq.row(t + u), column, x[u]);
+            if (t + u < to) load_token<T, NORM>(args, seq.row(t + u), column, x[u]);
 #pragma unroll
         for (int u = 0; u < FLIGHT; ++u) {
             if (t + u >= to) continue;
@@ -150,14 +149,43 @@ BDHS_DEVICE void accumulate(const PoolArgs& args, const Sequence& seq, int64_t f
     }
 }
 
-template <class T>
+// The same without LayerNorm, where the column's VEC values can be loaded at once: eight loads in flight.
+template <class T, bool MAX>
+BDHS_DEVICE void accumulate_whole(const PoolArgs& args, const Sequence& seq, int64_t from, int64_t to, int64_t column,
+                                  float (&acc)[T::VEC]) {
+    constexpr int FLIGHT = 8;
+    const auto* p = static_cast<const typename T::storage*>(args.states) + column;
+    const uint4 zero = {0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < T::VEC; ++i) acc[i] = MAX ? -INFINITY : 0.0f;
+#pragma unroll 1
+    for (int64_t t = from; t < to; t += FLIGHT) {
+        uint4 raw[FLIGHT];
+#pragma unroll
+        for (int u = 0; u < FLIGHT; ++u) raw[u] = t + u < to ? load_raw<T>(p + seq.row(t + u) * args.state_stride) : zero;
+#pragma unroll
+        for (int u = 0; u < FLIGHT; ++u) {
+            if (t + u >= to) break;
+            const float w = args.mode == POOL_WEIGHTED ? (float)(t + u + 1) : 1.0f;
+            float x[T::VEC];
+            decode_raw<T>(raw[u], x);
+#pragma unroll
+            for (int i = 0; i < T::VEC; ++i) acc[i] = MAX ? max_or_nan(acc[i], x[i]) : fmaf(x[i], w, acc[i]);
+        }
+    }
+}
+
+template <class T, bool NORM>
 BDHS_DEVICE void accumulate_any(const PoolArgs& args, const Sequence& seq, int64_t from, int64_t to,
                                 int64_t column, const float2* moments, float (&acc)[T::VEC]) {
-    const bool max = args.mode == POOL_MAX, norm = args.weight != nullptr;
-    if (max && norm) accumulate<T, true, true>(args, seq, from, to, column, moments, acc);
-    if (max && !norm) accumulate<T, true, false>(args, seq, from, to, column, moments, acc);
-    if (!max && norm) accumulate<T, false, true>(args, seq, from, to, column, moments, acc);
-    if (!max && !norm) accumulate<T, false, false>(args, seq, from, to, column, moments, acc);
+    const bool max = args.mode == POOL_MAX;
+    if (!NORM && args.aligned && column + T::VEC <= args.hidden) {
+        if (max) accumulate_whole<T, true>(args, seq, from, to, column, acc);
+        else accumulate_whole<T, false>(args, seq, from, to, column, acc);
+    } else {
+        if (max) accumulate<T, true, NORM>(args, seq, from, to, column, moments, acc);
+        else accumulate<T, false, NORM>(args, seq, from, to, column, moments, acc);
+    }
 }
 
 // The tokens that count: all, or one.
@@ -218,21 +246,21 @@ BDHS_DEVICE void block_moments(const PoolArgs& args, const Sequence& seq, Span o
 }
 
 // Sums this block's parts into `row` (a sequence of one group) or into the workspace.
-template <class T>
+template <class T, bool NORM>
 BDHS_DEVICE void block_parts(const PoolArgs& args, const Sequence& seq, Span span, uint32_t group,
                              bool single, float* row, const PoolShared& s) {
     const int tx = (int)(threadIdx.x % args.columns), ty = (int)(threadIdx.x / args.columns);
     const int64_t part = (int64_t)group * args.parts_per_block + ty;
     const int64_t begin = span.from + part * POOL_PART;
     const Span own = {begin, begin + POOL_PART < span.to ? begin + POOL_PART : span.to};
-    if (args.weight) block_moments<T>(args, seq, own, s);
+    if (NORM) block_moments<T>(args, seq, own, s);
     const float divisor = pool_divisor(args.mode, seq.length);
     const int tile = (int)args.columns * T::VEC;
     for (int64_t base = 0; base < args.dim; base += tile) {
         const int64_t column = base + tx * T::VEC;
         float acc[T::VEC];
         if (column < args.dim && own.from < own.to)
-            accumulate_any<T>(args, seq, own.from, own.to, column, s.moments + ty * POOL_PART, acc);
+            accumulate_any<T, NORM>(args, seq, own.from, own.to, column, NORM ? s.moments + ty * POOL_PART : nullptr, acc);
         if (!single) {
             float* to = args.parts + (seq.part_start + part) * args.dim + column;
 #pragma unroll
@@ -263,7 +291,7 @@ BDHS_DEVICE bool takes_last_ticket(const PoolArgs& args, uint64_t b, uint32_t gr
     return *shared == groups - 1;
 }
 
-template <class T> BDHS_DEVICE void pool_block(const PoolArgs& args, const PoolShared& s) {
+template <class T, bool NORM> BDHS_DEVICE void pool_block(const PoolArgs& args, const PoolShared& s) {
     const uint64_t b = blockIdx.x / args.groups;
     const uint32_t group = blockIdx.x % args.groups;
     const Sequence seq = sequence_of(args.rows, b);
@@ -275,7 +303,7 @@ template <class T> BDHS_DEVICE void pool_block(const PoolArgs& args, const PoolS
     if (parts == 0) {
         for (int64_t c = threadIdx.x; c < args.dim; c += blockDim.x) row[c] = 0.0f;
     } else {
-        block_parts<T>(args, seq, span, group, groups == 1, row, s);
+        block_parts<T, NORM>(args, seq, span, group, groups == 1, row, s);
         if (groups > 1) {
             if (!takes_last_ticket(args, b, groups, s.ticket)) return;
             const float divisor = pool_divisor(args.mode, seq.length);
@@ -295,15 +323,27 @@ template <class T> BDHS_DEVICE void pool_block(const PoolArgs& args, const PoolS
     extern "C" __global__ void __launch_bounds__(POOL_THREADS, 1) name(const PoolArgs args) { \
         BDHS_SHARED(float, parts, POOL_THREADS * T::VEC);                                     \
         BDHS_SHARED(float, row, POOL_SHARED_ROW);                                             \
+        BDHS_SHARED(double, scratch, POOL_THREADS / 32);                                      \
+        BDHS_SHARED(uint32_t, ticket, 1);                                                     \
+        pool_block<T, false>(args, {parts, row, nullptr, scratch, ticket});                   \
+    }
+
+#define BDHS_POOL_NORM_KERNEL(name, T)                                                        \
+    extern "C" __global__ void __launch_bounds__(POOL_THREADS, 1) name(const PoolArgs args) { \
+        BDHS_SHARED(float, parts, POOL_THREADS * T::VEC);                                     \
+        BDHS_SHARED(float, row, POOL_SHARED_ROW);                                             \
         BDHS_SHARED(float2, moments, POOL_THREADS / 32 * POOL_PART);                          \
         BDHS_SHARED(double, scratch, POOL_THREADS / 32);                                      \
         BDHS_SHARED(uint32_t, ticket, 1);                                                     \
-        pool_block<T>(args, {parts, row, moments, scratch, ticket});                          \
+        pool_block<T, true>(args, {parts, row, moments, scratch, ticket});                    \
     }
 
 BDHS_POOL_KERNEL(pool_f32, F32)
 BDHS_POOL_KERNEL(pool_f16, F16)
 BDHS_POOL_KERNEL(pool_bf16, BF16)
+BDHS_POOL_NORM_KERNEL(pool_norm_f32, F32)
+BDHS_POOL_NORM_KERNEL(pool_norm_f16, F16)
+BDHS_POOL_NORM_KERNEL(pool_norm_bf16, BF16)
 
 // Padded input: the places of each sequence's tokens, in order, and their number, from a mask on the device.
 struct PoolMaskArgs {

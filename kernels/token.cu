@@ -4,8 +4,8 @@
 // One block a row. Weights exp((logit - max) / t) are turned into integers in steps of 2^-40 and
 // summed as such: sums do not depend on the order of threads, top-p and the draw are exact selections
 // in them, and what is lost per token is below 2^-40 of the largest weight. The logits are read
-// again in each pass, from the L2 cache after the first: three passes without filters, three more
-// for each of top-k and top-p.
+// again in each pass, from the L2 cache after the first: two passes without filters, three more
+// for top-k, four for top-p. A pass goes through the row in stripes, 16 bytes a thread.
 #include "common/dtype.cuh"
 #include "common/philox.cuh"
 #include "common/select.cuh"
@@ -75,35 +75,70 @@ template <class T> struct Logits {
     uint32_t vocab;
     bool aligned;
 
-    // VEC neighbours from `first` on; -inf past the end.
-    __device__ __forceinline__ void load(uint32_t first, float (&out)[T::VEC]) const {
-        load_vec<T>(row + first, (int64_t)vocab - first, aligned, out);
+    // VEC neighbours from `first` on as they lie in memory, if they can be taken at once.
+    __device__ __forceinline__ uint4 fetch(uint32_t first) const {
+        const uint4 zero = {0, 0, 0, 0};
+        return whole(first) ? load_raw<T>(row + first) : zero;
+    }
+
+    // Their values, penalty applied; -inf past the end.
+    __device__ __forceinline__ void values(uint32_t first, const uint4& raw, float (&out)[T::VEC]) const {
+        if (whole(first)) decode_raw<T>(raw, out);
+        else load_vec<T>(row + first, (int64_t)vocab - first, false, out);
         const uint32_t penalised = bits ? bits[first / 32] >> (first % 32) : 0;
 #pragma unroll
         for (int i = 0; i < T::VEC; ++i) {
-            if (penalised >> i & 1u) out[i] = out[i] < 0.0f ? out[i] * penalty : out[i] / penalty;
+            if (penalised >> i & 1u) out[i] = punished(out[i]);
             if (first + i >= vocab) out[i] = -INFINITY;
+        }
+    }
+
+    __device__ __forceinline__ float one(uint32_t token) const {
+        const float l = T::decode(row[token]);
+        return bits && bits[token / 32] >> (token % 32) & 1u ? punished(l) : l;
+    }
+
+    // visit(stripe, first, values) for every stripe, by all threads: with -inf where the row has ended. The next
+    // stripe is on its way meanwhile.
+    template <class Visit> __device__ __forceinline__ void stripes(Visit visit) const {
+        uint32_t first = threadIdx.x * T::VEC;
+        uint4 raw = fetch(first);
+#pragma unroll 1
+        for (uint32_t stripe = 0; stripe * STRIPE < vocab; ++stripe, first += STRIPE) {
+            const uint4 next = fetch(first + STRIPE);
+            float l[T::VEC];
+#pragma unroll
+            for (int i = 0; i < T::VEC; ++i) l[i] = -INFINITY;
+            if (first < vocab) values(first, raw, l);
+            visit(stripe, first, l);
+            raw = next;
         }
     }
 
     // visit(token, logit) for the calling thread's share.
     template <class Visit> __device__ __forceinline__ void each(Visit visit) const {
-        // Eight logits a step are enough in flight; more only lengthen the code.
-#pragma unroll 1
-        for (uint32_t first = threadIdx.x * T::VEC; first < vocab; first += TOKEN_THREADS * T::VEC) {
-            float l[T::VEC];
-            load(first, l);
+        stripes([&](uint32_t, uint32_t first, const float (&l)[T::VEC]) {
 #pragma unroll
             for (int i = 0; i < T::VEC; ++i)
                 if (first + i < vocab) visit(first + i, l[i]);
-        }
+        });
     }
+
+    static constexpr uint32_t STRIPE = TOKEN_THREADS * T::VEC;
+
+private:
+    __device__ __forceinline__ bool whole(uint32_t first) const {
+        return aligned && first + T::VEC <= vocab;
+    }
+    __device__ __forceinline__ float punished(float l) const { return l < 0.0f ? l * penalty : l / penalty; }
 };
 
 struct TokenScratch {
-    unsigned long long* bins;
-    uint64_t *words, *found;
+    unsigned long long* bins;  // RADIX_BINS; then the mass of each stripe
+    uint32_t* ties;            // RADIX_BINS: tokens of each stripe that are tied at the cut
+    uint64_t *words, *found;   // one a warp; three
 };
+static_assert(RADIX_BINS * TOKEN_THREADS * F32::VEC >= 1 << 22, "a stripe of the longest row each");
 
 BDHS_DEVICE void mark_history(const TokenArgs& args, const TokenRow& row, uint32_t* bits) {
     const uint32_t words = (args.vocab + 31) / 32;
@@ -169,60 +204,91 @@ BDHS_DEVICE uint64_t scale_draw(uint32_t word, uint64_t total) {
     return (total >> 32) * odd * 128 + ((total & 0xffffffffu) * odd >> 25);
 }
 
-// The first token, in index order, at which the running mass exceeds u * total.
+// What a token's mass is if it stays: those above the cut, and of those at it the first ones.
+template <class T>
+BDHS_DEVICE void stripe_masses(const Logits<T>& logits, const TokenScratch& s, const Filter& f) {
+    for (uint32_t i = threadIdx.x; i < RADIX_BINS; i += TOKEN_THREADS) s.bins[i] = s.ties[i] = 0;
+    __syncthreads();
+    logits.stripes([&](uint32_t stripe, uint32_t first, const float (&l)[T::VEC]) {
+        uint64_t mass = 0;
+        uint32_t ties = 0;
+#pragma unroll
+        for (int i = 0; i < T::VEC; ++i) {
+            if (first + i >= logits.vocab) continue;
+            const uint32_t key = ordered_key(l[i]);
+            if (key > f.cut) mass += mass_after_min_p(f, l[i]);
+            if (key == f.cut) ++ties;
+        }
+        mass = warp_reduce<Sum>(mass);
+        if (lane_id() == 0 && mass) atomicAdd(&s.bins[stripe], (unsigned long long)mass);
+        if (f.cut) {
+            ties = warp_reduce<Sum>(ties);
+            if (lane_id() == 0 && ties) atomicAdd(&s.ties[stripe], ties);
+        }
+    });
+    __syncthreads();
+    // Ties that stay join their stripe's mass; what is left in `ties` is their number before the stripe.
+    if (!f.cut) return;
+    constexpr int OWN = RADIX_BINS / TOKEN_THREADS;
+    const int at = (int)threadIdx.x * OWN;
+    uint64_t own = 0, all = 0;
+    for (int i = at; i < at + OWN; ++i) own += s.ties[i];
+    uint64_t before = block_exclusive_scan<uint64_t>(own, s.words, &all);
+    const uint64_t each = mass_after_min_p(f, key_to_float(f.cut));
+    for (int i = at; i < at + OWN; ++i) {
+        const uint64_t end = before + s.ties[i];
+        const uint64_t staying = end < f.cut_stays ? end : f.cut_stays;
+        if (staying > before) s.bins[i] += (staying - before) * each;
+        s.ties[i] = (uint32_t)before;
+        before = end;
+    }
+    __syncthreads();
+}
+
+// The first token, in index order, at which the running mass exceeds u * total: its stripe first, then its place there.
 template <class T>
 BDHS_DEVICE Drawn draw_token(const Logits<T>& logits, const TokenRow& row, const TokenScratch& s,
                              const Filter& f) {
-    uint64_t own = 0, own_cut = 0;
-    logits.each([&](uint32_t, float l) {
-        const uint32_t key = ordered_key(l);
-        if (key > f.cut) own += mass_after_min_p(f, l);
-        if (key == f.cut) ++own_cut;
-    });
-    uint64_t total = block_reduce<Sum>(own, s.words);
-    const uint64_t ties = block_reduce<Sum>(own_cut, s.words);
-    const uint64_t stay = ties < f.cut_stays ? ties : f.cut_stays;
-    if (stay) total += stay * mass_after_min_p(f, key_to_float(f.cut));
-
+    stripe_masses(logits, s, f);
+    constexpr int OWN = RADIX_BINS / TOKEN_THREADS;
+    const int at = (int)threadIdx.x * OWN;
+    uint64_t own = 0, total = 0;
+    for (int i = at; i < at + OWN; ++i) own += s.bins[i];
+    uint64_t before = block_exclusive_scan<uint64_t>(own, s.words, &total);
     const Stream stream = {row.seed, row.sample, row.attempt, PURPOSE_TOKEN << 24 | row.sentence};
     const uint64_t target = scale_draw(draw_word(stream, row.step), total);
-    if (threadIdx.x == 0) s.found[0] = ~(uint64_t)0;
+    if (before <= target && target < before + own) {
+        int stripe = at;
+        while (before + s.bins[stripe] <= target) before += s.bins[stripe++];
+        s.found[1] = (uint64_t)stripe;
+        s.found[2] = before;
+    }
     __syncthreads();
-    uint64_t running = 0, ties_seen = 0;
-#pragma unroll 1
-    for (uint64_t base = 0; base < logits.vocab && running <= target; base += TOKEN_THREADS * T::VEC) {
-        const uint32_t first = (uint32_t)base + threadIdx.x * T::VEC;
-        uint64_t mass[T::VEC];
-        uint64_t tied = 0, seen = 0, sum = 0, all = 0;
-        float l[T::VEC];
+    const uint32_t stripe = (uint32_t)s.found[1], first = stripe * Logits<T>::STRIPE + threadIdx.x * T::VEC;
+    float l[T::VEC];
 #pragma unroll
-        for (int i = 0; i < T::VEC; ++i) l[i] = -INFINITY;
-        if (first < logits.vocab) logits.load(first, l);
+    for (int i = 0; i < T::VEC; ++i) l[i] = -INFINITY;
+    if (first < logits.vocab) logits.values(first, logits.fetch(first), l);
+    uint64_t tied = 0, rank = 0, sum = 0, all = 0;
 #pragma unroll
-        for (int i = 0; i < T::VEC; ++i) tied += ordered_key(l[i]) == f.cut;
-        if (f.cut) {  // of tokens tied at the cut the first ones stay
-            uint64_t rank = ties_seen + block_exclusive_scan<uint64_t>(tied, s.words, &seen);
-            ties_seen += seen;
-#pragma unroll
-            for (int i = 0; i < T::VEC; ++i) {
-                const uint32_t key = ordered_key(l[i]);
-                const bool stays = key > f.cut || (key == f.cut && rank < f.cut_stays);
-                rank += key == f.cut;
-                mass[i] = stays ? mass_after_min_p(f, l[i]) : 0;
-                sum += mass[i];
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < T::VEC; ++i) sum += mass[i] = mass_after_min_p(f, l[i]);
-        }
-        uint64_t before = running + block_exclusive_scan<uint64_t>(sum, s.words, &all);
+    for (int i = 0; i < T::VEC; ++i) tied += first + i < logits.vocab && ordered_key(l[i]) == f.cut;
+    if (f.cut) rank = s.ties[stripe] + block_exclusive_scan<uint64_t>(tied, s.words, &all);
+    // Twice the same, which takes fewer registers than keeping the masses.
+    const auto each_mass = [&](uint64_t rank, auto visit) {
 #pragma unroll
         for (int i = 0; i < T::VEC; ++i) {
-            if (before <= target && target < before + mass[i]) s.found[0] = first + i;
-            before += mass[i];
+            const uint32_t key = ordered_key(l[i]);
+            const bool stays = key > f.cut || (key == f.cut && rank < f.cut_stays);
+            rank += key == f.cut;
+            visit(i, stays && first + i < logits.vocab ? mass_after_min_p(f, l[i]) : 0);
         }
-        running += all;
-    }
+    };
+    each_mass(rank, [&](int, uint64_t mass) { sum += mass; });
+    uint64_t running = s.found[2] + block_exclusive_scan<uint64_t>(sum, s.words, &all);
+    each_mass(rank, [&](int i, uint64_t mass) {
+        if (running <= target && target < running + mass) s.found[0] = first + i;
+        running += mass;
+    });
     __syncthreads();
     return {(uint32_t)s.found[0], total};
 }
@@ -262,21 +328,18 @@ template <class T> BDHS_DEVICE void sample_row(const TokenArgs& args, const Toke
     if (threadIdx.x == 0) {
         args.status[r] = TOKEN_OK;
         args.token[r] = drawn.token;
+        args.log_prob[r] = (float)((double)((logits.one(drawn.token) - f.max) * f.scale) -
+                                   log((double)drawn.total / (double)MASS_ONE));
     }
-    // Whoever owns the token's place has its logit, penalty applied.
-    logits.each([&](uint32_t token, float l) {
-        if (token == drawn.token)
-            args.log_prob[r] = (float)((double)((l - f.max) * f.scale) -
-                                       log((double)drawn.total / (double)MASS_ONE));
-    });
 }
 
 #define BDHS_TOKEN_KERNEL(name, T)                                                              \
-    extern "C" __global__ void __launch_bounds__(TOKEN_THREADS, 1) name(const TokenArgs args) {    \
+    extern "C" __global__ void __launch_bounds__(TOKEN_THREADS, 2) name(const TokenArgs args) {    \
         BDHS_SHARED(unsigned long long, bins, RADIX_BINS);                                      \
+        BDHS_SHARED(uint32_t, ties, RADIX_BINS);                                                \
         BDHS_SHARED(uint64_t, words, TOKEN_THREADS / 32);                                       \
-        BDHS_SHARED(uint64_t, found, 2);                                                        \
-        sample_row<T>(args, {bins, words, found});                                              \
+        BDHS_SHARED(uint64_t, found, 3);                                                        \
+        sample_row<T>(args, {bins, ties, words, found});                                        \
     }
 
 BDHS_TOKEN_KERNEL(token_sample_f32, F32)

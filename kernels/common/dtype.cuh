@@ -39,24 +39,33 @@ struct BF16 {
     }
 };
 
+// VEC elements as they lie in memory. To have several loads in flight, take them all as this, without a branch between, and
+// decode afterwards: a decoded value has to be waited for.
+template <class T> BDHS_DEVICE uint4 load_raw(const typename T::storage* p) {
+    return *reinterpret_cast<const uint4*>(p);
+}
+
+template <class T> BDHS_DEVICE void decode_raw(const uint4& raw, float (&out)[T::VEC]) {
+    const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
+    if constexpr (T::VEC == 4) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[i] = __uint_as_float(word[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            out[2 * i] = T::decode((uint16_t)(word[i] & 0xffffu));
+            out[2 * i + 1] = T::decode((uint16_t)(word[i] >> 16));
+        }
+    }
+}
+
 // `count` elements from `p` (at most VEC), zeros behind them. `aligned` promises that `p` is a
 // multiple of 16 bytes; the result does not depend on it.
 template <class T>
 BDHS_DEVICE void load_vec(const typename T::storage* p, int64_t count, bool aligned,
                           float (&out)[T::VEC]) {
     if (aligned && count >= T::VEC) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(p);
-        const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
-        if constexpr (T::VEC == 4) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) out[i] = __uint_as_float(word[i]);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                out[2 * i] = T::decode((uint16_t)(word[i] & 0xffffu));
-                out[2 * i + 1] = T::decode((uint16_t)(word[i] >> 16));
-            }
-        }
+        decode_raw<T>(load_raw<T>(p), out);
     } else {
 #pragma unroll
         for (int i = 0; i < T::VEC; ++i) out[i] = i < count ? T::decode(p[i]) : 0.0f;

@@ -138,6 +138,7 @@ struct Kernel {
 #define KERNEL(name, Args) {#name, sizeof(Args), [](const void* args) { name(*static_cast<const Args*>(args)); }}
 const Kernel KERNELS[] = {
     KERNEL(pool_f32, PoolArgs), KERNEL(pool_f16, PoolArgs), KERNEL(pool_bf16, PoolArgs),
+    KERNEL(pool_norm_f32, PoolArgs), KERNEL(pool_norm_f16, PoolArgs), KERNEL(pool_norm_bf16, PoolArgs),
     KERNEL(pool_places, PoolMaskArgs),
     KERNEL(pool_grad_f32, PoolGradArgs), KERNEL(pool_grad_f16, PoolGradArgs), KERNEL(pool_grad_bf16, PoolGradArgs),
     KERNEL(cosine_rows_f32, CosineRowsArgs), KERNEL(cosine_rows_f16, CosineRowsArgs),

@@ -249,7 +249,8 @@ template <class T> void launch_pool(Case<T>& c, PoolRows rows, void* out, uint32
     a.tickets = tickets.data();
     if (a.batch == 0) return;
     shim::launch({a.batch * a.groups}, {a.columns * a.parts_per_block}, {rng.next()}, [&] {
-        check::kernel_for<T>(pool_f32, pool_f16, pool_bf16)(a);
+        if (a.weight) check::kernel_for<T>(pool_norm_f32, pool_norm_f16, pool_norm_bf16)(a);
+        else check::kernel_for<T>(pool_f32, pool_f16, pool_bf16)(a);
     });
 }
 

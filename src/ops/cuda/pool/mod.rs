@@ -317,7 +317,10 @@ pub fn pool<O: Output>(
             args.residual_aligned = residual.aligned(address);
         }
     }
-    let kernel = states.values.pick(["pool_f32", "pool_f16", "pool_bf16"]);
+    let kernel = states.values.pick(match norm {
+        None => ["pool_f32", "pool_f16", "pool_bf16"],
+        Some(_) => ["pool_norm_f32", "pool_norm_f16", "pool_norm_bf16"],
+    });
     // SAFETY: states and residual hold the rows that `places` names, which its constructors checked or computed; weight
     // and bias hold `hidden` values, `out` batch * dim, the workspace what the geometry says. All are guarded here.
     unsafe { queue.launch(File::Pool, kernel, batch * shape.groups, shape.threads(), &args) }
