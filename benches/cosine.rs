@@ -121,7 +121,8 @@ fn count_prepared(
     let name = format!("cosine/gpu count prepared/{n} x {d}/{dtype_name}");
     let inputs = move |stream: &common::gpu::Stream| {
         let [a, b] = [0, 1].map(|seed| {
-            let buffer: &'static Buffer = Box::leak(Box::new(Buffer::new(stream, seed, n * d, dtype)));
+            let buffer: &'static Buffer =
+                Box::leak(Box::new(Buffer::new(stream, seed, n * d, dtype)));
             &*Box::leak(Box::new(buffer.rows(n, d)))
         });
         let bands = Bands::new(stream, &THRESHOLDS, a).unwrap();

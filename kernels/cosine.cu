@@ -3,6 +3,7 @@
 // cosine_rows     one warp a candidate: score, and by integer minimum the first candidate below each threshold
 // cosine_prepare  rows to operands of the tensor cores: padded planes of f16 or bf16, and a scale a row
 // cosine_matrix / cosine_count / cosine_pairs   tiles of 128 x 128 scores; only the first writes them
+// cosine_count_wgmma / cosine_pairs_wgmma       the same on sm_90a: cosine_hopper.cuh
 // cosine_top_k    the best columns of rows of cosine_matrix's scores
 //
 // A fast score decides only where it is further from the threshold than a bound on its error that the caller
@@ -173,7 +174,7 @@ BDHS_COSINE_PREPARE_KERNEL(cosine_prepare_f32, F32)
 BDHS_COSINE_PREPARE_KERNEL(cosine_prepare_f16, F16)
 BDHS_COSINE_PREPARE_KERNEL(cosine_prepare_bf16, BF16)
 
-// ---- tiles of all pairs: cosine_pairs.cuh ----
+// ---- tiles of all pairs: cosine_pairs.cuh, and for sm_90a cosine_hopper.cuh ----
 
 #define BDHS_COSINE_TILE_KERNEL(name, tile, T)                                                              \
     extern "C" __global__ void __launch_bounds__(COSINE_TILE_THREADS, 1) name(const CosineTileArgs args) {  \

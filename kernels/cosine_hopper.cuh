@@ -310,6 +310,7 @@ BDHS_DEVICE void visit_groups(const CosineTileArgs& args, const float (&c)[128],
             for (int i = 0; i < 7; ++i) sums[i] = sums[i + 1];
         }
     }
+    __syncwarp();
 }
 
 template <class T, class Work>

@@ -7,8 +7,8 @@ use cudarc::driver::sys::CUfunction_attribute_enum as CUfunction_attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
-use super::{args, driver_error};
 use super::support::{self, Kind, Target, Version};
+use super::{args, driver_error};
 use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
