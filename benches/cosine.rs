@@ -69,7 +69,8 @@ fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
 
     let mut cases = vec![];
     for (dtype, dtype_name) in FLOATS {
-        for (n, d) in [(512, 384), (16_384, 384), (16_384, 768)] {
+        let large = [(32_768, 384), (32_768, 768)].into_iter().filter(|_| dtype == DType::F16);
+        for (n, d) in [(512, 384), (16_384, 384), (16_384, 768)].into_iter().chain(large) {
             let name = format!("cosine/gpu count/{n} x {d}/{dtype_name}");
             let inputs = move |stream: &common::gpu::Stream| {
                 let [a, b] = [0, 1].map(|seed| Buffer::new(stream, seed, n * d, dtype));
@@ -84,9 +85,39 @@ fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
                 let (a, b) = (side(&a), side(&b));
                 count(stream, &a, Some(&b), bands, true, &mut out.borrow_mut()).unwrap();
             }));
+            cases.push(count_prepared(stream, (dtype, dtype_name), (n, d)));
         }
     }
     cases
+}
+
+/// The tiles alone: both sides are prepared before the clock starts. Buffers and their rows live as long as the process.
+#[cfg(feature = "cuda")]
+fn count_prepared(
+    stream: &common::gpu::Stream,
+    (dtype, dtype_name): (DType, &str),
+    (n, d): (usize, usize),
+) -> Case {
+    use bdhs::ops::cuda::cosine::{Bands, CountOutput, Side, count};
+    use common::gpu::{Buffer, case};
+    use std::cell::RefCell;
+
+    let name = format!("cosine/gpu count prepared/{n} x {d}/{dtype_name}");
+    let inputs = move |stream: &common::gpu::Stream| {
+        let [a, b] = [0, 1].map(|seed| {
+            let buffer: &'static Buffer =
+                Box::leak(Box::new(Buffer::new(stream, seed, n * d, dtype)));
+            &*Box::leak(Box::new(buffer.rows(n, d)))
+        });
+        let bands = Bands::new(stream, &THRESHOLDS, a).unwrap();
+        let out = CountOutput::new(stream, THRESHOLDS.len()).unwrap();
+        let side = |rows| Side::new(stream, rows).unwrap();
+        vec![(side(a), side(b), bands, RefCell::new(out))]
+    };
+    case(stream, name, (0, 2 * n * n * d), inputs, |stream, input| {
+        let (a, b, bands, out) = input;
+        count(stream, a, Some(b), bands, true, &mut out.borrow_mut()).unwrap();
+    })
 }
 
 /// Rows against rows, groups against their references, pairs and top 10 on a GPU: `cosine/gpu WHAT/SHAPE/DTYPE`.

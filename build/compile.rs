@@ -14,14 +14,16 @@ use crate::toolkit::Toolkit;
 pub const KERNELS: [&str; 4] = ["cosine", "mask", "pool", "token"];
 
 /// What those include, below `kernels/`.
-pub const HEADERS: [&str; 8] = [
+pub const HEADERS: [&str; 10] = [
     "common/dtype.cuh",
+    "common/hopper.cuh",
     "common/mma.cuh",
     "common/philox.cuh",
     "common/platform.cuh",
     "common/reduce.cuh",
     "common/select.cuh",
     "cosine_exact.cuh",
+    "cosine_hopper.cuh",
     "cosine_pairs.cuh",
 ];
 

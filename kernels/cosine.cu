@@ -3,13 +3,14 @@
 // cosine_rows     one warp a candidate: score, and by integer minimum the first candidate below each threshold
 // cosine_prepare  rows to operands of the tensor cores: padded planes of f16 or bf16, and a scale a row
 // cosine_matrix / cosine_count / cosine_pairs   tiles of 128 x 128 scores; only the first writes them
+// cosine_count_wgmma / cosine_pairs_wgmma       the same on sm_90a: cosine_hopper.cuh
 // cosine_top_k    the best columns of rows of cosine_matrix's scores
 //
 // A fast score decides only where it is further from the threshold than a bound on its error that the caller
 // derives (src/ops/cuda/geometry.rs); the pairs between are queued in shared memory and computed in f64 from the
 // original inputs, a warp each. Counts are integers: no result depends on the order of threads.
 #include "common/select.cuh"
-#include "cosine_pairs.cuh"
+#include "cosine_hopper.cuh"
 
 namespace bdhs {
 
@@ -138,10 +139,10 @@ BDHS_COSINE_ROWS_KERNEL(cosine_rows_bf16, BF16)
 
 // f32 rows become unit rows in f16: `high`, and what it leaves times 2^11 in `low`. f16 and bf16 rows are
 // copied, bf16 ones times a power of two (so that no sum leaves f32's range): no rounding. Rows are
-// padded with zeros to a multiple of TILE_K, and their number to one of TILE.
+// padded with zeros to a multiple of TILE_K, and their number to one of TILE. Where a value lies: plane_at.
 struct CosinePrepareArgs {
     const void* rows;
-    uint16_t *high, *low;      // [padded rows, padded d]; low: f32 only, null = not wanted
+    uint16_t *high, *low;      // planes of padded rows x padded d; low: f32 only, null = not wanted
     float* scale;              // [padded rows]: 1 / norm of what is stored; 0 for zero and NaN rows
     uint32_t* nan;             // [padded rows]: 1 = the row has a value that is not finite
     unsigned long long* tally;  // [0] number of such rows
@@ -160,16 +161,16 @@ template <class T> BDHS_DEVICE void prepare_row(const CosinePrepareArgs& args, u
     double factor = 1.0;  // on the stored values
     if (T::VEC == 4) factor = live ? 1.0 / sqrt(squares) : 0.0;
     if (T::IS_BF16 && live) factor = scalbn(1.0, -ilogb(squares) / 2);
-    uint16_t* high = args.high + (int64_t)r * args.padded_d;
-    uint16_t* low = args.low ? args.low + (int64_t)r * args.padded_d : nullptr;
     for (int64_t c = lane_id(); c < args.padded_d; c += 32) {
         const bool value = live && c < args.d;
+        const int64_t at = plane_at(r, c, args.padded_d);
         if constexpr (T::VEC == 4) {
             const float unit = value ? (float)((double)T::decode(x[c]) * factor) : 0.0f;
-            high[c] = F16::encode(unit);
-            if (low) low[c] = F16::encode((unit - F16::decode(high[c])) * 2048.0f);
+            const uint16_t high = F16::encode(unit);
+            args.high[at] = high;
+            if (args.low) args.low[at] = F16::encode((unit - F16::decode(high)) * 2048.0f);
         } else {
-            high[c] = value ? T::encode((float)((double)T::decode(x[c]) * factor)) : (uint16_t)0;
+            args.high[at] = value ? T::encode((float)((double)T::decode(x[c]) * factor)) : (uint16_t)0;
         }
     }
     if (lane_id() == 0) {
@@ -190,7 +191,7 @@ BDHS_COSINE_PREPARE_KERNEL(cosine_prepare_f32, F32)
 BDHS_COSINE_PREPARE_KERNEL(cosine_prepare_f16, F16)
 BDHS_COSINE_PREPARE_KERNEL(cosine_prepare_bf16, BF16)
 
-// ---- tiles of all pairs: cosine_pairs.cuh ----
+// ---- tiles of all pairs: cosine_pairs.cuh, and for sm_90a cosine_hopper.cuh ----
 
 #define BDHS_COSINE_TILE_KERNEL(name, tile, T)                                                              \
     extern "C" __global__ void __launch_bounds__(COSINE_TILE_THREADS, 1) name(const CosineTileArgs args) {  \

@@ -6,9 +6,18 @@
 
 namespace bdhs {
 
-constexpr int TILE = 128, TILE_K = 32;
+// A plane is stored in chunks of TILE rows and TILE_K columns: all of a tile's rows, one chunk after another. A row of a
+// chunk is 128 bytes, and its eight pieces of 16 bytes are permuted by the row's number: what the sm_90a kernels' matrix
+// operands look like in shared memory, so that a chunk is one contiguous copy.
+constexpr int TILE = 128, TILE_K = 64, CHUNK = TILE * TILE_K;
 
-// One side, prepared, and its original rows.
+// Where column c of row r lies in a plane.
+BDHS_DEVICE int64_t plane_at(uint64_t r, int64_t c, int64_t padded_d) {
+    const int64_t row = (int64_t)(r % TILE), chunk = (int64_t)(r / TILE) * (padded_d / TILE_K) + c / TILE_K;
+    return chunk * CHUNK + row * TILE_K + ((c % TILE_K / 8) ^ (row % 8)) * 8 + c % 8;
+}
+
+// One side, prepared, and its original rows. The planes begin with a tile.
 struct CosineSide {
     const uint16_t *high, *low;
     const float* scale;
@@ -44,8 +53,8 @@ struct CosineTileArgs {
 static_assert(sizeof(CosineTileArgs) == 232, "the launch code relies on this layout");
 
 constexpr int COSINE_TILE_THREADS = 256, COSINE_THRESHOLDS = 64;
-// A row of 32 values takes 40 places: the eight rows of a fragment then lie in different banks.
-constexpr int PITCH = TILE_K + 8, STAGE = TILE * PITCH;
+// Columns of a stage. A row of 32 values takes 40 places: the eight rows of a fragment then lie in different banks.
+constexpr int STAGE_K = 32, PITCH = STAGE_K + 8, STAGE = TILE * PITCH;
 
 // Neighbouring blocks share columns: bands of 16 tiles of b, walked along a.
 struct TileAt {
@@ -69,12 +78,12 @@ struct Staged {
     uint4 a[2], b[2];
 };
 
-BDHS_DEVICE void fetch(const uint16_t* a, const uint16_t* b, int64_t pitch, int64_t k, Staged& s) {
-    const int64_t row = threadIdx.x / 4, at = k + (threadIdx.x % 4) * 8;
+BDHS_DEVICE void fetch(const uint16_t* a, const uint16_t* b, int64_t k, Staged& s) {
+    const int64_t at = plane_at(threadIdx.x / 4, k + (threadIdx.x % 4) * 8, 0);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        s.a[h] = *reinterpret_cast<const uint4*>(a + (row + 64 * h) * pitch + at);
-        s.b[h] = *reinterpret_cast<const uint4*>(b + (row + 64 * h) * pitch + at);
+        s.a[h] = *reinterpret_cast<const uint4*>(a + at + 64 * h * TILE_K);
+        s.b[h] = *reinterpret_cast<const uint4*>(b + at + 64 * h * TILE_K);
     }
 }
 
@@ -95,7 +104,7 @@ BDHS_DEVICE void multiply_stage(const uint16_t* a, const uint16_t* b, Accumulato
     const uint16_t* rows = a + (warp_id() / 4 * 64 + g) * PITCH + 2 * t;
     const uint16_t* cols = b + (warp_id() % 4 * 32 + g) * PITCH + 2 * t;
 #pragma unroll
-    for (int k = 0; k < TILE_K; k += 16) {
+    for (int k = 0; k < STAGE_K; k += 16) {
         uint32_t fa[4][4], fb[4][2];
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
@@ -123,14 +132,14 @@ template <class T>
 BDHS_DEVICE void multiply_planes(const uint16_t* a, const uint16_t* b, int64_t padded_d, uint16_t* shared,
                                  Accumulators& acc) {
     Staged next;
-    fetch(a, b, padded_d, 0, next);
+    fetch(a, b, 0, next);
     int side = 0;
 #pragma unroll 1
-    for (int64_t k = 0; k < padded_d; k += TILE_K) {
+    for (int64_t k = 0; k < padded_d; k += STAGE_K) {
         uint16_t *sa = shared + side * 2 * STAGE, *sb = sa + STAGE;
         stage(next, sa, sb);
         __syncthreads();
-        if (k + TILE_K < padded_d) fetch(a, b, padded_d, k + TILE_K, next);
+        if (k + STAGE_K < padded_d) fetch(a, b, k + STAGE_K, next);
         multiply_stage<T>(sa, sb, acc);
         side ^= 1;
     }

@@ -1,9 +1,9 @@
 //! `cosine` on a GPU.
 
 use bdhs::ops::cosine;
-use candle_core::DType;
+use candle_core::{DType, Device};
 
-use super::{FLOATS, Random, assert_close, both, gpu, values};
+use super::{FLOATS, Random, assert_close, both, gpu, is_stand_in, values};
 
 /// Rows with repeated, opposite, zero, NaN and near rows among random ones.
 fn awkward(random: &mut Random, rows: usize, d: usize) -> Vec<f32> {
@@ -67,7 +67,7 @@ fn all_pairs() {
             let what = format!("{dtype:?}, {n} x {m}, d = {d}");
             let matrix = cosine::matrix(&gpu_a, &gpu_b).unwrap();
             assert_eq!(matrix.dims(), [n, m]);
-            let bound = 1.1 * (f64::from(d.next_multiple_of(32) as u32) + 16.0) * 2f64.powi(-22);
+            let bound = 1.1 * (f64::from(d.next_multiple_of(64) as u32) + 16.0) * 2f64.powi(-22);
             assert_close(
                 &values(&matrix),
                 &values(&cosine::matrix(&a, &b).unwrap()),
@@ -130,4 +130,65 @@ fn counts_many_thresholds() {
     let thresholds: Vec<f64> = (0..150).map(|t| f64::from(t) / 75.0 - 1.0).collect();
     let counts = cosine::count_above(&a, None, &thresholds).unwrap().counts;
     assert_eq!(cosine::count_above(&gpu_a, None, &thresholds).unwrap().counts, counts);
+}
+
+/// Counts and pairs on a GPU equal those on the CPU, twice.
+fn tiles_agree(device: &Device, dtype: DType, [n, m, d]: [usize; 3], thresholds: &[f64]) {
+    let mut random = Random((n * 31 + m * 7 + d) as u64);
+    let (a, gpu_a) = both(device, &awkward(&mut random, n, d), &[n, d], dtype);
+    let (b, gpu_b) = both(device, &awkward(&mut random, m, d), &[m, d], dtype);
+    let what = format!("{dtype:?}, {n} x {m}, d = {d}");
+    for (right, gpu_right) in [(Some(&b), Some(&gpu_b)), (None, None)] {
+        let count = cosine::count_above(&a, right, thresholds).unwrap();
+        for run in 0..2 {
+            let seen = cosine::count_above(&gpu_a, gpu_right, thresholds).unwrap();
+            assert_eq!(
+                (seen.counts, seen.pairs, seen.nan),
+                (count.counts.clone(), count.pairs, count.nan),
+                "{what}, symmetric = {}, run {run}",
+                right.is_none()
+            );
+        }
+        let places = |a, b| {
+            let list = cosine::pairs_above(a, b, thresholds[0]).unwrap();
+            list.pairs.iter().map(|p| (p.i, p.j)).collect::<Vec<_>>()
+        };
+        assert_eq!(places(&gpu_a, gpu_right), places(&a, right), "{what}: pairs");
+    }
+}
+
+/// Rows and columns at the edges of tiles, pairs of tiles and chunks of columns.
+#[test]
+fn tiles_of_all_pairs() {
+    let Some(device) = gpu() else { return };
+    let mut at = 0;
+    for (n, m) in [(127, 129), (128, 128), (255, 1), (256, 257), (129, 513), (300, 1000)] {
+        for d in [1, 33, 64, 65] {
+            at += 1;
+            // The stand-in takes minutes for what a GPU does at once.
+            if !is_stand_in() || at % 5 == 1 {
+                tiles_agree(&device, FLOATS[at % 3], [n, m, d], &THRESHOLDS);
+            }
+        }
+    }
+    if !is_stand_in() {
+        for (at, d) in [384, 768, 1100].into_iter().enumerate() {
+            for dtype in FLOATS {
+                tiles_agree(&device, dtype, [1000, 700, d], &THRESHOLDS);
+            }
+            tiles_agree(&device, FLOATS[at], [3000, 3000, d], &THRESHOLDS);
+        }
+    }
+}
+
+/// Thresholds so close together that nearly every pair is near one, and is decided in f64.
+#[test]
+fn tiles_of_near_pairs() {
+    let Some(device) = gpu() else { return };
+    let rows = if is_stand_in() { 40 } else { 400 };
+    let thresholds: Vec<f64> = (0..64).map(|t| 0.999 + f64::from(t) * 1.5e-5).collect();
+    for dtype in FLOATS {
+        tiles_agree(&device, dtype, [rows, rows + 3, 384], &thresholds);
+        tiles_agree(&device, dtype, [rows, rows + 3, 40], &[-0.9, -0.2, 0.0, 0.2]);
+    }
 }

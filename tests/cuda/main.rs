@@ -31,6 +31,11 @@ fn gpu() -> Option<Device> {
     }
 }
 
+/// Whether the GPU is the host shim behind the stand-in driver: right, and slow.
+fn is_stand_in() -> bool {
+    cuda::probe(0).is_ok_and(|gpu| gpu.name.starts_with("host shim"))
+}
+
 fn stream(device: &Device) -> Arc<CudaStream> {
     device.as_cuda_device().unwrap().cuda_stream()
 }

@@ -3,7 +3,7 @@
 
 use super::args::{
     COSINE_ROW_THREADS, PACK_THREADS, POOL_GRAD_THREADS, POOL_PART, POOL_SHARED_ROW, POOL_THREADS,
-    TILE, TILE_K,
+    TILE, TILE_K, WGMMA_CLUSTER, WGMMA_COLUMNS,
 };
 
 /// Elements of a 16-byte load.
@@ -91,6 +91,14 @@ pub(super) fn tiles(rows: u64) -> u64 {
     rows.div_ceil(TILE)
 }
 
+/// `cosine_*_wgmma_*`: blocks that stay until all tiles are done, one a multiprocessor, in whole clusters.
+pub(super) fn wide_blocks(tiles_a: u64, tiles_b: u64, multiprocessors: u32) -> u64 {
+    let rows = tiles_a.div_ceil(WGMMA_CLUSTER);
+    let columns = tiles_b.div_ceil(WGMMA_COLUMNS / TILE);
+    let clusters = (u64::from(multiprocessors) / WGMMA_CLUSTER).max(1);
+    (rows * columns).min(clusters) * WGMMA_CLUSTER
+}
+
 /// Products of planes of f16 for f32 rows: high x high and both cross terms. One would do for other dtypes.
 pub(super) fn products(f32_rows: bool) -> u32 {
     if f32_rows { 3 } else { 1 }
@@ -119,7 +127,8 @@ pub(super) fn row_bound(d: u64, vector: u64) -> f64 {
 /// Largest |tile - exact| of a score of the tile kernels.
 ///
 /// Tensor cores may cut where they should round: 2^-22 for each of the padded additions, 1.01 for the cross terms' own, which
-/// are scaled by 2^-11, and 16 for scaling. One product of f32 rows rounded to f16 loses 2^-10, and 2^-25 a value
+/// are scaled by 2^-11, and 16 for scaling. That holds for both instructions: one adds 16 products to a sum, each cut at 2^-23 of
+/// the largest or finer, and rounds. One product of f32 rows rounded to f16 loses 2^-10, and 2^-25 a value
 /// below f16's normal range; three lose what `low` loses of that.
 pub(super) fn tile_bound(padded_d: u64, f32_rows: bool, products: u32) -> f64 {
     let d = padded_d as f64;

@@ -306,6 +306,11 @@ impl Queue<'_> {
         module::multiprocessors(self.op, self.stream.context())
     }
 
+    /// Whether what runs on the GPU has a kernel of that name.
+    fn has(&self, file: module::File, kernel: &'static str) -> Result<bool> {
+        module::has(self.op, self.stream.context(), file, kernel)
+    }
+
     /// Uninitialised memory: what a kernel of this call writes before anyone reads it. Never of length 0, which the
     /// driver does not give out.
     fn alloc<T: DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
@@ -390,6 +395,22 @@ impl Queue<'_> {
         threads: u32,
         args: &A,
     ) -> Result<()> {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.launch_with_shared(file, kernel, blocks, (threads, 0), args) }
+    }
+
+    /// As [`Queue::launch`], for blocks of so many threads and bytes of dynamic shared memory.
+    ///
+    /// # Safety
+    /// As [`Queue::launch`].
+    unsafe fn launch_with_shared<A: DeviceRepr>(
+        &self,
+        file: module::File,
+        kernel: &'static str,
+        blocks: u64,
+        (threads, shared_mem_bytes): (u32, u32),
+        args: &A,
+    ) -> Result<()> {
         if blocks == 0 {
             return Ok(());
         }
@@ -400,7 +421,7 @@ impl Queue<'_> {
         let config = LaunchConfig {
             grid_dim: (blocks as u32, 1, 1),
             block_dim: (threads, 1, 1),
-            shared_mem_bytes: 0,
+            shared_mem_bytes,
         };
         // SAFETY: the kernel takes one argument of this layout (tests/cuda_args.rs), and the caller vouches for it.
         unsafe { self.stream.launch_builder(&function).arg(args).launch(config) }

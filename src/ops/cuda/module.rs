@@ -8,11 +8,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, result, sys};
+use cudarc::driver::sys::CUfunction_attribute_enum as CUfunction_attribute;
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
-use super::driver_error;
 use super::support::{self, Kind, Target, Version};
+use super::{args, driver_error};
 use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -73,6 +74,20 @@ impl File {
             Self::Token => &["token_sample_f32", "token_sample_f16", "token_sample_bf16"],
         }
     }
+
+    /// Kernels that only the binary for sm_90a has, and their bytes of dynamic shared memory. Which binary the driver took
+    /// is seen by whether they are there.
+    fn hopper_kernels(self) -> &'static [(&'static str, u32)] {
+        match self {
+            Self::Cosine => &[
+                ("cosine_count_wgmma_f16", args::WGMMA_SHARED),
+                ("cosine_count_wgmma_bf16", args::WGMMA_SHARED),
+                ("cosine_pairs_wgmma_f16", args::WGMMA_SHARED),
+                ("cosine_pairs_wgmma_bf16", args::WGMMA_SHARED),
+            ],
+            _ => &[],
+        }
+    }
 }
 
 /// What one context has loaded. Kept until the process ends, and the context with it.
@@ -128,6 +143,16 @@ pub(super) fn function(
     })
 }
 
+/// Whether what runs on the GPU has a kernel of that name: see [`File::hopper_kernels`].
+pub(super) fn has(
+    op: &'static str,
+    context: &Arc<CudaContext>,
+    file: File,
+    name: &'static str,
+) -> Result<bool> {
+    with_loaded(op, context, |loaded| Ok(functions(op, loaded, file)?.contains_key(name)))
+}
+
 fn functions<'a>(
     op: &'static str,
     loaded: &'a mut Loaded,
@@ -155,6 +180,17 @@ fn functions<'a>(
         for &name in file.kernels() {
             let function =
                 module.load_function(name).map_err(driver_error(op, "looking up a kernel"))?;
+            functions.insert(name, function);
+        }
+        for &(name, shared) in file.hopper_kernels() {
+            let function = match module.load_function(name) {
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => continue,
+                other => other.map_err(driver_error(op, "looking up a kernel"))?,
+            };
+            let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function
+                .set_attribute(limit, shared as i32)
+                .map_err(driver_error(op, "asking for shared memory"))?;
             functions.insert(name, function);
         }
         loaded.modules.insert(file, functions);

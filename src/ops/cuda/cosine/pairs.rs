@@ -85,7 +85,7 @@ impl<'a> Side<'a> {
         Ok(side)
     }
 
-    /// The side from row `first` on, `count` rows of it, as the kernels take it.
+    /// The side from row `first` on, a multiple of a tile, `count` rows of it, as the kernels take it.
     fn read<'b>(
         &'b self,
         queue: &'b Queue<'_>,
@@ -97,6 +97,7 @@ impl<'a> Side<'a> {
         let (nan, c) = queue.read("workspace", &self.nan)?;
         let (rows, d) = self.rows.read(queue, "rows")?;
         let mut guards = vec![a, b, c, d];
+        debug_assert!(first.is_multiple_of(args::TILE), "row {first} begins no tile");
         let plane = first * geometry::padded_width(self.rows.width as u64) * 2;
         let low = match &self.low {
             Some(low) => {
@@ -144,6 +145,42 @@ fn tile_args(a: CosineSide, b: CosineSide, like: &Rows<'_>, symmetric: bool) -> 
 /// The tile kernel for a side's planes: f16 serves f32 and f16, bf16 serves bf16.
 fn tile_kernel(like: &Rows<'_>, [f16, bf16]: [&'static str; 2]) -> &'static str {
     like.values.pick([f16, f16, bf16])
+}
+
+/// A tile kernel's names: everywhere, and what sm_90a has besides; for planes of f16 and of bf16.
+type TileKernel = [[&'static str; 2]; 2];
+
+const COUNT: TileKernel = [
+    ["cosine_count_f16", "cosine_count_bf16"],
+    ["cosine_count_wgmma_f16", "cosine_count_wgmma_bf16"],
+];
+const PAIRS: TileKernel = [
+    ["cosine_pairs_f16", "cosine_pairs_bf16"],
+    ["cosine_pairs_wgmma_f16", "cosine_pairs_wgmma_bf16"],
+];
+
+/// Enqueues the kernel for sm_90a where that is what runs, else its twin: the same results.
+///
+/// # Safety
+/// As [`Queue::launch`].
+unsafe fn launch_tiles(
+    queue: &Queue<'_>,
+    [plain, wide]: TileKernel,
+    like: &Rows<'_>,
+    args: &CosineTileArgs,
+) -> Result<()> {
+    let tiles = args.tiles_a * args.tiles_b;
+    let wide = tile_kernel(like, wide);
+    // Tiles are numbered with 31 bits; the twin's launch refuses more.
+    if tiles <= i32::MAX as u64 && queue.has(File::Cosine, wide)? {
+        let blocks = geometry::wide_blocks(args.tiles_a, args.tiles_b, queue.multiprocessors()?);
+        let block = (args::WGMMA_THREADS, args::WGMMA_SHARED);
+        // SAFETY: the caller vouches for it.
+        return unsafe { queue.launch_with_shared(File::Cosine, wide, blocks, block, args) };
+    }
+    let kernel = tile_kernel(like, plain);
+    // SAFETY: the caller vouches for it.
+    unsafe { queue.launch(File::Cosine, kernel, tiles, args::COSINE_TILE_THREADS, args) }
 }
 
 /// All cosines of `a` with `b` into `scores` `[N, M]`, row-major. One launch.
@@ -244,7 +281,6 @@ pub fn count(
     let (thresholds, _thresholds) = queue.read("thresholds", &bands.thresholds.device)?;
     let (low, _low) = queue.read("thresholds", &bands.low)?;
     let (high, _high) = queue.read("thresholds", &bands.high)?;
-    let kernel = tile_kernel(a.rows, ["cosine_count_f16", "cosine_count_bf16"]);
     for (at, lows) in bands.lows.chunks(args::COSINE_THRESHOLDS).enumerate() {
         let first = (at * args::COSINE_THRESHOLDS) as u64;
         let args = CosineTileArgs {
@@ -259,15 +295,7 @@ pub fn count(
             ..tile_args(side_a, side_b, a.rows, b.is_none())
         };
         // SAFETY: both sides are prepared and whole; thresholds, bands and counts hold this chunk. All are guarded here.
-        unsafe {
-            queue.launch(
-                File::Cosine,
-                kernel,
-                args.tiles_a * args.tiles_b,
-                args::COSINE_TILE_THREADS,
-                &args,
-            )?
-        };
+        unsafe { launch_tiles(&queue, COUNT, a.rows, &args)? };
     }
     Ok(())
 }
@@ -355,17 +383,8 @@ pub fn pairs(
         threshold_count: 1,
         ..tile_args(side_a, side_b, a.rows, b.is_none())
     };
-    let kernel = tile_kernel(a.rows, ["cosine_pairs_f16", "cosine_pairs_bf16"]);
     // SAFETY: both sides are prepared and whole; no more than `capacity` pairs are written. All are guarded here.
-    unsafe {
-        queue.launch(
-            File::Cosine,
-            kernel,
-            args.tiles_a * args.tiles_b,
-            args::COSINE_TILE_THREADS,
-            &args,
-        )
-    }
+    unsafe { launch_tiles(&queue, PAIRS, a.rows, &args) }
 }
 
 /// For each row of `a` the `k` rows of `b` of the largest cosine, ties by index, NaN last: scores and indices `[N, k]`, row-major.
