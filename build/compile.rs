@@ -11,7 +11,7 @@ use crate::support::{Kind, Target, Version};
 use crate::toolkit::Toolkit;
 
 /// What is compiled: `kernels/<name>.cu`.
-pub const KERNELS: [&str; 4] = ["cosine", "mask", "pool", "token"];
+pub const KERNELS: [&str; 5] = ["cosine", "mask", "norm", "pool", "token"];
 
 /// What those include, below `kernels/`.
 pub const HEADERS: [&str; 8] = [

@@ -63,6 +63,23 @@ pub(crate) fn check_device(
     Err(Error::argument(op, what, format!("on {other:?}"), expected))
 }
 
+/// An error of ours inside a candle op.
+pub(crate) fn candle(error: Error) -> candle_core::Error {
+    match error {
+        Error::Candle(inner) => inner,
+        other => candle_core::Error::wrap(other),
+    }
+}
+
+/// The tensor as the ops over its last axis take it: contiguous, or on a GPU in evenly spaced rows.
+pub(crate) fn rows(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if tensor.device().is_cuda() {
+        return super::cuda::even_rows(tensor);
+    }
+    tensor.contiguous()
+}
+
 /// An error unless offsets lead from 0 to `total`, which are `of`, and never fall.
 pub(crate) fn check_offsets(
     op: &'static str,

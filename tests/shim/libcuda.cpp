@@ -12,6 +12,7 @@
 
 #include "cosine.cu"
 #include "mask.cu"
+#include "norm.cu"
 #include "pool.cu"
 #include "token.cu"
 
@@ -149,6 +150,8 @@ const Kernel KERNELS[] = {
     KERNEL(cosine_pairs_f16, CosineTileArgs), KERNEL(cosine_pairs_bf16, CosineTileArgs),
     KERNEL(cosine_top_k_f32, TopKArgs), KERNEL(cosine_top_k_f16, TopKArgs), KERNEL(cosine_top_k_bf16, TopKArgs),
     KERNEL(mask_draw, MaskArgs), KERNEL(pack_rows, PackArgs),
+    KERNEL(norm_warp_f32, NormArgs), KERNEL(norm_warp_f16, NormArgs), KERNEL(norm_warp_bf16, NormArgs),
+    KERNEL(norm_block_f32, NormArgs), KERNEL(norm_block_f16, NormArgs), KERNEL(norm_block_bf16, NormArgs),
     KERNEL(token_sample_f32, TokenArgs), KERNEL(token_sample_f16, TokenArgs), KERNEL(token_sample_bf16, TokenArgs),
 };
 

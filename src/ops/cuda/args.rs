@@ -76,6 +76,14 @@ constants! {
     const MASK_THREADS: u32 = 256;
     const PACK_THREADS: u32 = 256;
 
+    /// Codes of norms.
+    const NORM_LAYER: u32 = 0;
+    const NORM_RMS: u32 = 1;
+    /// Threads of a block, at most.
+    const NORM_THREADS: u32 = 256;
+    /// Values of a row that a thread keeps, at most.
+    const NORM_KEPT: u64 = 32;
+
     const TOKEN_THREADS: u32 = 512;
     /// Why a row of logits has no distribution.
     const TOKEN_OK: u32 = 0;
@@ -288,6 +296,25 @@ layouts! {
         rows: u64,
         row_bytes: u64,
         unit: u32,
+        reserved: u32,
+    }
+
+    /// `norm_*`.
+    struct NormArgs {
+        x: Address,
+        residual: Address,
+        weight: Address,
+        bias: Address,
+        add_bias: Address,
+        sum: Address,
+        out: Address,
+        rows: i64,
+        width: i64,
+        x_stride: i64,
+        residual_stride: i64,
+        law: u32,
+        aligned: u32,
+        eps: f32,
         reserved: u32,
     }
 

@@ -17,17 +17,19 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 pub(super) enum File {
     Cosine,
     Mask,
+    Norm,
     Pool,
     Token,
 }
 
 impl File {
-    const ALL: [Self; 4] = [Self::Cosine, Self::Mask, Self::Pool, Self::Token];
+    const ALL: [Self; 5] = [Self::Cosine, Self::Mask, Self::Norm, Self::Pool, Self::Token];
 
     fn fatbin(self) -> Option<&'static [u8]> {
         match self {
             Self::Cosine => COSINE,
             Self::Mask => MASK,
+            Self::Norm => NORM,
             Self::Pool => POOL,
             Self::Token => TOKEN,
         }
@@ -53,6 +55,14 @@ impl File {
                 "cosine_top_k_bf16",
             ],
             Self::Mask => &["mask_draw", "pack_rows"],
+            Self::Norm => &[
+                "norm_warp_f32",
+                "norm_warp_f16",
+                "norm_warp_bf16",
+                "norm_block_f32",
+                "norm_block_f16",
+                "norm_block_bf16",
+            ],
             Self::Pool => &[
                 "pool_f32",
                 "pool_f16",
