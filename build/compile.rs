@@ -11,11 +11,12 @@ use crate::support::{Kind, Target, Version};
 use crate::toolkit::Toolkit;
 
 /// What is compiled: `kernels/<name>.cu`.
-pub const KERNELS: [&str; 5] = ["cosine", "mask", "norm", "pool", "token"];
+pub const KERNELS: [&str; 7] = ["act", "cosine", "mask", "norm", "pool", "rope", "token"];
 
 /// What those include, below `kernels/`.
-pub const HEADERS: [&str; 8] = [
+pub const HEADERS: [&str; 9] = [
     "common/dtype.cuh",
+    "common/grid.cuh",
     "common/mma.cuh",
     "common/philox.cuh",
     "common/platform.cuh",

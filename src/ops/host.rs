@@ -32,6 +32,8 @@ impl<'a> Floats<'a> {
                 "a contiguous tensor",
             ));
         };
+        // A view of nothing may lie past the end.
+        let (start, end) = if start == end { (0, 0) } else { (start, end) };
         match storage {
             CpuStorage::F32(v) => Ok(Self::F32(&v[start..end])),
             CpuStorage::F16(v) => Ok(Self::F16(&v[start..end])),
@@ -198,6 +200,8 @@ pub(crate) fn contiguous<'a, T: Stored>(
         bail!("{op}: operand is not contiguous")
     };
     match T::slice(storage) {
+        // A view of nothing may lie past the end.
+        Some(_) if start == end => Ok(&[]),
         Some(values) => Ok(&values[start..end]),
         None => bail!("{op}: operands differ in dtype"),
     }

@@ -3,11 +3,13 @@
 //!
 //! candle's own kernels are needed by few tests, which say so where those are missing.
 
+mod act;
 mod calls;
 mod cosine;
 mod mask;
 mod norm;
 mod pool;
+mod rope;
 mod token;
 
 use std::sync::Arc;

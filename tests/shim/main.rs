@@ -75,7 +75,7 @@ fn build(compiler: &str, driver: &str, kernels: &Path, name: &str) -> PathBuf {
     program
 }
 
-const OPS: [&str; 5] = ["cosine", "mask", "norm", "pool", "token"];
+const OPS: [&str; 7] = ["act", "cosine", "mask", "norm", "pool", "rope", "token"];
 
 /// The driver of an op with the real kernels, built once; `None` without a compiler.
 fn driver(op: &str) -> Option<&'static Path> {
@@ -107,6 +107,11 @@ fn passes(op: &str) {
 }
 
 #[test]
+fn act() {
+    passes("act");
+}
+
+#[test]
 fn cosine() {
     passes("cosine");
 }
@@ -124,6 +129,11 @@ fn norm() {
 #[test]
 fn pool() {
     passes("pool");
+}
+
+#[test]
+fn rope() {
+    passes("rope");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! from here. No result depends on these figures but where a comment says so.
 
 use super::args::{
-    COSINE_ROW_THREADS, NORM_KEPT, NORM_THREADS, PACK_THREADS, POOL_GRAD_THREADS, POOL_PART,
-    POOL_SHARED_ROW, POOL_THREADS, TILE, TILE_K,
+    ACT_FLIGHT, ACT_THREADS, COSINE_ROW_THREADS, NORM_KEPT, NORM_THREADS, PACK_THREADS,
+    POOL_GRAD_THREADS, POOL_PART, POOL_SHARED_ROW, POOL_THREADS, ROPE_THREADS, TILE, TILE_K,
 };
 
 /// Elements of a 16-byte load.
@@ -78,6 +78,16 @@ pub(super) fn pack(rows: u64, multiprocessors: u32) -> u64 {
 
 /// More blocks than this go through their work in steps.
 const MOST_BLOCKS: u64 = 1 << 30;
+
+/// `act_*`: blocks for that many vectors.
+pub(super) fn act(vectors: u64) -> u64 {
+    vectors.div_ceil(u64::from(ACT_THREADS) * ACT_FLIGHT).min(MOST_BLOCKS)
+}
+
+/// `rope_*`: blocks for that many vectors.
+pub(super) fn rope(vectors: u64) -> u64 {
+    vectors.div_ceil(u64::from(ROPE_THREADS)).min(MOST_BLOCKS)
+}
 
 /// `norm_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The kernels on a GPU, for buffers of cudarc: no candle tensor needed.
 //!
 //! candle tensors go through the ops themselves ([`super::pool`], [`super::cosine`], [`super::mask`], [`super::token`],
-//! [`super::norm`]), which call what is here. Both ways share one set of checks and one launch.
+//! [`super::norm`], [`super::act`], [`super::rope`]), which call what is here. Both ways share one set of checks and one launch.
 //!
 //! # How to call
 //! What is known on the host (offsets, thresholds, rows to sample) is checked and uploaded once, by a constructor; a call
@@ -26,6 +26,7 @@
 //! lists what waits for one.
 
 // The tables of layouts are for tests/cuda_args.rs.
+pub mod act;
 #[allow(dead_code)]
 mod args;
 pub mod cosine;
@@ -34,6 +35,7 @@ pub mod mask;
 mod module;
 pub mod norm;
 pub mod pool;
+pub mod rope;
 pub mod support;
 mod tensor;
 pub mod token;
@@ -81,6 +83,8 @@ device_repr!(
     MaskArgs,
     PackArgs,
     NormArgs,
+    ActArgs,
+    RopeArgs,
     TokenRow,
     TokenArgs
 );

@@ -15,28 +15,41 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// A file of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum File {
+    Act,
     Cosine,
     Mask,
     Norm,
     Pool,
+    Rope,
     Token,
 }
 
 impl File {
-    const ALL: [Self; 5] = [Self::Cosine, Self::Mask, Self::Norm, Self::Pool, Self::Token];
+    const ALL: [Self; 7] =
+        [Self::Act, Self::Cosine, Self::Mask, Self::Norm, Self::Pool, Self::Rope, Self::Token];
 
     fn fatbin(self) -> Option<&'static [u8]> {
         match self {
+            Self::Act => ACT,
             Self::Cosine => COSINE,
             Self::Mask => MASK,
             Self::Norm => NORM,
             Self::Pool => POOL,
+            Self::Rope => ROPE,
             Self::Token => TOKEN,
         }
     }
 
     fn kernels(self) -> &'static [&'static str] {
         match self {
+            Self::Act => &[
+                "act_bias_f32",
+                "act_bias_f16",
+                "act_bias_bf16",
+                "act_gated_f32",
+                "act_gated_f16",
+                "act_gated_bf16",
+            ],
             Self::Cosine => &[
                 "cosine_rows_f32",
                 "cosine_rows_f16",
@@ -72,6 +85,7 @@ impl File {
                 "pool_grad_f16",
                 "pool_grad_bf16",
             ],
+            Self::Rope => &["rope_f32", "rope_f16", "rope_bf16"],
             Self::Token => &["token_sample_f32", "token_sample_f16", "token_sample_bf16"],
         }
     }

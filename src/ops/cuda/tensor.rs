@@ -21,7 +21,9 @@ impl<'a> Rows<'a> {
             || Error::argument(op, what, format!("strided {layout:?}"), "evenly spaced rows");
         let (count, width, stride) = row_layout(layout).ok_or_else(uneven)?;
         let extent = if count == 0 { 0 } else { (count - 1) * stride + width };
-        let range = layout.start_offset()..layout.start_offset() + extent;
+        // A view of nothing may lie past the end.
+        let start = if extent == 0 { 0 } else { layout.start_offset() };
+        let range = start..start + extent;
         let values: Values<'a> = match &storage.slice {
             CudaStorageSlice::F32(v) => v.slice(range).into(),
             CudaStorageSlice::F16(v) => v.slice(range).into(),
