@@ -163,13 +163,18 @@ void far_case(Suite& suite, Rng& rng) {
     a.width = WIDTH;
     a.x_stride = STRIDE;
     a.eps = 1e-5f;
-    suite.begin("bf16, layer, offsets past 2^32");
-    shim::launch({1}, {NORM_THREADS}, {rng.next()}, [&] { norm_warp_bf16(a); });
-    a.x = x.data() + STRIDE;
-    a.out = again.data();
-    a.rows = 1;
-    shim::launch({1}, {NORM_THREADS}, {rng.next()}, [&] { norm_warp_bf16(a); });
-    if (memcmp(again.data(), out.data() + WIDTH, WIDTH * 2)) suite.fail("the far row is not read");
+    // Kept in registers, and read again.
+    for (const uint32_t aligned : {1u, 0u}) {
+        suite.begin("bf16, layer, offsets past 2^32");
+        NormArgs near = a;
+        near.x = x.data() + STRIDE;
+        near.out = again.data();
+        near.rows = 1;
+        near.aligned = a.aligned = aligned;
+        shim::launch({1}, {NORM_THREADS}, {rng.next()}, [&] { norm_warp_bf16(a); });
+        shim::launch({1}, {NORM_THREADS}, {rng.next()}, [&] { norm_warp_bf16(near); });
+        if (memcmp(again.data(), out.data() + WIDTH, WIDTH * 2)) suite.fail("the far row is not read");
+    }
 }
 
 void random_any(Suite& suite, Rng& rng) {
