@@ -11,11 +11,12 @@ use crate::support::{Kind, Target, Version};
 use crate::toolkit::Toolkit;
 
 /// What is compiled: `kernels/<name>.cu`.
-pub const KERNELS: [&str; 4] = ["cosine", "mask", "pool", "token"];
+pub const KERNELS: [&str; 7] = ["act", "cosine", "mask", "norm", "pool", "rope", "token"];
 
 /// What those include, below `kernels/`.
-pub const HEADERS: [&str; 10] = [
+pub const HEADERS: [&str; 11] = [
     "common/dtype.cuh",
+    "common/grid.cuh",
     "common/hopper.cuh",
     "common/mma.cuh",
     "common/philox.cuh",

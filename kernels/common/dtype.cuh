@@ -72,6 +72,24 @@ BDHS_DEVICE void load_vec(const typename T::storage* p, int64_t count, bool alig
     }
 }
 
+// The inverse of load_vec: rounds the first `count` of VEC values (all, if there are that many) and writes them to `p`.
+template <class T>
+BDHS_DEVICE void store_vec(typename T::storage* p, int64_t count, bool aligned, const float (&in)[T::VEC]) {
+    if (aligned && count >= T::VEC) {
+        uint32_t word[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if constexpr (T::VEC == 4) word[i] = __float_as_uint(in[i]);
+            else word[i] = (uint32_t)T::encode(in[2 * i]) | (uint32_t)T::encode(in[2 * i + 1]) << 16;
+        }
+        *reinterpret_cast<uint4*>(p) = {word[0], word[1], word[2], word[3]};
+    } else {
+#pragma unroll
+        for (int i = 0; i < T::VEC; ++i)
+            if (i < count) p[i] = T::encode(in[i]);
+    }
+}
+
 // As load_vec, of a type known only at run time.
 template <int N>
 BDHS_DEVICE void load_any(const void* base, int64_t index, int64_t count, bool aligned, int32_t dtype,

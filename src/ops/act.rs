@@ -12,13 +12,20 @@
 //! * Each element depends on nothing else: results do not depend on shape, batch or thread count.
 //! * Bytes: `bias_act` reads and writes each element once, `silu_mul` reads two and writes one.
 //! * Gradients are real, on the CPU, in f32: of x, bias, gate and up. At 0 the slope of relu is 0.
+//! * On a GPU a call is one launch, within the same bounds (not the CPU's bits). A backward pass there is an error.
 //!
 //! Sources: GELU (Hendrycks & Gimpel 2016) by erf and by tanh, quick GELU as in CLIP, SiLU; erf from fits of our own.
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::grads;
-use super::host::{Stored, by_float, contiguous, map_rows};
+#[cfg(feature = "cuda")]
+use super::host::candle;
+use super::host::{Stored, by_float, check_device, contiguous, map_rows, rows};
 use super::simd::{self, any_width, exp};
 use crate::{Error, Result};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
 
 /// The function after the bias.
@@ -66,7 +73,7 @@ pub fn bias_act(x: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Re
     let Some(&width) = x.dims().last() else {
         return Err(Error::argument(OP, "x", "a scalar", "[.., H]"));
     };
-    let x = x.contiguous()?;
+    let x = rows(x)?;
     let Some(bias) = bias else {
         return Ok(x.apply_op1(Plain(activation))?);
     };
@@ -74,6 +81,7 @@ pub fn bias_act(x: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Re
         let got = format!("{:?} {:?}", bias.dims(), bias.dtype());
         return Err(Error::argument(OP, "bias", got, format!("[{width}] {:?}", x.dtype())));
     }
+    check_device(OP, "bias", bias, &x)?;
     Ok(x.apply_op2(&bias.contiguous()?, Biased(activation))?)
 }
 
@@ -93,7 +101,8 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
             format!("{:?} {:?}", gate.dims(), gate.dtype()),
         ));
     }
-    Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, SiluMul)?)
+    check_device(OP, "up", up, gate)?;
+    Ok(rows(gate)?.apply_op2(&rows(up)?, SiluMul)?)
 }
 
 fn check_float(op: &'static str, x: &Tensor) -> Result<()> {
@@ -326,6 +335,12 @@ impl CustomOp1 for Plain {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, l: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        let y = cuda::act::biased((x, l), None, self.0).map_err(candle)?;
+        Ok((y, l.shape().clone()))
+    }
+
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
         Ok(Some(bias_act_grads(x, None, grad, self.0)?.0))
     }
@@ -351,6 +366,18 @@ impl CustomOp2 for Biased {
             let y = bias_act_cpu::<T>(x, Some(bias), width(l.shape()), self.0);
             Ok((T::wrap(y), l.shape().clone()))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        l: &Layout,
+        bias: &CudaStorage,
+        bias_l: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let y = cuda::act::biased((x, l), Some((bias, bias_l)), self.0).map_err(candle)?;
+        Ok((y, l.shape().clone()))
     }
 
     fn bwd(
@@ -384,6 +411,18 @@ impl CustomOp2 for SiluMul {
             let y = silu_mul_cpu::<T>(contiguous(gate, l, self.name())?, up, width(l.shape()));
             Ok((T::wrap(y), l.shape().clone()))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        gate: &CudaStorage,
+        l: &Layout,
+        up: &CudaStorage,
+        up_l: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let y = cuda::act::gated((gate, l), (up, up_l)).map_err(candle)?;
+        Ok((y, l.shape().clone()))
     }
 
     fn bwd(

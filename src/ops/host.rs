@@ -32,6 +32,8 @@ impl<'a> Floats<'a> {
                 "a contiguous tensor",
             ));
         };
+        // A view of nothing may lie past the end.
+        let (start, end) = if start == end { (0, 0) } else { (start, end) };
         match storage {
             CpuStorage::F32(v) => Ok(Self::F32(&v[start..end])),
             CpuStorage::F16(v) => Ok(Self::F16(&v[start..end])),
@@ -61,6 +63,23 @@ pub(crate) fn check_device(
         format!("on {own:?}, as the first tensor")
     };
     Err(Error::argument(op, what, format!("on {other:?}"), expected))
+}
+
+/// An error of ours inside a candle op.
+pub(crate) fn candle(error: Error) -> candle_core::Error {
+    match error {
+        Error::Candle(inner) => inner,
+        other => candle_core::Error::wrap(other),
+    }
+}
+
+/// The tensor as the ops over its last axis take it: contiguous, or on a GPU in evenly spaced rows.
+pub(crate) fn rows(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if tensor.device().is_cuda() {
+        return super::cuda::even_rows(tensor);
+    }
+    tensor.contiguous()
 }
 
 /// An error unless offsets lead from 0 to `total`, which are `of`, and never fall.
@@ -181,6 +200,8 @@ pub(crate) fn contiguous<'a, T: Stored>(
         bail!("{op}: operand is not contiguous")
     };
     match T::slice(storage) {
+        // A view of nothing may lie past the end.
+        Some(_) if start == end => Ok(&[]),
         Some(values) => Ok(&values[start..end]),
         None => bail!("{op}: operands differ in dtype"),
     }

@@ -18,14 +18,22 @@
 //! * Bytes: each operand read once, each result written once.
 //! * Gradients are real, on the CPU, in f32: for x, the residual, weight and biases. Where any of them is tracked, the
 //!   sum before the normalisation is an op of its own (and rounded to the dtype), so that each has its gradient.
+//! * On a GPU a call is one launch (without gradients); the norm is within the same bound, the sum the CPU's bit for bit.
+//!   A backward pass there is an error.
 //!
 //! Sources: layer normalisation (Ba et al. 2016), RMSNorm (Zhang & Sennrich 2019).
 
 use super::act::{Activation, bias_act};
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::grads;
-use super::host::{SharedMut, Stored, TASK, by_float, contiguous, map_rows};
+#[cfg(feature = "cuda")]
+use super::host::candle;
+use super::host::{SharedMut, Stored, TASK, by_float, check_device, contiguous, map_rows, rows};
 use super::simd::{self, any_width};
 use crate::{Error, Result};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Shape, Storage, Tensor,
 };
@@ -89,9 +97,12 @@ pub fn rms_norm_sum(
     run("norm::rms_norm_sum", Law::Rms, x, Some(before), (weight, None), eps, true)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Law {
+/// What rows are divided by, and whether they are centred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Law {
+    /// Centred, divided by the standard deviation.
     Layer,
+    /// Divided by the root of the mean square.
     Rms,
 }
 
@@ -111,6 +122,7 @@ fn run(
             let got = format!("{:?} {:?}", t.dims(), t.dtype());
             return Err(Error::argument(op, what, got, format!("[{width}] {:?}", x.dtype())));
         }
+        check_device(op, what, t, x)?;
         Ok(t.contiguous()?)
     };
     let weight = parameter("weight", weight)?;
@@ -118,15 +130,16 @@ fn run(
     let add_bias = before.and_then(|a| a.bias);
     let add_bias = add_bias.map(|b| parameter("before.bias", b)).transpose()?;
     let residual = before.map(|a| a.residual);
+    residual.map_or(Ok(()), |residual| check_device(op, "residual", residual, x))?;
     let operands = [Some(x), residual, Some(&weight), bias.as_ref(), add_bias.as_ref()];
     let tracked = operands.iter().flatten().any(|t| t.track_op());
     let norm = Norm { law, eps: eps as f32, both, width, weight, bias, add_bias };
     if tracked {
         return norm.tracked(x, residual);
     }
-    let x = x.contiguous()?;
+    let x = rows(x)?;
     let y = match residual {
-        Some(residual) => x.apply_op2_no_bwd(&residual.contiguous()?, &norm)?,
+        Some(residual) => x.apply_op2_no_bwd(&rows(residual)?, &norm)?,
         None => x.apply_op1_no_bwd(&norm)?,
     };
     if both { Ok((y.get(0)?, y.get(1)?)) } else { Ok((x, y)) }
@@ -237,12 +250,44 @@ fn parameter<T: Stored>(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     Ok(T::to_f32_vec(contiguous::<T>(storage, layout, "norm")?))
 }
 
+// The GPU's path; the kernel is in `cuda::norm`.
+
+#[cfg(feature = "cuda")]
+impl Norm {
+    fn forward_on_gpu(
+        &self,
+        x: cuda::norm::Operand<'_>,
+        residual: Option<cuda::norm::Operand<'_>>,
+    ) -> Result<CudaStorage> {
+        let weight = self.weight.storage_and_layout();
+        let bias = self.bias.as_ref().map(Tensor::storage_and_layout);
+        let add_bias = self.add_bias.as_ref().map(Tensor::storage_and_layout);
+        let on_gpu = |what, storage| cuda::on_gpu("norm", what, storage);
+        let call = cuda::norm::Call {
+            law: self.law,
+            residual,
+            weight: (on_gpu("weight", &*weight.0)?, weight.1),
+            bias: match &bias {
+                Some((storage, layout)) => Some((on_gpu("bias", storage)?, layout)),
+                None => None,
+            },
+            add_bias: match &add_bias {
+                Some((storage, layout)) => Some((on_gpu("before.bias", storage)?, layout)),
+                None => None,
+            },
+            eps: self.eps,
+            both: self.both,
+        };
+        cuda::norm::forward(x, &call)
+    }
+}
+
 // The differentiable path.
 
 impl Norm {
     /// The sum as candle ops and the norm as an op that takes its parameters as inputs.
     fn tracked(self, x: &Tensor, residual: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
-        let mut sum = x.contiguous()?;
+        let mut sum = rows(x)?;
         if let Some(bias) = &self.add_bias {
             sum = bias_act(&sum, Some(bias), Activation::Identity)?;
         }
@@ -351,6 +396,29 @@ impl CustomOp3 for TrackedNorm {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        l: &Layout,
+        weight: &CudaStorage,
+        weight_l: &Layout,
+        bias: &CudaStorage,
+        bias_l: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let call = cuda::norm::Call {
+            law: self.law,
+            residual: None,
+            weight: (weight, weight_l),
+            bias: Some((bias, bias_l)),
+            add_bias: None,
+            eps: self.eps,
+            both: false,
+        };
+        let y = cuda::norm::forward((x, l), &call).map_err(candle)?;
+        Ok((y, l.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -404,6 +472,11 @@ impl CustomOp1 for Norm {
             Ok((T::wrap(y), self.shape(l)))
         })
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, l: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        Ok((self.forward_on_gpu((x, l), None).map_err(candle)?, self.shape(l)))
+    }
 }
 
 impl CustomOp2 for Norm {
@@ -423,5 +496,17 @@ impl CustomOp2 for Norm {
             let y = self.forward::<T>(contiguous(x, l, "norm")?, Some(residual))?;
             Ok((T::wrap(y), self.shape(l)))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        l: &Layout,
+        residual: &CudaStorage,
+        residual_l: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let residual = Some((residual, residual_l));
+        Ok((self.forward_on_gpu((x, l), residual).map_err(candle)?, self.shape(l)))
     }
 }

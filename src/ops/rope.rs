@@ -11,14 +11,20 @@
 //! * NaN and infinity stay in their pair.
 //! * The gradient of x is real: the turn back. cos and sin are tables, and tracked ones are refused.
 //! * Bytes: x read once, the result written once, the tables once.
-//! * On other devices than the CPU the op is made of candle's ops.
+//! * On a GPU a call is one launch that gives the CPU's bits, and so is a gradient.
 //!
 //! Source: Su et al. 2021, in the half-split form of GPT-NeoX and Llama.
 
-use super::host::{Stored, by_float, contiguous, map_rows};
+#[cfg(feature = "cuda")]
+use super::cuda;
+#[cfg(feature = "cuda")]
+use super::host::candle;
+use super::host::{Stored, by_float, check_device, contiguous, map_rows};
 use super::simd::any_width;
 use crate::{Error, Result};
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Shape, Storage, Tensor, bail};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, bail};
 
 /// Turns x `[n, heads, D]` by the angles whose cosines and sines are `cos` and `sin`, `[n, D / 2]` f32.
 ///
@@ -38,23 +44,10 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
             let expected = format!("[{rows}, {}] F32, not tracked", dim / 2);
             return Err(Error::argument(OP, what, shape(table), expected));
         }
-    }
-    if !x.device().is_cpu() {
-        return composed(x, cos, sin);
+        check_device(OP, what, table, x)?;
     }
     let op = Rotate { cos: cos.contiguous()?, sin: sin.contiguous()? };
     Ok(x.contiguous()?.apply_op1(op)?)
-}
-
-/// The same by candle's ops.
-fn composed(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
-    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
-    let wide = x.to_dtype(DType::F32)?;
-    let (a, b) = (wide.narrow(2, 0, half)?, wide.narrow(2, half, half)?);
-    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Ok(Tensor::cat(&[first, second], 2)?.to_dtype(x.dtype())?)
 }
 
 any_width! {
@@ -96,6 +89,15 @@ impl CustomOp1 for Rotate {
             });
             Ok((T::wrap(y), l.shape().clone()))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, l: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (cos, cos_l) = self.cos.storage_and_layout();
+        let (sin, sin_l) = self.sin.storage_and_layout();
+        let table = |what, storage| cuda::on_gpu("rotate", what, storage).map_err(candle);
+        let (cos, sin) = ((table("cos", &cos)?, cos_l), (table("sin", &sin)?, sin_l));
+        Ok((cuda::rope::forward((x, l), cos, sin).map_err(candle)?, l.shape().clone()))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {

@@ -3,11 +3,14 @@
 //!
 //! candle's own kernels are needed by few tests, which say so where those are missing.
 
+mod act;
 mod calls;
 mod cosine;
 mod large;
 mod mask;
+mod norm;
 mod pool;
+mod rope;
 mod token;
 
 use std::sync::Arc;
@@ -38,6 +41,12 @@ fn is_stand_in() -> bool {
 
 fn stream(device: &Device) -> Arc<CudaStream> {
     device.as_cuda_device().unwrap().cuda_stream()
+}
+
+/// Whether candle's own kernels run, as its `backward` needs; says that the test is skipped if not.
+fn candle_runs(device: &Device) -> bool {
+    let sum = Tensor::ones(2, DType::F32, device).and_then(|x| (&x + &x)?.to_vec1::<f32>());
+    sum.map_err(|error| eprintln!("skipped: candle's own kernels do not run: {error}")).is_ok()
 }
 
 /// Deterministic values, about normal.

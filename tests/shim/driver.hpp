@@ -65,11 +65,12 @@ struct Driver {
     void (*first)(Suite&, Rng&, uint64_t cases);  // single cases, before the random ones
     void (*random)(Suite&, Rng&);            // one random case
     void (*last)(const Suite&);              // after the report; may be null
-    void (*replay)(Suite&, Rng&, Reader&, Writer&);  // one case of a file
+    void (*replay)(Suite&, Rng&, Reader&, Writer&);  // one case of a file; null: the driver has no cases from files
 };
 
 inline int run(const Driver& driver, int argc, char** argv) {
     if (argc > 1 && !strcmp(argv[1], "replay")) {
+        if (!driver.replay) shim::die("%s takes no cases from files", driver.op);
         if (argc != 4) shim::die("usage: %s replay CASES_FILE RESULTS_FILE", argv[0]);
         Suite suite{driver.op, 1};
         Rng rng{1};

@@ -10,9 +10,12 @@
 // FAKE_GPUS, FAKE_CAPABILITY (as 90) and FAKE_DRIVER (as 13000) change what it reports.
 #include "shim.hpp"
 
+#include "act.cu"
 #include "cosine.cu"
 #include "mask.cu"
+#include "norm.cu"
 #include "pool.cu"
+#include "rope.cu"
 #include "token.cu"
 
 #include <chrono>
@@ -150,6 +153,11 @@ const Kernel KERNELS[] = {
     KERNEL(cosine_pairs_f16, CosineTileArgs), KERNEL(cosine_pairs_bf16, CosineTileArgs),
     KERNEL(cosine_top_k_f32, TopKArgs), KERNEL(cosine_top_k_f16, TopKArgs), KERNEL(cosine_top_k_bf16, TopKArgs),
     KERNEL(mask_draw, MaskArgs), KERNEL(pack_rows, PackArgs),
+    KERNEL(act_bias_f32, ActArgs), KERNEL(act_bias_f16, ActArgs), KERNEL(act_bias_bf16, ActArgs),
+    KERNEL(act_gated_f32, ActArgs), KERNEL(act_gated_f16, ActArgs), KERNEL(act_gated_bf16, ActArgs),
+    KERNEL(norm_warp_f32, NormArgs), KERNEL(norm_warp_f16, NormArgs), KERNEL(norm_warp_bf16, NormArgs),
+    KERNEL(norm_block_f32, NormArgs), KERNEL(norm_block_f16, NormArgs), KERNEL(norm_block_bf16, NormArgs),
+    KERNEL(rope_f32, RopeArgs), KERNEL(rope_f16, RopeArgs), KERNEL(rope_bf16, RopeArgs),
     KERNEL(token_sample_f32, TokenArgs), KERNEL(token_sample_f16, TokenArgs), KERNEL(token_sample_bf16, TokenArgs),
 };
 

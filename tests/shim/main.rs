@@ -75,11 +75,12 @@ fn build(compiler: &str, driver: &str, kernels: &Path, name: &str) -> PathBuf {
     program
 }
 
-const OPS: [&str; 4] = ["cosine", "mask", "pool", "token"];
+const OPS: [&str; 7] = ["act", "cosine", "mask", "norm", "pool", "rope", "token"];
 
 /// The driver of an op with the real kernels, built once; `None` without a compiler.
 fn driver(op: &str) -> Option<&'static Path> {
-    static PROGRAMS: [OnceLock<Option<PathBuf>>; 4] = [const { OnceLock::new() }; 4];
+    static PROGRAMS: [OnceLock<Option<PathBuf>>; OPS.len()] =
+        [const { OnceLock::new() }; OPS.len()];
     let slot = OPS.iter().position(|&name| name == op).expect("an op with a driver");
     PROGRAMS[slot]
         .get_or_init(|| Some(build(&compiler()?, op, &root().join("kernels"), op)))
@@ -106,6 +107,11 @@ fn passes(op: &str) {
 }
 
 #[test]
+fn act() {
+    passes("act");
+}
+
+#[test]
 fn cosine() {
     passes("cosine");
 }
@@ -116,8 +122,18 @@ fn mask() {
 }
 
 #[test]
+fn norm() {
+    passes("norm");
+}
+
+#[test]
 fn pool() {
     passes("pool");
+}
+
+#[test]
+fn rope() {
+    passes("rope");
 }
 
 #[test]

@@ -124,6 +124,10 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) { return {shim::float_to_bfloa
 inline float __uint_as_float(uint32_t u) { return shim::from_bits<float>(u); }
 inline uint32_t __float_as_uint(float f) { return (uint32_t)shim::to_bits(f); }
 inline long long __double_as_longlong(double d) { return (long long)shim::to_bits(d); }
+// Rounded on their own: through memory, so that no compiler fuses them.
+inline float __fmul_rn(float a, float b) { const volatile float product = a * b; return product; }
+inline float __fadd_rn(float a, float b) { const volatile float sum = a + b; return sum; }
+inline float __fsub_rn(float a, float b) { const volatile float difference = a - b; return difference; }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)(((uint64_t)a * b) >> 32); }
 inline int __popc(uint32_t v) { return __builtin_popcount(v); }
 inline int __clz(uint32_t v) { return v ? __builtin_clz(v) : 32; }

@@ -82,6 +82,28 @@ constants! {
     const MASK_THREADS: u32 = 256;
     const PACK_THREADS: u32 = 256;
 
+    /// Codes of activations.
+    const ACT_IDENTITY: u32 = 0;
+    const ACT_GELU_ERF: u32 = 1;
+    const ACT_GELU_TANH: u32 = 2;
+    const ACT_QUICK_GELU: u32 = 3;
+    const ACT_RELU: u32 = 4;
+    const ACT_SILU: u32 = 5;
+    const ACT_TANH: u32 = 6;
+    const ACT_THREADS: u32 = 256;
+    /// Vectors of a thread.
+    const ACT_FLIGHT: u64 = 2;
+
+    /// Codes of norms.
+    const NORM_LAYER: u32 = 0;
+    const NORM_RMS: u32 = 1;
+    /// Threads of a block, at most.
+    const NORM_THREADS: u32 = 256;
+    /// Values of a row that a thread keeps, at most.
+    const NORM_KEPT: u64 = 32;
+
+    const ROPE_THREADS: u32 = 256;
+
     const TOKEN_THREADS: u32 = 512;
     /// Why a row of logits has no distribution.
     const TOKEN_OK: u32 = 0;
@@ -294,6 +316,54 @@ layouts! {
         rows: u64,
         row_bytes: u64,
         unit: u32,
+        reserved: u32,
+    }
+
+    /// `act_*`.
+    struct ActArgs {
+        x: Address,
+        other: Address,
+        out: Address,
+        rows: u64,
+        vectors: u64,
+        width: i64,
+        x_stride: i64,
+        other_stride: i64,
+        activation: u32,
+        aligned: u32,
+    }
+
+    /// `norm_*`.
+    struct NormArgs {
+        x: Address,
+        residual: Address,
+        weight: Address,
+        bias: Address,
+        add_bias: Address,
+        sum: Address,
+        out: Address,
+        rows: i64,
+        width: i64,
+        x_stride: i64,
+        residual_stride: i64,
+        law: u32,
+        aligned: u32,
+        eps: f32,
+        reserved: u32,
+    }
+
+    /// `rope_*`.
+    struct RopeArgs {
+        x: Address,
+        cos: Address,
+        sin: Address,
+        out: Address,
+        rows: u64,
+        heads: u64,
+        vectors: u64,
+        half: i64,
+        x_stride: i64,
+        aligned: u32,
         reserved: u32,
     }
 

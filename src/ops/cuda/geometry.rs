@@ -2,8 +2,9 @@
 //! from here. No result depends on these figures but where a comment says so.
 
 use super::args::{
-    COSINE_ROW_THREADS, PACK_THREADS, POOL_GRAD_THREADS, POOL_PART, POOL_SHARED_ROW, POOL_THREADS,
-    TILE, TILE_K, WGMMA_CLUSTER, WGMMA_COLUMNS,
+    ACT_FLIGHT, ACT_THREADS, COSINE_ROW_THREADS, NORM_KEPT, NORM_THREADS, PACK_THREADS,
+    POOL_GRAD_THREADS, POOL_PART, POOL_SHARED_ROW, POOL_THREADS, ROPE_THREADS, TILE, TILE_K,
+    WGMMA_CLUSTER, WGMMA_COLUMNS,
 };
 
 /// Elements of a 16-byte load.
@@ -74,6 +75,43 @@ pub(super) fn cosine_rows(rows: u64, multiprocessors: u32) -> u64 {
 /// `pack_rows`: blocks, a warp a row.
 pub(super) fn pack(rows: u64, multiprocessors: u32) -> u64 {
     resident(rows, PACK_THREADS, multiprocessors)
+}
+
+/// More blocks than this go through their work in steps.
+const MOST_BLOCKS: u64 = 1 << 30;
+
+/// `act_*`: blocks for that many vectors.
+pub(super) fn act(vectors: u64) -> u64 {
+    vectors.div_ceil(u64::from(ACT_THREADS) * ACT_FLIGHT).min(MOST_BLOCKS)
+}
+
+/// `rope_*`: blocks for that many vectors.
+pub(super) fn rope(vectors: u64) -> u64 {
+    vectors.div_ceil(u64::from(ROPE_THREADS)).min(MOST_BLOCKS)
+}
+
+/// `norm_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Norm {
+    /// A warp a row, not a block.
+    pub(super) warp: bool,
+    /// Threads of a block. The order of a row's sums depends on both: functions of H and the dtype alone.
+    pub(super) threads: u32,
+    pub(super) blocks: u64,
+}
+
+impl Norm {
+    pub(super) fn new(rows: u64, width: u64, vector: u64) -> Self {
+        if width <= 32 * NORM_KEPT {
+            let blocks = rows.div_ceil(u64::from(NORM_THREADS / 32)).min(MOST_BLOCKS);
+            return Self { warp: true, threads: NORM_THREADS, blocks };
+        }
+        // As few vectors a thread as the largest block allows, and no more threads than share those.
+        let vectors = width.div_ceil(vector);
+        let each = vectors.div_ceil(u64::from(NORM_THREADS));
+        let threads = vectors.div_ceil(each).next_multiple_of(32) as u32;
+        Self { warp: false, threads, blocks: rows.min(MOST_BLOCKS) }
+    }
 }
 
 /// Rows of a side of tiles, padded.

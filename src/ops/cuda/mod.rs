@@ -1,7 +1,7 @@
 //! The kernels on a GPU, for buffers of cudarc: no candle tensor needed.
 //!
-//! candle tensors go through the ops themselves ([`super::pool`], [`super::cosine`], [`super::mask`], [`super::token`]),
-//! which call what is here. Both ways share one set of checks and one launch.
+//! candle tensors go through the ops themselves ([`super::pool`], [`super::cosine`], [`super::mask`], [`super::token`],
+//! [`super::norm`], [`super::act`], [`super::rope`]), which call what is here. Both ways share one set of checks and one launch.
 //!
 //! # How to call
 //! What is known on the host (offsets, thresholds, rows to sample) is checked and uploaded once, by a constructor; a call
@@ -26,13 +26,16 @@
 //! lists what waits for one.
 
 // The tables of layouts are for tests/cuda_args.rs.
+pub mod act;
 #[allow(dead_code)]
 mod args;
 pub mod cosine;
 mod geometry;
 pub mod mask;
 mod module;
+pub mod norm;
 pub mod pool;
+pub mod rope;
 pub mod support;
 mod tensor;
 pub mod token;
@@ -51,7 +54,7 @@ use crate::{Error, Result};
 use args::Address;
 pub use args::FoundPair;
 pub use module::{Gpu, load, probe};
-pub(in crate::ops) use tensor::{tensor, to_host, with_rows};
+pub(in crate::ops) use tensor::{even_rows, on_gpu, tensor, to_host, with_rows};
 
 /// Turns a status of the driver into an error that names the op and what it was doing.
 fn driver_error(op: &'static str, what: &'static str) -> impl Fn(DriverError) -> Error {
@@ -79,6 +82,9 @@ device_repr!(
     MaskRow,
     MaskArgs,
     PackArgs,
+    NormArgs,
+    ActArgs,
+    RopeArgs,
     TokenRow,
     TokenArgs
 );

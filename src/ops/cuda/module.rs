@@ -21,26 +21,41 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// A file of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum File {
+    Act,
     Cosine,
     Mask,
+    Norm,
     Pool,
+    Rope,
     Token,
 }
 
 impl File {
-    const ALL: [Self; 4] = [Self::Cosine, Self::Mask, Self::Pool, Self::Token];
+    const ALL: [Self; 7] =
+        [Self::Act, Self::Cosine, Self::Mask, Self::Norm, Self::Pool, Self::Rope, Self::Token];
 
     fn fatbin(self) -> Option<&'static [u8]> {
         match self {
+            Self::Act => ACT,
             Self::Cosine => COSINE,
             Self::Mask => MASK,
+            Self::Norm => NORM,
             Self::Pool => POOL,
+            Self::Rope => ROPE,
             Self::Token => TOKEN,
         }
     }
 
     fn kernels(self) -> &'static [&'static str] {
         match self {
+            Self::Act => &[
+                "act_bias_f32",
+                "act_bias_f16",
+                "act_bias_bf16",
+                "act_gated_f32",
+                "act_gated_f16",
+                "act_gated_bf16",
+            ],
             Self::Cosine => &[
                 "cosine_rows_f32",
                 "cosine_rows_f16",
@@ -59,6 +74,14 @@ impl File {
                 "cosine_top_k_bf16",
             ],
             Self::Mask => &["mask_draw", "pack_rows"],
+            Self::Norm => &[
+                "norm_warp_f32",
+                "norm_warp_f16",
+                "norm_warp_bf16",
+                "norm_block_f32",
+                "norm_block_f16",
+                "norm_block_bf16",
+            ],
             Self::Pool => &[
                 "pool_f32",
                 "pool_f16",
@@ -71,6 +94,7 @@ impl File {
                 "pool_grad_f16",
                 "pool_grad_bf16",
             ],
+            Self::Rope => &["rope_f32", "rope_f16", "rope_bf16"],
             Self::Token => &["token_sample_f32", "token_sample_f16", "token_sample_bf16"],
         }
     }

@@ -21,7 +21,9 @@ impl<'a> Rows<'a> {
             || Error::argument(op, what, format!("strided {layout:?}"), "evenly spaced rows");
         let (count, width, stride) = row_layout(layout).ok_or_else(uneven)?;
         let extent = if count == 0 { 0 } else { (count - 1) * stride + width };
-        let range = layout.start_offset()..layout.start_offset() + extent;
+        // A view of nothing may lie past the end.
+        let start = if extent == 0 { 0 } else { layout.start_offset() };
+        let range = start..start + extent;
         let values: Values<'a> = match &storage.slice {
             CudaStorageSlice::F32(v) => v.slice(range).into(),
             CudaStorageSlice::F16(v) => v.slice(range).into(),
@@ -60,6 +62,23 @@ fn row_layout(layout: &Layout) -> Option<(usize, usize, usize)> {
     Some((count, width, even.map_or(width, |(row, _)| row)))
 }
 
+/// The storage of an operand that a candle op holds beside its inputs.
+pub(in crate::ops) fn on_gpu<'a>(
+    op: &'static str,
+    what: &'static str,
+    storage: &'a Storage,
+) -> Result<&'a CudaStorage> {
+    match storage {
+        Storage::Cuda(storage) => Ok(storage),
+        _ => Err(Error::argument(op, what, "off the GPU", "on the GPU of the first tensor")),
+    }
+}
+
+/// The tensor itself if its rows along the last axis are evenly spaced, else a contiguous copy.
+pub(in crate::ops) fn even_rows(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    if row_layout(tensor.layout()).is_some() { Ok(tensor.clone()) } else { tensor.contiguous() }
+}
+
 /// Runs `f` on the rows of a CUDA tensor along its last axis. A layout without even rows is copied first.
 pub(in crate::ops) fn with_rows<R>(
     op: &'static str,
@@ -67,8 +86,7 @@ pub(in crate::ops) fn with_rows<R>(
     tensor: &Tensor,
     f: impl FnOnce(&Rows<'_>, &CudaDevice) -> Result<R>,
 ) -> Result<R> {
-    let tensor =
-        if row_layout(tensor.layout()).is_some() { tensor.clone() } else { tensor.contiguous()? };
+    let tensor = even_rows(tensor)?;
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cuda(storage) => {

@@ -48,7 +48,7 @@ use half::{bf16, f16};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::host::{Floats, check_device, check_offsets, each_float, with_floats};
+use super::host::{Floats, candle, check_device, check_offsets, each_float, with_floats};
 use super::simd::Element;
 use crate::{Error, Result};
 use cpu::{LayerNorm, Plan, Segments};
@@ -441,13 +441,6 @@ impl Work {
 struct Pool {
     work: Arc<Work>,
     dtype: DType,
-}
-
-fn candle(error: Error) -> candle_core::Error {
-    match error {
-        Error::Candle(inner) => inner,
-        other => candle_core::Error::wrap(other),
-    }
 }
 
 impl CustomOp1 for Pool {

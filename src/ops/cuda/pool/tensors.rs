@@ -7,7 +7,7 @@ use candle_core::{CudaStorage, DType, Device, Layout, Shape, Storage, Tensor};
 use cudarc::driver::{CudaSlice, CudaStream, CudaView};
 use half::{bf16, f16};
 
-use super::super::{Queue, Rows, Values, tensor, to_host, with_rows};
+use super::super::{Queue, Rows, Values, on_gpu, tensor, to_host, with_rows};
 use super::{Mask, Norm, Output, Places, pool as launch, pool_grad};
 use crate::ops::pool::{self, FinalNorm, Options};
 use crate::{Error, Result};
@@ -81,7 +81,7 @@ fn with_norm<R>(
     let residual = residual.as_ref().map(Tensor::storage_and_layout);
     let residual = match &residual {
         Some((storage, layout)) => {
-            Some(Rows::of_storage(op, "residual", cuda(op, "residual", storage)?, layout)?)
+            Some(Rows::of_storage(op, "residual", on_gpu(op, "residual", storage)?, layout)?)
         }
         None => None,
     };
@@ -93,20 +93,13 @@ fn with_norm<R>(
     f(Some(&Norm { residual, weight, bias, eps: norm.eps }))
 }
 
-fn cuda<'a>(op: &'static str, what: &'static str, storage: &'a Storage) -> Result<&'a CudaStorage> {
-    match storage {
-        Storage::Cuda(storage) => Ok(storage),
-        _ => Err(Error::argument(op, what, "off the GPU", "on the GPU of the states")),
-    }
-}
-
 fn f32_view<'a>(
     op: &'static str,
     what: &'static str,
     storage: &'a Storage,
     layout: &Layout,
 ) -> Result<CudaView<'a, f32>> {
-    let values = cuda(op, what, storage)?.as_cuda_slice::<f32>()?;
+    let values = on_gpu(op, what, storage)?.as_cuda_slice::<f32>()?;
     Ok(values.slice(layout.start_offset()..layout.start_offset() + layout.shape().elem_count()))
 }
 

@@ -1,0 +1,113 @@
+//! Rotary position embedding on a GPU. Contract: [`crate::ops::rope`]; calls: [`super`].
+
+use std::sync::Arc;
+
+use candle_core::cuda_backend::CudaDType;
+use candle_core::{CudaStorage, Layout};
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
+use half::{bf16, f16};
+
+use super::args::{self, RopeArgs};
+use super::module::File;
+use super::pool::Output;
+use super::{Queue, Rows, Values, check_len, geometry};
+use crate::{Error, Result};
+
+/// Turns `heads` heads of D values in each row of x and writes them into `out`, `[rows, heads, D]`, row-major, of the dtype of
+/// x; `cos` and `sin` are `[rows, D / 2]`. One launch. The bits are the CPU's.
+///
+/// # Errors
+/// If rows are not `heads` heads of an even D, on buffers that are too short, of another dtype or GPU, and statuses of the
+/// driver.
+pub fn rotate<T: Output>(
+    stream: &Arc<CudaStream>,
+    x: &Rows<'_>,
+    heads: usize,
+    cos: &impl DevicePtr<f32>,
+    sin: &impl DevicePtr<f32>,
+    out: &mut impl DevicePtrMut<T>,
+) -> Result<()> {
+    let op = "cuda::rotate";
+    let queue = Queue { op, stream };
+    let half = x.width.checked_div(heads).unwrap_or(0) / 2;
+    if half == 0 || heads * half * 2 != x.width {
+        let got = format!("rows of {}", x.width);
+        return Err(Error::argument(op, "x", got, format!("{heads} heads of an even D")));
+    }
+    if T::CODE != x.values.code() {
+        let expected = format!("{}, as x", x.values.name());
+        return Err(Error::argument(op, "out", "of another dtype", expected));
+    }
+    check_len(op, "out", out, x.count.saturating_mul(x.width))?;
+    check_len(op, "cos", cos, x.count * half)?;
+    check_len(op, "sin", sin, x.count * half)?;
+    let bytes = x.values.bytes();
+    let (address, _x) = x.read(&queue, "x")?;
+    let (cos, _cos) = queue.read("cos", cos)?;
+    let (sin, _sin) = queue.read("sin", sin)?;
+    let (to, _out) = queue.write("out", out)?;
+    // Heads and tables then are too: a table's half is at least as many bytes.
+    let aligned = x.aligned(address) != 0
+        && geometry::aligned(to, half as u64, bytes)
+        && geometry::aligned(cos | sin, half as u64, 4);
+    let vectors = (half as u64).div_ceil(geometry::vector(bytes));
+    let args = RopeArgs {
+        x: address,
+        cos,
+        sin,
+        out: to,
+        rows: x.count as u64,
+        heads: heads as u64,
+        vectors,
+        half: half as i64,
+        x_stride: x.stride as i64,
+        aligned: u32::from(aligned),
+        reserved: 0,
+    };
+    let blocks = geometry::rope(x.count as u64 * heads as u64 * vectors);
+    let kernel = x.values.pick(["rope_f32", "rope_f16", "rope_bf16"]);
+    // SAFETY: x holds `rows` rows of `heads` heads, out as many, the tables `half` values a row; all are guarded here.
+    unsafe { queue.launch(File::Rope, kernel, blocks, args::ROPE_THREADS, &args) }
+}
+
+// ---- candle ----
+
+/// A tensor's storage with its layout.
+type Operand<'a> = (&'a CudaStorage, &'a Layout);
+
+/// The forward pass of the candle op: x `[n, heads, D]` contiguous, tables `[n, D / 2]` contiguous.
+pub(in crate::ops) fn forward(
+    x: Operand<'_>,
+    cos: Operand<'_>,
+    sin: Operand<'_>,
+) -> Result<CudaStorage> {
+    let (storage, layout) = x;
+    let &[rows, heads, dim] = layout.dims() else {
+        return Err(Error::argument("rotate", "x", format!("{layout:?}"), "[n, heads, D]"));
+    };
+    let in_rows = Layout::contiguous_with_offset((rows, heads * dim), layout.start_offset());
+    let x_rows = Rows::of_storage("rotate", "x", storage, &in_rows)?;
+    match x_rows.values {
+        Values::F32(_) => rotated::<f32>(storage, &x_rows, heads, cos, sin),
+        Values::F16(_) => rotated::<f16>(storage, &x_rows, heads, cos, sin),
+        Values::BF16(_) => rotated::<bf16>(storage, &x_rows, heads, cos, sin),
+    }
+}
+
+fn rotated<T: Output + CudaDType>(
+    storage: &CudaStorage,
+    x: &Rows<'_>,
+    heads: usize,
+    cos: Operand<'_>,
+    sin: Operand<'_>,
+) -> Result<CudaStorage> {
+    let stream = storage.device.cuda_stream();
+    let mut out = Queue { op: "rotate", stream: &stream }.alloc::<T>(x.count * x.width)?;
+    if x.count * x.width > 0 {
+        let (cos_values, sin_values) = (cos.0.as_cuda_slice()?, sin.0.as_cuda_slice()?);
+        let cos = cos_values.slice(cos.1.start_offset()..);
+        let sin = sin_values.slice(sin.1.start_offset()..);
+        rotate(&stream, x, heads, &cos, &sin, &mut out)?;
+    }
+    Ok(CudaStorage::wrap_cuda_slice(out, storage.device.clone()))
+}
