@@ -11,10 +11,11 @@ use crate::support::{Kind, Target, Version};
 use crate::toolkit::Toolkit;
 
 /// What is compiled: `kernels/<name>.cu`.
-pub const KERNELS: [&str; 4] = ["cosine", "mask", "pool", "token"];
+pub const KERNELS: [&str; 5] = ["attend", "cosine", "mask", "pool", "token"];
 
 /// What those include, below `kernels/`.
-pub const HEADERS: [&str; 8] = [
+pub const HEADERS: [&str; 9] = [
+    "common/async.cuh",
     "common/dtype.cuh",
     "common/mma.cuh",
     "common/philox.cuh",

@@ -75,11 +75,11 @@ fn build(compiler: &str, driver: &str, kernels: &Path, name: &str) -> PathBuf {
     program
 }
 
-const OPS: [&str; 4] = ["cosine", "mask", "pool", "token"];
+const OPS: [&str; 5] = ["attend", "cosine", "mask", "pool", "token"];
 
 /// The driver of an op with the real kernels, built once; `None` without a compiler.
 fn driver(op: &str) -> Option<&'static Path> {
-    static PROGRAMS: [OnceLock<Option<PathBuf>>; 4] = [const { OnceLock::new() }; 4];
+    static PROGRAMS: [OnceLock<Option<PathBuf>>; 5] = [const { OnceLock::new() }; 5];
     let slot = OPS.iter().position(|&name| name == op).expect("an op with a driver");
     PROGRAMS[slot]
         .get_or_init(|| Some(build(&compiler()?, op, &root().join("kernels"), op)))
@@ -92,6 +92,10 @@ fn run(program: &Path, args: &[&str]) -> Output {
 
 /// At least 5,000 cases of one op, all right.
 fn passes(op: &str) {
+    passes_of(op, 5000);
+}
+
+fn passes_of(op: &str, least: u64) {
     let Some(program) = driver(op) else { return };
     let output = run(program, &[]);
     let (stdout, stderr) =
@@ -102,7 +106,13 @@ fn passes(op: &str) {
         .strip_prefix(&format!("{op}: "))
         .and_then(|rest| rest.split(' ').next()?.parse().ok())
         .unwrap_or_else(|| panic!("{op} reports no cases: {stdout}"));
-    assert!(cases >= 5000, "{op} ran {cases} cases");
+    assert!(cases >= least, "{op} ran {cases} cases");
+}
+
+/// Fewer cases: each multiplies tiles, and goes through the kernel twice.
+#[test]
+fn attend() {
+    passes_of("attend", 1500);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The kernels on a GPU, for buffers of cudarc: no candle tensor needed.
 //!
-//! candle tensors go through the ops themselves ([`super::pool`], [`super::cosine`], [`super::mask`], [`super::token`]),
+//! candle tensors go through the ops themselves ([`super::attend`], [`super::pool`], [`super::cosine`], [`super::mask`], [`super::token`]),
 //! which call what is here. Both ways share one set of checks and one launch.
 //!
 //! # How to call
@@ -28,6 +28,7 @@
 // The tables of layouts are for tests/cuda_args.rs.
 #[allow(dead_code)]
 mod args;
+pub mod attend;
 pub mod cosine;
 mod geometry;
 pub mod mask;
@@ -67,6 +68,8 @@ macro_rules! device_repr {
     };
 }
 device_repr!(
+    AttendArgs,
+    WriteArgs,
     PoolArgs,
     PoolMaskArgs,
     PoolGradArgs,

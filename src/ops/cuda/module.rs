@@ -15,6 +15,7 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// A file of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum File {
+    Attend,
     Cosine,
     Mask,
     Pool,
@@ -22,10 +23,11 @@ pub(super) enum File {
 }
 
 impl File {
-    const ALL: [Self; 4] = [Self::Cosine, Self::Mask, Self::Pool, Self::Token];
+    const ALL: [Self; 5] = [Self::Attend, Self::Cosine, Self::Mask, Self::Pool, Self::Token];
 
     fn fatbin(self) -> Option<&'static [u8]> {
         match self {
+            Self::Attend => ATTEND,
             Self::Cosine => COSINE,
             Self::Mask => MASK,
             Self::Pool => POOL,
@@ -35,6 +37,31 @@ impl File {
 
     fn kernels(self) -> &'static [&'static str] {
         match self {
+            Self::Attend => &[
+                "attend_f32_64",
+                "attend_f32_128",
+                "attend_f32_256",
+                "attend_few_f32_64",
+                "attend_few_f32_128",
+                "attend_few_f32_256",
+                "attend_f16_64",
+                "attend_f16_96",
+                "attend_f16_128",
+                "attend_f16_256",
+                "attend_few_f16_64",
+                "attend_few_f16_96",
+                "attend_few_f16_128",
+                "attend_few_f16_256",
+                "attend_bf16_64",
+                "attend_bf16_96",
+                "attend_bf16_128",
+                "attend_bf16_256",
+                "attend_few_bf16_64",
+                "attend_few_bf16_96",
+                "attend_few_bf16_128",
+                "attend_few_bf16_256",
+                "write_rows",
+            ],
             Self::Cosine => &[
                 "cosine_rows_f32",
                 "cosine_rows_f16",

@@ -443,7 +443,9 @@ struct Pool {
     dtype: DType,
 }
 
-fn candle(error: Error) -> candle_core::Error {
+/// An error of ours as one of candle, which gives it back as it was.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+pub(super) fn candle(error: Error) -> candle_core::Error {
     match error {
         Error::Candle(inner) => inner,
         other => candle_core::Error::wrap(other),
