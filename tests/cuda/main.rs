@@ -3,6 +3,7 @@
 //!
 //! candle's own kernels are needed by few tests, which say so where those are missing.
 
+mod attend;
 mod calls;
 mod cosine;
 mod mask;

@@ -35,6 +35,9 @@ use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Shape, Tensor, bail};
 use std::ops::Range;
 
+/// The largest D on a GPU.
+pub(super) const WIDEST_ON_GPU: usize = 256;
+
 /// A run of arena slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -141,6 +144,9 @@ pub fn attend(
     }
     if !scale.is_finite() {
         return Err(Error::argument(OP, "scale", scale, "finite"));
+    }
+    if !q.device().is_cpu() && dim > WIDEST_ON_GPU {
+        return Err(Error::argument(OP, "D", dim, format!("in 1..={WIDEST_ON_GPU} on a GPU")));
     }
     plan.check(rows, slots)?;
     let bias = bias.map(|b| check_bias(b, plan, q_heads)).transpose()?;

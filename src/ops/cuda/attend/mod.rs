@@ -15,13 +15,10 @@ use super::args::{self, AttendArgs, AttendItem, WriteArgs};
 use super::module::File;
 use super::pool::Output;
 use super::{Queue, Rows, Upload, Values, check_len, geometry};
-use crate::ops::attend::check_slots;
+use crate::ops::attend::{WIDEST_ON_GPU, check_slots};
 use crate::{Error, Result};
 pub use plan::Plan;
 pub(in crate::ops) use tensors::{forward, write_forward};
-
-/// The largest D.
-const WIDEST: usize = 256;
 
 /// Queries, keys and values: rows of whole tokens, head after head.
 #[derive(Debug)]
@@ -59,8 +56,8 @@ fn check(
     bias: Option<&Bias<'_>>,
 ) -> Result<Heads> {
     let Operands { q, k, v, dim } = operands;
-    if *dim == 0 || *dim > WIDEST {
-        return Err(Error::argument(op, "D", dim, format!("in 1..={WIDEST} on a GPU")));
+    if *dim == 0 || *dim > WIDEST_ON_GPU {
+        return Err(Error::argument(op, "D", dim, format!("in 1..={WIDEST_ON_GPU} on a GPU")));
     }
     let shape =
         |rows: &Rows<'_>| format!("{} rows of {} {}", rows.count, rows.width, rows.values.name());
