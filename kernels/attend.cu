@@ -38,7 +38,7 @@ static_assert(sizeof(AttendItem) == 48, "the launch code relies on this layout")
 struct AttendArgs {
     const void *q, *k, *v;
     void* out;                      // [rows, kv_heads * group, dim]
-    const float* bias;              // [kv_heads * group, 2 bias_max - 1]; null: none
+    const float* bias;              // [kv_heads * group, 2 bias_max - 1], below 2^32; null: none
     const AttendItem* items;
     const AttendSegment* segments;
     float* parts;                   // [places, kv_heads, dim + 2]: maximum, sum, values
@@ -81,11 +81,10 @@ struct AttendWork {
         const int64_t r = (int64_t)item.first_row + row(args, line);
         return (r * args.kv_heads * args.group + query_head(args, line)) * args.dim;
     }
-    // The biases of a line: that of key j at [j]. Null: none.
-    __device__ __forceinline__ const float* biases(const AttendArgs& args, int line) const {
-        if (!args.bias || line >= lines) return nullptr;
-        const int64_t width = 2 * (int64_t)args.bias_max - 1;
-        return args.bias + query_head(args, line) * width + args.bias_max - 1 - row(args, line);
+    // Where the biases of a line are in their table: that of key j at this + j.
+    __device__ __forceinline__ uint32_t biases(const AttendArgs& args, int line) const {
+        if (!args.bias || line >= lines) return 0;
+        return query_head(args, line) * (2 * args.bias_max - 1) + args.bias_max - 1 - row(args, line);
     }
     // A line's place in the workspace, for a chunk.
     __device__ __forceinline__ float* part(const AttendArgs& args, uint32_t chunk, int line) const {
@@ -111,11 +110,11 @@ BDHS_DEVICE AttendWork attend_work(const AttendArgs& args, int size, int pieces)
 
 // Writes the slots of keys key .. key + KEYS, one a thread; `segment` only ever moves on.
 template <int KEYS>
-BDHS_DEVICE void attend_slots(const AttendWork& w, int key, const AttendSegment*& segment, uint32_t* slots) {
+BDHS_DEVICE void attend_slots(const AttendArgs& args, const AttendWork& w, int key, uint32_t& segment, uint32_t* slots) {
     const int own = key + (int)threadIdx.x;
     if ((int)threadIdx.x >= KEYS || own >= w.to) return;
-    while ((uint32_t)own >= segment->end) ++segment;
-    slots[threadIdx.x] = segment->base + (uint32_t)own;
+    while ((uint32_t)own >= args.segments[segment].end) ++segment;
+    slots[threadIdx.x] = args.segments[segment].base + (uint32_t)own;
 }
 
 // One head of the rows at `slots`, `count` of them, as KEYS rows of DP values; zeros behind dim and count.
@@ -191,29 +190,48 @@ BDHS_DEVICE uint32_t attend_query_pair(const AttendArgs& args, const uint16_t* q
     return (uint32_t)q[d] | (d + 1 < (int)args.dim ? (uint32_t)q[d + 1] << 16 : 0u);
 }
 
-// The fragments of 16 lines from `line` - lane / 4 on.
-template <class T, int DP>
-BDHS_DEVICE void attend_queries(const AttendArgs& args, const AttendWork& w, int line, uint32_t (&q)[DP / 16][4]) {
+// Queries of a lane's two lines. Up to 128 values each stay in registers; longer ones are read for every tile of keys.
+template <class T, int DP> struct AttendQueries {
+    static constexpr bool KEPT = DP <= 128;
     const uint16_t* rows[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        const int l = line + 8 * r;
-        rows[r] = nullptr;
-        if (l < w.lines)
-            rows[r] = static_cast<const uint16_t*>(args.q) + ((int64_t)w.item.first_row + w.row(args, l)) * args.q_pitch +
-                      (int64_t)w.query_head(args, l) * args.dim;
-    }
-#pragma unroll
-    for (int k = 0; k < DP / 16; ++k)
+    uint32_t kept[KEPT ? DP / 16 : 1][4];
+
+    // The fragment of 16 lines and values 16 k to 16 k + 16.
+    __device__ __forceinline__ void read(const AttendArgs& args, int k, uint32_t (&q)[4]) const {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-            q[k][i] = attend_query_pair<T>(args, rows[i % 2], 16 * k + 8 * (i / 2) + lane_id() % 4 * 2);
-}
+            q[i] = attend_query_pair<T>(args, rows[i % 2], 16 * k + 8 * (i / 2) + lane_id() % 4 * 2);
+    }
+
+    __device__ __forceinline__ AttendQueries(const AttendArgs& args, const AttendWork& w, int line) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int l = line + 8 * r;
+            rows[r] = nullptr;
+            if (l < w.lines)
+                rows[r] = static_cast<const uint16_t*>(args.q) + ((int64_t)w.item.first_row + w.row(args, l)) * args.q_pitch +
+                          (int64_t)w.query_head(args, l) * args.dim;
+        }
+        if constexpr (KEPT) {
+#pragma unroll
+            for (int k = 0; k < DP / 16; ++k) read(args, k, kept[k]);
+        }
+    }
+
+    __device__ __forceinline__ void get(const AttendArgs& args, int k, uint32_t (&q)[4]) const {
+        if constexpr (KEPT) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) q[i] = kept[k][i];
+        } else {
+            read(args, k, q);
+        }
+    }
+};
 
 // The two lines of a lane, g and g + 8 of 16: where they are in the softmax.
 struct AttendLines {
     int seen[2];
-    const float* bias[2];
+    uint32_t bias[2];
     float max[2], sum[2];  // the sum is over the lane's own keys
 };
 
@@ -231,7 +249,7 @@ BDHS_DEVICE void attend_softmax(const AttendArgs& args, AttendLines& lines, int 
             const int j = key + 8 * n + 2 * t + i % 2;
             float x = c[n][i] * args.scale;
             if (!all && j >= lines.seen[i / 2]) x = -INFINITY;
-            else if (lines.bias[i / 2]) x = fmaf(lines.bias[i / 2][j], LOG2_E, x);
+            else if (args.bias) x = fmaf(args.bias[lines.bias[i / 2] + (uint32_t)j], LOG2_E, x);
             c[n][i] = x;
             max[i / 2] = fmaxf(max[i / 2], x);
         }
@@ -254,18 +272,23 @@ BDHS_DEVICE void attend_softmax(const AttendArgs& args, AttendLines& lines, int 
 
 // c = q k^T for 8 N keys, the rows of `keys`.
 template <class T, int DP, int N>
-BDHS_DEVICE void attend_scores(const uint32_t (&q)[DP / 16][4], const uint16_t* keys, float (&c)[N][4]) {
+BDHS_DEVICE void attend_scores(const AttendArgs& args, const AttendQueries<T, DP>& q, const uint16_t* keys, float (&c)[N][4]) {
     constexpr int PITCH = DP + 8;
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
+    for (int n = 0; n < N; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) c[n][i] = 0.0f;
+#pragma unroll(DP > 128 ? 2 : DP / 32)
+    for (int k = 0; k < DP / 32; ++k) {
+        uint32_t first[4], second[4];
+        q.get(args, 2 * k, first);
+        q.get(args, 2 * k + 1, second);
 #pragma unroll
-        for (int k = 0; k < DP / 32; ++k) {
+        for (int n = 0; n < N; ++n) {
             uint32_t b[4];
             load_b_rows(keys + 8 * n * PITCH + 32 * k, PITCH, b);
-            mma_m16n8k16<T>(c[n], q[2 * k], {b[0], b[1]});
-            mma_m16n8k16<T>(c[n], q[2 * k + 1], {b[2], b[3]});
+            mma_m16n8k16<T>(c[n], first, {b[0], b[1]});
+            mma_m16n8k16<T>(c[n], second, {b[2], b[3]});
         }
     }
 }
@@ -377,8 +400,7 @@ BDHS_DEVICE void attend_half(const AttendArgs& args, uint16_t* tiles, uint32_t* 
     const int line = lane_id() / 4 + (FEW ? 0 : 16 * warp_id()), own = FEW ? 16 * warp_id() : 0;
     const bool works = !FEW || warp_id() < Tile::WARPS;
     uint16_t *keys = tiles, *values = tiles + KEYS * PITCH;
-    uint32_t q[DP / 16][4];
-    attend_queries<T, DP>(args, w, line, q);
+    const AttendQueries<T, DP> q(args, w, line);
     AttendLines lines;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -394,8 +416,8 @@ BDHS_DEVICE void attend_half(const AttendArgs& args, uint16_t* tiles, uint32_t* 
 #pragma unroll
         for (int i = 0; i < 4; ++i) o[n][i] = 0.0f;
 
-    const AttendSegment* segment = args.segments + w.item.first_segment;
-    attend_slots<KEYS>(w, w.from, segment, slots);
+    uint32_t segment = w.item.first_segment;
+    attend_slots<KEYS>(args, w, w.from, segment, slots);
     __syncthreads();
     if (w.from < w.to) attend_fetch<T, DP, KEYS>(args, args.k, args.k_pitch, w.head, slots, w.to - w.from, keys);
     commit_copies();
@@ -404,13 +426,13 @@ BDHS_DEVICE void attend_half(const AttendArgs& args, uint16_t* tiles, uint32_t* 
 #pragma unroll 1
     for (int key = w.from; key < w.to; key += KEYS, side ^= 1) {
         uint32_t *now = slots + side * KEYS, *next = slots + (side ^ 1) * KEYS;
-        attend_slots<KEYS>(w, key + KEYS, segment, next);
+        attend_slots<KEYS>(args, w, key + KEYS, segment, next);
         attend_fetch<T, DP, KEYS>(args, args.v, args.v_pitch, w.head, now, w.to - key, values);
         commit_copies();
         wait_copies<1>();
         __syncthreads();
         float c[N][4], shrink[2];
-        if (works) attend_scores<T, DP, N>(q, keys + own * PITCH, c);
+        if (works) attend_scores<T, DP, N>(args, q, keys + own * PITCH, c);
         __syncthreads();
         if (key + KEYS < w.to)
             attend_fetch<T, DP, KEYS>(args, args.k, args.k_pitch, w.head, next, w.to - key - KEYS, keys);
@@ -473,6 +495,7 @@ template <int DP, bool FEW> struct AttendFloats {
     static constexpr int CX = DP / 4 < 32 ? DP / 4 : 32, CY = ATTEND_THREADS / CX, COLUMNS = DP / (4 * CX);
     static constexpr int ROWS = M > CY ? M / CY : 1;
     static constexpr int PITCH = DP + 4, WEIGHTS = N + 4;
+    static constexpr int RESIDENT = FEW || DP != 128 ? 4 : 3;  // blocks a multiprocessor, which bounds registers
     static constexpr int PIECES = FEW ? ATTEND_FEW / M : ATTEND_LINES / M;
 };
 
@@ -515,12 +538,15 @@ BDHS_DEVICE void attend_float_scores(const AttendArgs& args, const AttendWork& w
         const int line = ty * F::LINES + a;
         int seen = w.visible(args, line);
         if (seen > w.to) seen = w.to;
-        const float* bias = w.biases(args, line);
+        const uint32_t bias = w.biases(args, line);
         float most = max[a], part = 0.0f;
 #pragma unroll
         for (int b = 0; b < F::KEYS; ++b) {
             const int j = key + tx + F::TX * b;
-            c[a][b] = j >= seen ? -INFINITY : bias ? fmaf(bias[j], LOG2_E, c[a][b] * args.scale) : c[a][b] * args.scale;
+            float x = c[a][b] * args.scale;
+            if (j >= seen) x = -INFINITY;
+            else if (args.bias) x = fmaf(args.bias[bias + (uint32_t)j], LOG2_E, x);
+            c[a][b] = x;
             most = fmaxf(most, c[a][b]);
         }
 #pragma unroll
@@ -617,10 +643,10 @@ template <int DP, bool FEW> BDHS_DEVICE void attend_float(const AttendArgs& args
     float max[F::LINES], sum[F::LINES], o[F::ROWS][F::COLUMNS][4] = {};
 #pragma unroll
     for (int a = 0; a < F::LINES; ++a) max[a] = -INFINITY, sum[a] = 0.0f;
-    const AttendSegment* segment = args.segments + w.item.first_segment;
+    uint32_t segment = w.item.first_segment;
 #pragma unroll 1
     for (int key = w.from; key < w.to; key += F::N) {
-        attend_slots<F::N>(w, key, segment, s.slots);
+        attend_slots<F::N>(args, w, key, segment, s.slots);
         __syncthreads();
         attend_fetch<F32, DP, F::N>(args, args.k, args.k_pitch, w.head, s.slots, w.to - key, s.tile);
         commit_copies();
@@ -648,7 +674,8 @@ template <int DP, bool FEW> BDHS_DEVICE void attend_float(const AttendArgs& args
 }
 
 #define BDHS_ATTEND_FLOAT(name, DP, FEW)                                                                   \
-    extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, 4) name(const AttendArgs args) {         \
+    extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, AttendFloats<DP, FEW>::RESIDENT)         \
+        name(const AttendArgs args) {                                                                      \
         using F = AttendFloats<DP, FEW>;                                                                   \
         BDHS_SHARED(float, q, F::M * F::PITCH);                                                            \
         BDHS_SHARED(float, tile, F::N * F::PITCH);                                                         \

@@ -84,9 +84,12 @@ fn check(
     }
     if let Some(bias) = bias {
         let width = bias.max.saturating_mul(2).saturating_sub(1);
-        check_len(op, "bias.table", &bias.table, width.saturating_mul(heads.kv * heads.group))?;
-        if plan.biased.is_none_or(|longest| longest > bias.max) || u32::try_from(bias.max).is_err()
-        {
+        let len = width.saturating_mul(heads.kv * heads.group);
+        check_len(op, "bias.table", &bias.table, len)?;
+        if u32::try_from(len).is_err() {
+            return Err(Error::argument(op, "bias.table", format!("{len} values"), "below 2^32"));
+        }
+        if plan.biased.is_none_or(|longest| longest > bias.max) {
             let got = format!("longest block with its own keys: {:?}", plan.biased);
             let expected = format!("one segment as long as the rows, at most {}", bias.max);
             return Err(Error::argument(op, "keys with a relative bias", got, expected));
