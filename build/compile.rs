@@ -11,10 +11,12 @@ use crate::support::{Kind, Target, Version};
 use crate::toolkit::Toolkit;
 
 /// What is compiled: `kernels/<name>.cu`.
-pub const KERNELS: [&str; 7] = ["act", "cosine", "mask", "norm", "pool", "rope", "token"];
+pub const KERNELS: [&str; 8] =
+    ["act", "attend", "cosine", "mask", "norm", "pool", "rope", "token"];
 
 /// What those include, below `kernels/`.
-pub const HEADERS: [&str; 11] = [
+pub const HEADERS: [&str; 12] = [
+    "common/async.cuh",
     "common/dtype.cuh",
     "common/grid.cuh",
     "common/hopper.cuh",

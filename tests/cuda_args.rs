@@ -21,7 +21,7 @@ fn evaluate(expressions: &[String]) -> Option<Vec<u64>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir().unwrap();
     let mut source = String::from("#include <stddef.h>\n#include <stdio.h>\n");
-    for kernel in ["pool", "cosine", "mask", "token", "norm", "act", "rope"] {
+    for kernel in ["act", "attend", "cosine", "mask", "norm", "pool", "rope", "token"] {
         let _ = writeln!(source, "#include \"{kernel}.cu\"");
     }
     source += "using namespace bdhs;\nint main() {\n";

@@ -4,6 +4,7 @@
 //! candle's own kernels are needed by few tests, which say so where those are missing.
 
 mod act;
+mod attend;
 mod calls;
 mod cosine;
 mod large;

@@ -11,6 +11,7 @@
 #include "shim.hpp"
 
 #include "act.cu"
+#include "attend.cu"
 #include "cosine.cu"
 #include "mask.cu"
 #include "norm.cu"
@@ -139,7 +140,12 @@ struct Kernel {
 };
 
 #define KERNEL(name, Args) {#name, sizeof(Args), [](const void* args) { name(*static_cast<const Args*>(args)); }}
+#define ATTEND(type, D) KERNEL(attend_##type##_##D, AttendArgs), KERNEL(attend_few_##type##_##D, AttendArgs)
 const Kernel KERNELS[] = {
+    ATTEND(f32, 64), ATTEND(f32, 128), ATTEND(f32, 256),
+    ATTEND(f16, 64), ATTEND(f16, 96), ATTEND(f16, 128), ATTEND(f16, 256),
+    ATTEND(bf16, 64), ATTEND(bf16, 96), ATTEND(bf16, 128), ATTEND(bf16, 256),
+    KERNEL(write_rows, WriteArgs),
     KERNEL(pool_f32, PoolArgs), KERNEL(pool_f16, PoolArgs), KERNEL(pool_bf16, PoolArgs),
     KERNEL(pool_norm_f32, PoolArgs), KERNEL(pool_norm_f16, PoolArgs), KERNEL(pool_norm_bf16, PoolArgs),
     KERNEL(pool_places, PoolMaskArgs),

@@ -75,7 +75,8 @@ fn build(compiler: &str, driver: &str, kernels: &Path, name: &str) -> PathBuf {
     program
 }
 
-const OPS: [&str; 7] = ["act", "cosine", "mask", "norm", "pool", "rope", "token"];
+const OPS: [&str; 8] =
+    ["act", "attend", "cosine", "mask", "norm", "pool", "rope", "token"];
 
 /// The driver of an op with the real kernels, built once; `None` without a compiler.
 fn driver(op: &str) -> Option<&'static Path> {
@@ -93,6 +94,10 @@ fn run(program: &Path, args: &[&str]) -> Output {
 
 /// At least 5,000 cases of one op, all right.
 fn passes(op: &str) {
+    passes_of(op, 5000);
+}
+
+fn passes_of(op: &str, least: u64) {
     let Some(program) = driver(op) else { return };
     let output = run(program, &[]);
     let (stdout, stderr) =
@@ -103,7 +108,13 @@ fn passes(op: &str) {
         .strip_prefix(&format!("{op}: "))
         .and_then(|rest| rest.split(' ').next()?.parse().ok())
         .unwrap_or_else(|| panic!("{op} reports no cases: {stdout}"));
-    assert!(cases >= 5000, "{op} ran {cases} cases");
+    assert!(cases >= least, "{op} ran {cases} cases");
+}
+
+/// Fewer cases: each multiplies tiles, and goes through the kernel twice.
+#[test]
+fn attend() {
+    passes_of("attend", 1500);
 }
 
 #[test]

@@ -22,6 +22,7 @@
 //!   (about 1e-6 of the largest |v|) with the size of its block; it never depends on other blocks or on threads.
 //! * Error: within 1e-5 of the largest |v| in f32 for scores within +-100.
 //! * Bytes (floor): q and out once; of k and v, each segment once per block that names it.
+//! * On a GPU D is at most 256.
 //! * Gradients of q, k and v are real, on the CPU, in f32 whatever the dtype; a tracked bias table is refused.
 //!
 //! Source: scaled dot-product attention (Vaswani et al. 2017); grouped queries (Ainslie et al. 2023).
@@ -33,6 +34,9 @@ use super::host::{Stored, by_float, contiguous};
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Shape, Tensor, bail};
 use std::ops::Range;
+
+/// The largest D on a GPU.
+pub(super) const WIDEST_ON_GPU: usize = 256;
 
 /// A run of arena slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +76,7 @@ impl AttendPlan {
     }
 
     /// Checks every block against R query rows and S slots.
-    fn check(&self, rows: usize, slots: usize) -> Result<()> {
+    pub(super) fn check(&self, rows: usize, slots: usize) -> Result<()> {
         const OP: &str = "attend";
         let mut seen = vec![false; rows];
         for (i, block) in self.blocks.iter().enumerate() {
@@ -141,6 +145,9 @@ pub fn attend(
     if !scale.is_finite() {
         return Err(Error::argument(OP, "scale", scale, "finite"));
     }
+    if !q.device().is_cpu() && dim > WIDEST_ON_GPU {
+        return Err(Error::argument(OP, "D", dim, format!("in 1..={WIDEST_ON_GPU} on a GPU")));
+    }
     plan.check(rows, slots)?;
     let bias = bias.map(|b| check_bias(b, plan, q_heads)).transpose()?;
     let op = Attend { plan: plan.clone(), scale, bias };
@@ -192,20 +199,26 @@ pub fn write_rows(arena: &Tensor, rows: &Tensor, slots: &[u32]) -> Result<()> {
         let got = format!("{:?} {:?}", rows.dims(), rows.dtype());
         return Err(Error::argument(OP, "rows", got, format!("{expected:?} {:?}", arena.dtype())));
     }
+    check_slots(OP, slots, arena.dims()[0])?;
+    if slots.is_empty() {
+        return Ok(());
+    }
+    Ok(arena.inplace_op2(&rows.contiguous()?, &WriteRows { slots })?)
+}
+
+/// An error unless slots are distinct and below `count`.
+pub(super) fn check_slots(op: &'static str, slots: &[u32], count: usize) -> Result<()> {
     let mut sorted = slots.to_vec();
     sorted.sort_unstable();
     if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::argument(OP, "slots", format!("{} twice", pair[0]), "distinct slots"));
+        return Err(Error::argument(op, "slots", format!("{} twice", pair[0]), "distinct slots"));
     }
     match sorted.last() {
-        None => return Ok(()),
-        Some(&last) if last as usize >= arena.dims()[0] => {
-            let expected = format!("below {}", arena.dims()[0]);
-            return Err(Error::argument(OP, "slots", last, expected));
+        Some(&last) if last as usize >= count => {
+            Err(Error::argument(op, "slots", last, format!("below {count}")))
         }
-        Some(_) => {}
+        _ => Ok(()),
     }
-    Ok(arena.inplace_op2(&rows.contiguous()?, &WriteRows { slots })?)
 }
 
 // candle's view of the ops.
@@ -246,6 +259,22 @@ impl CustomOp3 for Attend {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &candle_core::CudaStorage,
+        q_l: &Layout,
+        k: &candle_core::CudaStorage,
+        k_l: &Layout,
+        v: &candle_core::CudaStorage,
+        v_l: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        let bias = self.bias.as_ref().map(|bias| (&bias.table, bias.max));
+        let operands = [(q, q_l), (k, k_l), (v, v_l)];
+        super::cuda::attend::forward(operands, &self.plan, self.scale, bias)
+            .map_err(super::host::candle)
+    }
+
     fn bwd(
         &self,
         q: &Tensor,
@@ -254,6 +283,12 @@ impl CustomOp3 for Attend {
         _: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        if !q.device().is_cpu() {
+            bail!(
+                "attend: gradients are computed on the CPU only, and q is on {:?}",
+                q.device().location()
+            )
+        }
         let [q, k, v] = grad::backward(self, [q, k, v], grad)?;
         Ok((Some(q), Some(k), Some(v)))
     }
@@ -287,5 +322,17 @@ impl InplaceOp2 for WriteRows<'_> {
             }
             Ok(())
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        arena: &mut candle_core::CudaStorage,
+        arena_l: &Layout,
+        rows: &candle_core::CudaStorage,
+        rows_l: &Layout,
+    ) -> candle_core::Result<()> {
+        super::cuda::attend::write_forward((arena, arena_l), (rows, rows_l), self.slots)
+            .map_err(super::host::candle)
     }
 }

@@ -59,6 +59,18 @@ constants! {
     const POOL_MASK_THREADS: u32 = 256;
     const POOL_GRAD_THREADS: u32 = 256;
 
+    const ATTEND_THREADS: u32 = 128;
+    /// Lines (a query row and a query head of one key head) of an item.
+    const ATTEND_LINES: u64 = 64;
+    /// Lines of an item of few, and keys of its chunk.
+    const ATTEND_FEW: u64 = 16;
+    const ATTEND_CHUNK: u64 = 256;
+    /// Lines of a block of threads in f32; of few lines; of many where D is above 128.
+    const ATTEND_FLOAT_LINES: u64 = 32;
+    const ATTEND_FLOAT_FEW: u64 = 4;
+    const ATTEND_FLOAT_WIDE: u64 = 16;
+    const WRITE_THREADS: u32 = 256;
+
     const COSINE_ROW_THREADS: u32 = 256;
     /// Rows and columns of a tile; rows of operands are padded to it, and lie in chunks of as many rows.
     const TILE: u64 = 128;
@@ -174,6 +186,61 @@ layouts! {
         mode: u32,
         normalize: u32,
         chunks: u32,
+    }
+
+    /// Keys of `attend_*` that lie one after another.
+    struct AttendSegment {
+        base: u32,
+        end: u32,
+    }
+
+    /// Lines and keys of `attend_*`.
+    struct AttendItem {
+        first_row: u32,
+        rows: u32,
+        first_segment: u32,
+        keys: u32,
+        causal: u32,
+        first_line: u32,
+        lines: u32,
+        chunk: u32,
+        chunks: u32,
+        part: u32,
+        ticket: u32,
+        reserved: u32,
+    }
+
+    /// `attend_*`.
+    struct AttendArgs {
+        q: Address,
+        k: Address,
+        v: Address,
+        out: Address,
+        bias: Address,
+        items: Address,
+        segments: Address,
+        parts: Address,
+        tickets: Address,
+        q_pitch: i64,
+        k_pitch: i64,
+        v_pitch: i64,
+        dim: u32,
+        kv_heads: u32,
+        group: u32,
+        bias_max: u32,
+        scale: f32,
+        aligned: u32,
+    }
+
+    /// `write_rows`.
+    struct WriteArgs {
+        rows: Address,
+        arena: Address,
+        slots: Address,
+        count: u64,
+        row_bytes: u64,
+        unit: u32,
+        reserved: u32,
     }
 
     /// `cosine_rows_*`.

@@ -1,7 +1,8 @@
 //! The kernels on a GPU, for buffers of cudarc: no candle tensor needed.
 //!
-//! candle tensors go through the ops themselves ([`super::pool`], [`super::cosine`], [`super::mask`], [`super::token`],
-//! [`super::norm`], [`super::act`], [`super::rope`]), which call what is here. Both ways share one set of checks and one launch.
+//! candle tensors go through the ops themselves ([`super::attend`], [`super::pool`], [`super::cosine`], [`super::mask`],
+//! [`super::token`], [`super::norm`], [`super::act`], [`super::rope`]), which call what is here. Both ways share one set of
+//! checks and one launch.
 //!
 //! # How to call
 //! What is known on the host (offsets, thresholds, rows to sample) is checked and uploaded once, by a constructor; a call
@@ -29,6 +30,7 @@
 pub mod act;
 #[allow(dead_code)]
 mod args;
+pub mod attend;
 pub mod cosine;
 mod geometry;
 pub mod mask;
@@ -70,6 +72,8 @@ macro_rules! device_repr {
     };
 }
 device_repr!(
+    AttendArgs,
+    WriteArgs,
     PoolArgs,
     PoolMaskArgs,
     PoolGradArgs,

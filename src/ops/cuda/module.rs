@@ -22,6 +22,7 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum File {
     Act,
+    Attend,
     Cosine,
     Mask,
     Norm,
@@ -31,12 +32,21 @@ pub(super) enum File {
 }
 
 impl File {
-    const ALL: [Self; 7] =
-        [Self::Act, Self::Cosine, Self::Mask, Self::Norm, Self::Pool, Self::Rope, Self::Token];
+    const ALL: [Self; 8] = [
+        Self::Act,
+        Self::Attend,
+        Self::Cosine,
+        Self::Mask,
+        Self::Norm,
+        Self::Pool,
+        Self::Rope,
+        Self::Token,
+    ];
 
     fn fatbin(self) -> Option<&'static [u8]> {
         match self {
             Self::Act => ACT,
+            Self::Attend => ATTEND,
             Self::Cosine => COSINE,
             Self::Mask => MASK,
             Self::Norm => NORM,
@@ -55,6 +65,31 @@ impl File {
                 "act_gated_f32",
                 "act_gated_f16",
                 "act_gated_bf16",
+            ],
+            Self::Attend => &[
+                "attend_f32_64",
+                "attend_f32_128",
+                "attend_f32_256",
+                "attend_few_f32_64",
+                "attend_few_f32_128",
+                "attend_few_f32_256",
+                "attend_f16_64",
+                "attend_f16_96",
+                "attend_f16_128",
+                "attend_f16_256",
+                "attend_few_f16_64",
+                "attend_few_f16_96",
+                "attend_few_f16_128",
+                "attend_few_f16_256",
+                "attend_bf16_64",
+                "attend_bf16_96",
+                "attend_bf16_128",
+                "attend_bf16_256",
+                "attend_few_bf16_64",
+                "attend_few_bf16_96",
+                "attend_few_bf16_128",
+                "attend_few_bf16_256",
+                "write_rows",
             ],
             Self::Cosine => &[
                 "cosine_rows_f32",

@@ -1,0 +1,152 @@
+//! Attention over candle tensors that live on a GPU.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
+use candle_core::{CudaStorage, Layout, Shape, Storage, Tensor};
+use cudarc::driver::CudaStream;
+use half::{bf16, f16};
+
+use super::super::{Queue, Rows, Values, is_capturing};
+use super::{Bias, Operands, Output, Plan, Slots, attend, write_rows};
+use crate::ops::attend::AttendPlan;
+use crate::{Error, Result};
+
+/// What was uploaded last, for what, and on which stream: the layers of a pass ask for the same thing one after another.
+struct Last<K, V>(Mutex<Option<(Arc<CudaStream>, K, Arc<V>)>>);
+
+impl<K, V> Last<K, V> {
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// The last value if it was made on `stream` for a key that is the `same`, else a new one.
+    fn get(
+        &self,
+        op: &'static str,
+        stream: &Arc<CudaStream>,
+        same: impl Fn(&K) -> bool,
+        key: impl FnOnce() -> K,
+        make: impl FnOnce() -> Result<V>,
+    ) -> Result<Arc<V>> {
+        // A graph outlives what is kept here; candle keeps what is uploaded for one.
+        if is_capturing(op, stream)? {
+            return make().map(Arc::new);
+        }
+        // Nothing is left half done by a panic: the entry is replaced whole.
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((own, seen, value)) = &*last
+            && Arc::ptr_eq(own, stream)
+            && same(seen)
+        {
+            return Ok(value.clone());
+        }
+        let value = Arc::new(make()?);
+        *last = Some((stream.clone(), key(), value.clone()));
+        Ok(value)
+    }
+}
+
+/// By plan, rows, slots and group; by slots and slots of the arena.
+static PLANS: Last<(AttendPlan, [usize; 3]), Plan> = Last::new();
+static SLOTS: Last<(Vec<u32>, usize), Slots> = Last::new();
+
+/// `[rows, heads, D]` with dense heads as rows of all heads; with the heads and D.
+fn tokens<'a>(
+    what: &'static str,
+    (storage, layout): (&'a CudaStorage, &Layout),
+) -> Result<(Rows<'a>, usize, usize)> {
+    let (&[rows, heads, dim], &[pitch, _, _]) = (layout.dims(), layout.stride()) else {
+        return Err(Error::argument("attend", what, format!("{layout:?}"), "[rows, heads, D]"));
+    };
+    let flat = Layout::new((rows, heads * dim).into(), vec![pitch, 1], layout.start_offset());
+    Ok((Rows::of_storage("attend", what, storage, &flat)?, heads, dim))
+}
+
+/// The forward pass of the candle op, after its checks: heads lie one after another, rows any distance apart.
+pub(in crate::ops) fn forward(
+    [q, k, v]: [(&CudaStorage, &Layout); 3],
+    plan: &AttendPlan,
+    scale: f32,
+    bias: Option<(&Tensor, usize)>,
+) -> Result<(CudaStorage, Shape)> {
+    let op = "attend";
+    let (device, shape) = (q.0.device.clone(), q.1.shape().clone());
+    let stream = device.cuda_stream();
+    let (q, heads, dim) = tokens("q", q)?;
+    let (k, kv_heads, _) = tokens("k", k)?;
+    let (v, _, _) = tokens("v", v)?;
+    let shape_of = [q.count, k.count, heads / kv_heads];
+    let plan = PLANS.get(
+        op,
+        &stream,
+        |(last, of)| *of == shape_of && last == plan,
+        || (plan.clone(), shape_of),
+        || Plan::new(&device, plan, q.count, k.count, heads / kv_heads),
+    )?;
+    let operands = Operands { q, k, v, dim };
+    let locked = bias.map(|(table, max)| (table.storage_and_layout(), max));
+    let bias = match &locked {
+        None => None,
+        Some(((storage, layout), max)) => {
+            let Storage::Cuda(storage) = &**storage else {
+                return Err(Error::argument(op, "bias.table", "off the GPU", "on the GPU of q"));
+            };
+            let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+            let table = storage.as_cuda_slice::<f32>()?.slice(range);
+            Some(Bias { table, max: *max })
+        }
+    };
+    let queue = Queue { op, stream: &stream };
+    let len = operands.q.count * operands.q.width;
+    macro_rules! run {
+        ($ty:ty) => {{
+            let mut out = queue.alloc::<$ty>(len)?;
+            attend(&stream, &operands, &plan, scale, bias.as_ref(), &mut out)?;
+            CudaStorage::wrap_cuda_slice(out, device)
+        }};
+    }
+    let storage = match operands.q.values {
+        Values::F32(_) => run!(f32),
+        Values::F16(_) => run!(f16),
+        Values::BF16(_) => run!(bf16),
+    };
+    Ok((storage, shape))
+}
+
+/// [`crate::ops::attend::write_rows`] on CUDA tensors, after its checks.
+pub(in crate::ops) fn write_forward(
+    (arena, arena_layout): (&mut CudaStorage, &Layout),
+    (rows, rows_layout): (&CudaStorage, &Layout),
+    slots: &[u32],
+) -> Result<()> {
+    let op = "write_rows";
+    let (device, count) = (arena.device.clone(), arena_layout.dims()[0]);
+    let stream = device.cuda_stream();
+    let width = arena_layout.shape().elem_count() / count.max(1);
+    let flat = Layout::contiguous_with_offset((slots.len(), width), rows_layout.start_offset());
+    let rows = Rows::of_storage(op, "rows", rows, &flat)?;
+    let slots = SLOTS.get(
+        op,
+        &stream,
+        |(last, of)| *of == count && last == slots,
+        || (slots.to_vec(), count),
+        || Slots::new(&device, slots, count),
+    )?;
+    let range = arena_layout.start_offset()..arena_layout.start_offset() + count * width;
+    fn write<T: Output + CudaDType>(
+        stream: &Arc<CudaStream>,
+        rows: &Rows<'_>,
+        slots: &Slots,
+        arena: &mut cudarc::driver::CudaSlice<T>,
+        range: std::ops::Range<usize>,
+    ) -> Result<()> {
+        write_rows::<T>(stream, rows, slots, &mut arena.slice_mut(range))
+    }
+    match &mut arena.slice {
+        CudaStorageSlice::F32(arena) => write(&stream, &rows, &slots, arena, range),
+        CudaStorageSlice::F16(arena) => write(&stream, &rows, &slots, arena, range),
+        CudaStorageSlice::BF16(arena) => write(&stream, &rows, &slots, arena, range),
+        _ => Err(Error::argument(op, "dtype", "of other values", "f32, f16 or bf16")),
+    }
+}
