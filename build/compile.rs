@@ -11,8 +11,7 @@ use crate::support::{Kind, Target, Version};
 use crate::toolkit::Toolkit;
 
 /// What is compiled: `kernels/<name>.cu`.
-pub const KERNELS: [&str; 8] =
-    ["act", "attend", "cosine", "mask", "norm", "pool", "rope", "token"];
+pub const KERNELS: [&str; 8] = ["act", "attend", "cosine", "mask", "norm", "pool", "rope", "token"];
 
 /// What those include, below `kernels/`.
 pub const HEADERS: [&str; 12] = [

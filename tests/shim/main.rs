@@ -75,8 +75,7 @@ fn build(compiler: &str, driver: &str, kernels: &Path, name: &str) -> PathBuf {
     program
 }
 
-const OPS: [&str; 8] =
-    ["act", "attend", "cosine", "mask", "norm", "pool", "rope", "token"];
+const OPS: [&str; 8] = ["act", "attend", "cosine", "mask", "norm", "pool", "rope", "token"];
 
 /// The driver of an op with the real kernels, built once; `None` without a compiler.
 fn driver(op: &str) -> Option<&'static Path> {
