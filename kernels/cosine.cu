@@ -151,27 +151,58 @@ struct CosinePrepareArgs {
 };
 static_assert(sizeof(CosinePrepareArgs) == 88, "the launch code relies on this layout");
 
+// Eight columns from c on, zeros from column d on.
+template <class T>
+BDHS_DEVICE void load_piece(const typename T::storage* x, int64_t c, int64_t d, bool aligned, float (&out)[8]) {
+#pragma unroll
+    for (int part = 0; part < 8; part += T::VEC) {
+        float values[T::VEC];
+        load_vec<T>(x + c + part, d - c - part, aligned, values);
+#pragma unroll
+        for (int i = 0; i < T::VEC; ++i) out[part + i] = values[i];
+    }
+}
+
+BDHS_DEVICE void store_piece(uint16_t* plane, const uint16_t (&p)[8]) {
+    const auto pair = [&](int i) { return (uint32_t)p[i] | (uint32_t)p[i + 1] << 16; };
+    *reinterpret_cast<uint4*>(plane) = {pair(0), pair(2), pair(4), pair(6)};
+}
+
 template <class T> BDHS_DEVICE void prepare_row(const CosinePrepareArgs& args, uint64_t r) {
+    constexpr bool SPLIT = T::VEC == 4;  // f32
     const auto* x = static_cast<const typename T::storage*>(args.rows) + (int64_t)r * args.stride;
+    const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
+    const int64_t d = r < args.count ? args.d : 0;
     double squares = 0.0;
-    if (r < args.count)
-        for (int64_t c = lane_id(); c < args.d; c += 32) squares += (double)T::decode(x[c]) * (double)T::decode(x[c]);
+    for (int64_t c = lane_id() * 8; c < d; c += 32 * 8) {
+        float values[8];
+        load_piece<T>(x, c, d, aligned, values);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) squares += (double)values[i] * (double)values[i];
+    }
     squares = warp_reduce<Sum>(squares);
     const bool finite = isfinite(squares), live = finite && squares > 0.0;
     double factor = 1.0;  // on the stored values
-    if (T::VEC == 4) factor = live ? 1.0 / sqrt(squares) : 0.0;
+    if (SPLIT) factor = live ? 1.0 / sqrt(squares) : 0.0;
     if (T::IS_BF16 && live) factor = scalbn(1.0, -ilogb(squares) / 2);
-    for (int64_t c = lane_id(); c < args.padded_d; c += 32) {
-        const bool value = live && c < args.d;
-        const int64_t at = plane_at(r, c, args.padded_d);
-        if constexpr (T::VEC == 4) {
-            const float unit = value ? (float)((double)T::decode(x[c]) * factor) : 0.0f;
-            const uint16_t high = F16::encode(unit);
-            args.high[at] = high;
-            if (args.low) args.low[at] = F16::encode((unit - F16::decode(high)) * 2048.0f);
-        } else {
-            args.high[at] = value ? T::encode((float)((double)T::decode(x[c]) * factor)) : (uint16_t)0;
+    for (int64_t c = lane_id() * 8; c < args.padded_d; c += 32 * 8) {
+        float values[8];
+        uint16_t high[8], low[8];
+        load_piece<T>(x, c, live ? d : 0, aligned, values);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const float value = (float)((double)values[i] * factor);
+            if constexpr (SPLIT) {
+                high[i] = F16::encode(value);
+                low[i] = F16::encode((value - F16::decode(high[i])) * 2048.0f);
+            } else {
+                high[i] = T::encode(value);
+            }
         }
+        const int64_t at = plane_at(r, c, args.padded_d);
+        store_piece(args.high + at, high);
+        if constexpr (SPLIT)
+            if (args.low) store_piece(args.low + at, low);
     }
     if (lane_id() == 0) {
         args.scale[r] = !live ? 0.0f : T::VEC == 4 ? 1.0f : (float)(1.0 / (sqrt(squares) * factor));
