@@ -82,6 +82,10 @@ impl Language {
                 format!("ids below the vocabulary size {}", self.config.vocab),
             ));
         }
+        if ids.is_empty() {
+            // A GPU has no buffers of length 0.
+            return Ok(self.embedding.narrow(0, 0, 0)?);
+        }
         Ok(self.embedding.index_select(&Tensor::new(ids, &self.device)?, 0)?)
     }
 

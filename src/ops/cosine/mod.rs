@@ -33,7 +33,7 @@
 //! # Devices
 //! CPU and, in a `cuda` build, CUDA: the same decisions; bounds and products of the device path are in `ops::cuda`'s
 //! `cosine`. Scores, top-k and their indices stay on the device; counts, lists and `first_below` are numbers on the host, so
-//! calls that return those wait for the device. [`rows_f64`] is for the CPU.
+//! calls that return those wait for the device. [`rows_f64`] computes on the CPU.
 //!
 //! # Cost
 //! [`rows`]: floor (N + R) D s bytes read, 4 N written; one pass. All pairs: 2 N M D FLOP, half of that for one side. Of
@@ -185,7 +185,8 @@ pub fn rows(
 }
 
 /// The float64 cosine of candidate i with reference i, `[N, D]` each: the number that every decision of this module is
-/// defined by. For scores that are kept, and compared with thresholds nobody knows yet.
+/// defined by. For scores that are kept, and compared with thresholds nobody knows yet. On the CPU: from a GPU the rows are
+/// copied.
 ///
 /// # Errors
 /// On shapes or dtypes that do not fit.
@@ -195,7 +196,8 @@ pub fn rows_f64(candidates: &Tensor, references: &Tensor) -> Result<Vec<f64>> {
     if n != r {
         return Err(Error::argument(op, "candidates", n, format!("{r}, one a reference")));
     }
-    with_sides(op, candidates, references, ExactJob { d })
+    let [candidates, references] = [candidates, references].map(|t| t.to_device(&Device::Cpu));
+    with_sides(op, &candidates?, &references?, ExactJob { d })
 }
 
 /// r + 1 offsets from 0 to n that never fall.

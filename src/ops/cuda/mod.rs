@@ -322,10 +322,15 @@ impl Queue<'_> {
     }
 
     /// Uninitialised memory: what a kernel of this call writes before anyone reads it. Never of length 0, which the
-    /// driver does not give out.
+    /// driver does not give out: no kernel writes the one element that then stands for none, but a copy may read it.
     fn alloc<T: DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
         // SAFETY: callers let a kernel write all that is read later; the element types take any bits.
-        unsafe { self.stream.alloc(len.max(1)) }.map_err(driver_error(self.op, "allocating"))
+        let mut buffer = unsafe { self.stream.alloc(len.max(1)) }
+            .map_err(driver_error(self.op, "allocating"))?;
+        if len == 0 {
+            self.fill(&mut buffer, 0)?;
+        }
+        Ok(buffer)
     }
 
     fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<CudaSlice<T>> {
@@ -343,8 +348,8 @@ impl Queue<'_> {
         self.stream.memset_zeros(buffer).map_err(driver_error(self.op, "clearing"))
     }
 
-    /// Sets every byte to 255.
-    fn fill_ones<T: DeviceRepr>(&self, buffer: &mut impl DevicePtrMut<T>) -> Result<()> {
+    /// Sets every byte.
+    fn fill<T: DeviceRepr>(&self, buffer: &mut impl DevicePtrMut<T>, byte: u8) -> Result<()> {
         let bytes = buffer.num_bytes();
         if bytes == 0 {
             return Ok(());
@@ -354,7 +359,7 @@ impl Queue<'_> {
         let (address, _guard) = self.write("buffer", buffer)?;
         // SAFETY: the buffer is `bytes` long and borrowed alone.
         unsafe {
-            cudarc::driver::result::memset_d8_async(address, 0xff, bytes, self.stream.cu_stream())
+            cudarc::driver::result::memset_d8_async(address, byte, bytes, self.stream.cu_stream())
         }
         .map_err(driver_error(self.op, "filling"))
     }

@@ -209,7 +209,7 @@ pub fn rows(
     check_len(op, "first_below", &out.first_below, r * t)?;
     check_len(op, "tally", &out.tally, 2)?;
     queue.clear(&mut out.tally)?;
-    queue.fill_ones(&mut out.first_below)?;
+    queue.fill(&mut out.first_below, 0xff)?;
 
     let (x, _x) = candidates.read(&queue, "candidates")?;
     let (y, _y) = references.read(&queue, "references")?;
