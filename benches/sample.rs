@@ -67,7 +67,7 @@ mod model {
     pub fn cases() -> Vec<Case> {
         let model = Rc::new(std::cell::OnceCell::new());
         let mut cases = vec![];
-        for rows in [64, 256, 1024] {
+        for rows in [16, 64, 256, 1024] {
             cases.push(decode(&model, rows));
         }
         for sequences in [16, 64] {
@@ -113,7 +113,7 @@ mod model {
     }
 
     fn load() -> Llava {
-        let device = Device::new_cuda_with_stream(0).expect("a GPU that was probed");
+        let device = bdhs::models::device::open("cuda").expect("a GPU that was probed");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let golden = root().join("tests/golden/llava/llava15");
         for entry in std::fs::read_dir(&golden).expect("the golden checkpoints") {

@@ -242,5 +242,5 @@ fn outline(model: &Outline, free_gib: Option<f64>) -> String {
             fits(memory),
         ));
     }
-    text + "runs          on the CPU; attention, norms and activations have no CUDA path"
+    text + "runs          on the CPU; in a build with the feature cuda on a GPU too"
 }
