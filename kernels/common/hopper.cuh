@@ -15,7 +15,7 @@ BDHS_DEVICE void barrier_init(uint32_t barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
-// Makes initialised barriers visible to the cluster and to copies.
+// Makes initialised barriers visible to copies.
 BDHS_DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 // Arrives, and lets the phase wait for `bytes` of copies.
@@ -23,15 +23,8 @@ BDHS_DEVICE void barrier_expect(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Arrives at the barrier that block `rank` of the cluster has at this address. Orders no ordinary access to memory among
-// blocks, which would take a fence of the whole GPU.
-BDHS_DEVICE void barrier_arrive(uint32_t barrier, uint32_t rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-        "}" ::"r"(barrier), "r"(rank) : "memory");
+BDHS_DEVICE void barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // Waits until the phase of that parity is over.
@@ -47,17 +40,6 @@ BDHS_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
         "}" ::"r"(barrier), "r"(parity) : "memory");
 }
 
-BDHS_DEVICE uint32_t cluster_rank() {
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-// All threads of the cluster.
-BDHS_DEVICE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
 // ---- copies ----
 
 // `bytes` from global to shared memory, both multiples of 16; the barrier gets their number when they are there.
@@ -65,14 +47,6 @@ BDHS_DEVICE void copy_bulk(uint32_t to, const void* from, uint32_t bytes, uint32
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
                  : "memory");
-}
-
-// The same into each block of the cluster whose bit is set, at the same address, told to the barrier it has there.
-BDHS_DEVICE void copy_bulk_to(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint16_t blocks) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::
-            "r"(to), "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier), "h"(blocks)
-        : "memory");
 }
 
 // ---- registers ----

@@ -77,11 +77,9 @@ constants! {
     /// Operands' widths are padded to it; columns of a chunk.
     const TILE_K: u64 = 64;
     const COSINE_TILE_THREADS: u32 = 256;
-    /// Of the kernels for sm_90a: threads and bytes of dynamic shared memory of a block, blocks of a cluster, and
-    /// the columns of a block's tile.
+    /// Of the kernels for sm_90a: threads and bytes of dynamic shared memory of a block, and the columns of its tile.
     const WGMMA_THREADS: u32 = 384;
     const WGMMA_SHARED: u32 = 205_888;
-    const WGMMA_CLUSTER: u64 = 2;
     const WGMMA_COLUMNS: u64 = 256;
     /// Thresholds of one launch, at most.
     const COSINE_THRESHOLDS: usize = 64;

@@ -4,8 +4,7 @@
 use super::args::{
     ACT_FLIGHT, ACT_THREADS, ATTEND_FEW, ATTEND_FLOAT_FEW, ATTEND_FLOAT_LINES, ATTEND_FLOAT_WIDE,
     ATTEND_LINES, COSINE_ROW_THREADS, NORM_KEPT, NORM_THREADS, PACK_THREADS, POOL_GRAD_THREADS,
-    POOL_PART, POOL_SHARED_ROW, POOL_THREADS, ROPE_THREADS, TILE, TILE_K, WGMMA_CLUSTER,
-    WGMMA_COLUMNS,
+    POOL_PART, POOL_SHARED_ROW, POOL_THREADS, ROPE_THREADS, TILE, TILE_K, WGMMA_COLUMNS,
 };
 
 /// Elements of a 16-byte load.
@@ -151,12 +150,9 @@ pub(super) fn tiles(rows: u64) -> u64 {
     rows.div_ceil(TILE)
 }
 
-/// `cosine_*_wgmma_*`: blocks that stay until all tiles are done, one a multiprocessor, in whole clusters.
+/// `cosine_*_wgmma_*`: blocks that stay until all tiles are done, one a multiprocessor.
 pub(super) fn wide_blocks(tiles_a: u64, tiles_b: u64, multiprocessors: u32) -> u64 {
-    let rows = tiles_a.div_ceil(WGMMA_CLUSTER);
-    let columns = tiles_b.div_ceil(WGMMA_COLUMNS / TILE);
-    let clusters = (u64::from(multiprocessors) / WGMMA_CLUSTER).max(1);
-    (rows * columns).min(clusters) * WGMMA_CLUSTER
+    (tiles_a * tiles_b.div_ceil(WGMMA_COLUMNS / TILE)).min(u64::from(multiprocessors))
 }
 
 /// Products of planes of f16 for f32 rows: high x high and both cross terms. One would do for other dtypes.
