@@ -8,6 +8,7 @@
 //
 // Sequences of one group are finished by their block. Longer ones leave their parts in the
 // workspace; the block that takes the last integer ticket of the sequence adds them.
+#include "common/async.cuh"
 #include "common/dtype.cuh"
 #include "common/reduce.cuh"
 
@@ -45,7 +46,8 @@ struct PoolArgs {
 };
 static_assert(sizeof(PoolArgs) == 176, "the launch code relies on this layout");
 
-constexpr int POOL_THREADS = 512, POOL_PART = 64, POOL_SHARED_ROW = 2048;
+constexpr int POOL_THREADS = 256, POOL_PART = 64, POOL_SHARED_ROW = 2048;
+constexpr int POOL_SLOTS = 8;  // of 16 bytes a thread
 
 // The tokens of one sequence.
 struct Sequence {
@@ -149,39 +151,44 @@ BDHS_DEVICE void accumulate(const PoolArgs& args, const Sequence& seq, int64_t f
     }
 }
 
-// The same without LayerNorm, where the column's VEC values can be loaded at once: eight loads in flight.
+// The same without LayerNorm, where the column's VEC values can be loaded at once: seven tokens are on their way to the
+// thread's own slots in shared memory while it adds one. What is under way does not take registers, so there is enough of
+// it, all the time.
 template <class T, bool MAX>
 BDHS_DEVICE void accumulate_whole(const PoolArgs& args, const Sequence& seq, int64_t from, int64_t to, int64_t column,
-                                  float (&acc)[T::VEC]) {
-    constexpr int FLIGHT = 8;
-    const auto* p = static_cast<const typename T::storage*>(args.states) + column;
-    const uint4 zero = {0, 0, 0, 0};
+                                  uint4* ring, float (&acc)[T::VEC]) {
+    const auto* states = static_cast<const typename T::storage*>(args.states) + column;
+    const int count = (int)(to - from);
+    uint4* own = ring + threadIdx.x;
+    const auto fetch = [&](int t) {
+        if (t < count) copy_async(own + t % POOL_SLOTS * POOL_THREADS, states + seq.row(from + t) * args.state_stride, false);
+        commit_copies();
+    };
 #pragma unroll
     for (int i = 0; i < T::VEC; ++i) acc[i] = MAX ? -INFINITY : 0.0f;
 #pragma unroll 1
-    for (int64_t t = from; t < to; t += FLIGHT) {
-        uint4 raw[FLIGHT];
+    for (int t = 0; t < POOL_SLOTS - 1; ++t) fetch(t);
+#pragma unroll 1
+    for (int t = 0; t < count; ++t) {
+        wait_copies<POOL_SLOTS - 2>();
+        float x[T::VEC];
+        decode_raw<T>(own[t % POOL_SLOTS * POOL_THREADS], x);
+        // Into the slot of the token before this one.
+        fetch(t + POOL_SLOTS - 1);
+        const float w = args.mode == POOL_WEIGHTED ? (float)(from + t + 1) : 1.0f;
 #pragma unroll
-        for (int u = 0; u < FLIGHT; ++u) raw[u] = t + u < to ? load_raw<T>(p + seq.row(t + u) * args.state_stride) : zero;
-#pragma unroll
-        for (int u = 0; u < FLIGHT; ++u) {
-            if (t + u >= to) break;
-            const float w = args.mode == POOL_WEIGHTED ? (float)(t + u + 1) : 1.0f;
-            float x[T::VEC];
-            decode_raw<T>(raw[u], x);
-#pragma unroll
-            for (int i = 0; i < T::VEC; ++i) acc[i] = MAX ? max_or_nan(acc[i], x[i]) : fmaf(x[i], w, acc[i]);
-        }
+        for (int i = 0; i < T::VEC; ++i) acc[i] = MAX ? max_or_nan(acc[i], x[i]) : fmaf(x[i], w, acc[i]);
     }
+    wait_copies<0>();
 }
 
 template <class T, bool NORM>
 BDHS_DEVICE void accumulate_any(const PoolArgs& args, const Sequence& seq, int64_t from, int64_t to,
-                                int64_t column, const float2* moments, float (&acc)[T::VEC]) {
+                                int64_t column, const float2* moments, uint4* ring, float (&acc)[T::VEC]) {
     const bool max = args.mode == POOL_MAX;
     if (!NORM && args.aligned && column + T::VEC <= args.hidden) {
-        if (max) accumulate_whole<T, true>(args, seq, from, to, column, acc);
-        else accumulate_whole<T, false>(args, seq, from, to, column, acc);
+        if (max) accumulate_whole<T, true>(args, seq, from, to, column, ring, acc);
+        else accumulate_whole<T, false>(args, seq, from, to, column, ring, acc);
     } else {
         if (max) accumulate<T, true, NORM>(args, seq, from, to, column, moments, acc);
         else accumulate<T, false, NORM>(args, seq, from, to, column, moments, acc);
@@ -205,7 +212,8 @@ BDHS_DEVICE Span span_of(uint32_t mode, int64_t length) {
 }
 
 struct PoolShared {
-    float* parts;     // POOL_THREADS * VEC
+    uint4* ring;      // POOL_SLOTS * POOL_THREADS; without LayerNorm
+    float* parts;     // POOL_THREADS * VEC; may be where the ring is
     float* row;       // POOL_SHARED_ROW
     float2* moments;  // parts_per_block * 64, at most POOL_THREADS / 32 * 64
     double* scratch;
@@ -260,7 +268,7 @@ BDHS_DEVICE void block_parts(const PoolArgs& args, const Sequence& seq, Span spa
         const int64_t column = base + tx * T::VEC;
         float acc[T::VEC];
         if (column < args.dim && own.from < own.to)
-            accumulate_any<T, NORM>(args, seq, own.from, own.to, column, NORM ? s.moments + ty * POOL_PART : nullptr, acc);
+            accumulate_any<T, NORM>(args, seq, own.from, own.to, column, NORM ? s.moments + ty * POOL_PART : nullptr, s.ring, acc);
         if (!single) {
             float* to = args.parts + (seq.part_start + part) * args.dim + column;
 #pragma unroll
@@ -268,6 +276,8 @@ BDHS_DEVICE void block_parts(const PoolArgs& args, const Sequence& seq, Span spa
                 if (own.from < own.to && column + i < args.dim) to[i] = acc[i];
             continue;
         }
+        // The slots become the parts.
+        if (!NORM) __syncthreads();
 #pragma unroll
         for (int i = 0; i < T::VEC; ++i) s.parts[ty * tile + tx * T::VEC + i] = acc[i];
         __syncthreads();
@@ -321,11 +331,12 @@ template <class T, bool NORM> BDHS_DEVICE void pool_block(const PoolArgs& args, 
 
 #define BDHS_POOL_KERNEL(name, T)                                                             \
     extern "C" __global__ void __launch_bounds__(POOL_THREADS, 1) name(const PoolArgs args) { \
-        BDHS_SHARED(float, parts, POOL_THREADS * T::VEC);                                     \
+        BDHS_SHARED(uint4, ring, POOL_SLOTS * POOL_THREADS);                                  \
         BDHS_SHARED(float, row, POOL_SHARED_ROW);                                             \
         BDHS_SHARED(double, scratch, POOL_THREADS / 32);                                      \
         BDHS_SHARED(uint32_t, ticket, 1);                                                     \
-        pool_block<T, false>(args, {parts, row, nullptr, scratch, ticket});                   \
+        float* parts = reinterpret_cast<float*>(ring);                                        \
+        pool_block<T, false>(args, {ring, parts, row, nullptr, scratch, ticket});             \
     }
 
 #define BDHS_POOL_NORM_KERNEL(name, T)                                                        \
@@ -335,7 +346,7 @@ template <class T, bool NORM> BDHS_DEVICE void pool_block(const PoolArgs& args, 
         BDHS_SHARED(float2, moments, POOL_THREADS / 32 * POOL_PART);                          \
         BDHS_SHARED(double, scratch, POOL_THREADS / 32);                                      \
         BDHS_SHARED(uint32_t, ticket, 1);                                                     \
-        pool_block<T, true>(args, {parts, row, moments, scratch, ticket});                    \
+        pool_block<T, true>(args, {nullptr, parts, row, moments, scratch, ticket});           \
     }
 
 BDHS_POOL_KERNEL(pool_f32, F32)

@@ -53,8 +53,13 @@ struct Filter {
     float lowest;        // top-k: logits below it go
     uint32_t cut;        // top-p: keys below it go
     uint64_t cut_stays;  // top-p: how many tokens with the key `cut` stay, by index
-    double min_p;
+    float min_p;         // rounded up: a weight is below it iff it is below the row's
 };
+
+BDHS_DEVICE float round_up(double x) {
+    const float f = (float)x;
+    return (double)f < x ? __uint_as_float(__float_as_uint(f) + 1) : f;
+}
 
 BDHS_DEVICE uint64_t mass_of(const Filter& f, float logit) {
     if (!(logit >= f.lowest)) return 0;
@@ -65,7 +70,7 @@ BDHS_DEVICE uint64_t mass_of(const Filter& f, float logit) {
 BDHS_DEVICE uint64_t mass_after_min_p(const Filter& f, float logit) {
     if (!(logit >= f.lowest)) return 0;
     const float weight = expf((logit - f.max) * f.scale);
-    return (double)weight < f.min_p ? 0 : (uint64_t)(weight * MASS_ONE);
+    return weight < f.min_p ? 0 : (uint64_t)(weight * MASS_ONE);
 }
 
 template <class T> struct Logits {
@@ -154,13 +159,25 @@ BDHS_DEVICE void mark_history(const TokenArgs& args, const TokenRow& row, uint32
 // The largest logit and the first token that has it, as key << 32 | ~token; all ones if there is
 // a NaN.
 template <class T> BDHS_DEVICE uint64_t peak(const Logits<T>& logits, uint64_t* scratch) {
-    uint64_t best = 0;
-    logits.each([&](uint32_t token, float l) {
-        const uint64_t key = l == l ? ordered_key(l) : 0xffffffffu;
-        const uint64_t packed = key << 32 | (l == l ? ~token : 0xffffffffu);
-        best = packed > best ? packed : best;
+    float best = -INFINITY;
+    uint32_t at = 0xffffffffu;
+    bool nan = false;
+    logits.stripes([&](uint32_t, uint32_t first, const float (&l)[T::VEC]) {
+        float most = l[0];
+#pragma unroll
+        for (int i = 0; i < T::VEC; ++i) {
+            nan |= l[i] != l[i];
+            most = fmaxf(most, l[i]);
+        }
+        if (most > best) {
+            best = most;
+#pragma unroll
+            for (int i = T::VEC - 1; i >= 0; --i)
+                if (l[i] == most) at = first + i;
+        }
     });
-    return block_reduce<Max>(best, scratch);
+    const uint64_t packed = nan ? ~(uint64_t)0 : (uint64_t)ordered_key(best) << 32 | (uint32_t)~at;
+    return block_reduce<Max>(packed, scratch);
 }
 
 // Applies top-k, then top-p; the mass left is what `draw_token` sums.
@@ -168,8 +185,9 @@ template <class T>
 BDHS_DEVICE void apply_filters(const Logits<T>& logits, const TokenRow& row, const TokenScratch& s,
                                Filter& f) {
     if (row.top_k != 0 && row.top_k < logits.vocab) {
-        const Selected kth = radix_select(row.top_k - 1, s.bins, s.words, s.found, [&](auto visit) {
-            logits.each([&](uint32_t, float l) { visit(~ordered_key(l), 1ull); });
+        uint32_t* counts = reinterpret_cast<uint32_t*>(s.bins);
+        const Selected kth = radix_select(row.top_k - 1, counts, s.words, s.found, [&](auto visit) {
+            logits.each([&](uint32_t, float l) { visit(~ordered_key(l), 1u); });
         });
         f.lowest = key_to_float(~kth.key);
     }
@@ -212,19 +230,22 @@ BDHS_DEVICE void stripe_masses(const Logits<T>& logits, const TokenScratch& s, c
     logits.stripes([&](uint32_t stripe, uint32_t first, const float (&l)[T::VEC]) {
         uint64_t mass = 0;
         uint32_t ties = 0;
-#pragma unroll
-        for (int i = 0; i < T::VEC; ++i) {
-            if (first + i >= logits.vocab) continue;
-            const uint32_t key = ordered_key(l[i]);
-            if (key > f.cut) mass += mass_after_min_p(f, l[i]);
-            if (key == f.cut) ++ties;
-        }
-        mass = warp_reduce<Sum>(mass);
-        if (lane_id() == 0 && mass) atomicAdd(&s.bins[stripe], (unsigned long long)mass);
+        // Past the end of the row lies -inf, whose mass is none.
         if (f.cut) {
+#pragma unroll
+            for (int i = 0; i < T::VEC; ++i) {
+                const uint32_t key = ordered_key(l[i]);
+                if (key > f.cut) mass += mass_after_min_p(f, l[i]);
+                ties += key == f.cut && first + i < logits.vocab;
+            }
             ties = warp_reduce<Sum>(ties);
             if (lane_id() == 0 && ties) atomicAdd(&s.ties[stripe], ties);
+        } else {
+#pragma unroll
+            for (int i = 0; i < T::VEC; ++i) mass += mass_after_min_p(f, l[i]);
         }
+        mass = warp_reduce<Sum>(mass);
+        if (lane_id() == 0 && mass) add_to_bin(&s.bins[stripe], mass);
     });
     __syncthreads();
     // Ties that stay join their stripe's mass; what is left in `ties` is their number before the stripe.
@@ -321,7 +342,7 @@ template <class T> BDHS_DEVICE void sample_row(const TokenArgs& args, const Toke
     }
     const bool greedy = row.scale == 0.0f;
     Filter f = {key_to_float((uint32_t)(best >> 32)), greedy ? 1.0f : row.scale, -INFINITY, 0, 0,
-                greedy ? 0.0 : row.min_p};
+                greedy ? 0.0f : round_up(row.min_p)};
     if (!greedy) apply_filters(logits, row, s, f);
     Drawn drawn = draw_token(logits, row, s, f);
     if (greedy) drawn.token = ~(uint32_t)best;

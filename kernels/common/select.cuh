@@ -19,6 +19,17 @@ BDHS_DEVICE float key_to_float(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
+// Adds to a 64-bit bin in shared memory that is not read meanwhile. Two additions of 32 bits, since one of 64 is a loop of
+// compare-and-swap.
+BDHS_DEVICE void add_to_bin(unsigned long long* bin, uint64_t value) {
+    uint32_t* half = reinterpret_cast<uint32_t*>(bin);  // the low one first
+    const uint32_t low = (uint32_t)value, before = atomicAdd(&half[0], low);
+    const uint32_t high = (uint32_t)(value >> 32) + (before + low < before ? 1u : 0u);
+    if (high) atomicAdd(&half[1], high);
+}
+
+BDHS_DEVICE void add_to_bin(uint32_t* bin, uint32_t value) { atomicAdd(bin, value); }
+
 // Where the item number `rank` (from 0) falls: its key, and the weight of items of that very key
 // that comes before it.
 struct Selected {
@@ -45,7 +56,7 @@ BDHS_DEVICE Selected radix_select(uint64_t rank, W* bins, uint64_t* scratch, uin
         each([&](uint32_t key, W weight) {
             // In 64 bits, so that the first pass, where no bit is known, compares nothing.
             if (((uint64_t)(key ^ prefix) >> (32 - bits)) == 0)
-                atomicAdd(&bins[key >> shift & ((1u << width) - 1)], weight);
+                add_to_bin(&bins[key >> shift & ((1u << width) - 1)], weight);
         });
         __syncthreads();
         const int first = (int)threadIdx.x * per_thread;

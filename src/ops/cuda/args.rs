@@ -51,7 +51,7 @@ constants! {
     const POOL_WEIGHTED: u32 = 4;
     const POOL_SQRT: u32 = 5;
     /// Threads of a pooling block, at most.
-    const POOL_THREADS: u32 = 512;
+    const POOL_THREADS: u32 = 256;
     /// Tokens of a part.
     const POOL_PART: u64 = 64;
     /// The widest vector that fits shared memory.
