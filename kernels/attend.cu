@@ -323,6 +323,7 @@ template <class T, int DP>
 BDHS_DEVICE void attend_write(const AttendArgs& args, const AttendWork& w, int line, const AttendLines& lines,
                               const float (&o)[DP / 8][4]) {
     const int dim = (int)args.dim;
+    const bool pairs = dim % 2 == 0 && reinterpret_cast<uintptr_t>(args.out) % 4 == 0;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         const int l = line + 8 * r;
@@ -333,7 +334,7 @@ BDHS_DEVICE void attend_write(const AttendArgs& args, const AttendWork& w, int l
         for (int n = 0; n < DP / 8; ++n) {
             const int d = 8 * n + lane_id() % 4 * 2;
             const float x = o[n][2 * r] * scale, y = o[n][2 * r + 1] * scale;
-            if (dim % 2 == 0 && d < dim) {
+            if (pairs && d < dim) {
                 *reinterpret_cast<uint32_t*>(out + d) = pack_pair<T>(x, y);
             } else {
                 if (d < dim) out[d] = T::encode(x);

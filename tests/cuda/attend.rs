@@ -3,6 +3,7 @@
 use bdhs::ops::attend::{AttendPlan, Block, RelativeBias, Segment, attend, write_rows};
 use bdhs::ops::cuda;
 use candle_core::{DType, Device, Tensor, Var};
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::{FLOATS, Random, assert_close, both, gpu, roundoff, stream, values};
 
@@ -228,6 +229,50 @@ fn a_plan_serves_many_calls() {
         refused(&operands, &other, "for 86 rows and 601 slots");
         let wide = cuda::attend::Operands { dim: 300, ..operands };
         refused(&wide, &shared, "D is 300, expected in 1..=256");
+    }
+}
+
+/// Workspace and tickets of chunks are the graph's own, so that it can run again and again.
+#[test]
+fn a_call_is_captured_into_a_graph() {
+    if gpu().is_none() {
+        return;
+    }
+    let context = cudarc::driver::CudaContext::new(0).unwrap();
+    // SAFETY: everything below is on one stream.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().unwrap();
+    cuda::load(&context).unwrap();
+    let (mut random, dim) = (Random(37), 32);
+    let shared = cuda::attend::Plan::new(&stream, &plan(), ROWS, SLOTS, 1).unwrap();
+    let kv = random.vec(SLOTS * dim);
+    let gpu_kv = stream.clone_htod(&kv).unwrap();
+    let mut q = stream.clone_htod(&random.vec(ROWS * dim)).unwrap();
+    let mut out = stream.alloc_zeros::<f32>(ROWS * dim).unwrap();
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    let rows = |values, count| cuda::Rows::packed(values, count, dim).unwrap();
+    let operands = cuda::attend::Operands {
+        q: rows(&q, ROWS),
+        k: rows(&gpu_kv, SLOTS),
+        v: rows(&gpu_kv, SLOTS),
+        dim,
+    };
+    cuda::attend::attend(&stream, &operands, &shared, 0.2, None, &mut out).unwrap();
+    let graph = stream
+        .end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
+        .unwrap()
+        .unwrap();
+    let kv = Tensor::from_vec(kv, (SLOTS, 1, dim), &Device::Cpu).unwrap();
+    for _ in 0..3 {
+        let input = random.vec(ROWS * dim);
+        stream.memcpy_htod(&input, &mut q).unwrap();
+        graph.launch().unwrap();
+        stream.synchronize().unwrap();
+        let host = Tensor::from_vec(input, (ROWS, 1, dim), &Device::Cpu).unwrap();
+        let exact = reference([&host, &kv, &kv], &plan(), f64::from(0.2f32), |_, _| 0.0);
+        let seen: Vec<f64> =
+            stream.clone_dtoh(&out).unwrap().iter().map(|&x| f64::from(x)).collect();
+        assert_close(&seen, &exact, 5e-5, 0.0, "in a graph");
     }
 }
 

@@ -108,7 +108,7 @@ template <class T> Bits<T> run_blocks(const Case<T>& c, const std::vector<Block>
     for (const Block& block : blocks) add_block(items, block, c.group);
     const Buffer<S> q(c.q, c.misalign), k(c.k, c.misalign), v(c.v, c.misalign);
     const Buffer<float> bias(c.bias);
-    Buffer<S> out(c.rows * c.heads() * c.dim);
+    Buffer<S> out(c.rows * c.heads() * c.dim, c.misalign);
     for (size_t i = 0; i < out.size(); ++i) out[i] = 0;
     const Buffer<AttendSegment> segments(items.segments);
     Buffer<float> parts(items.parts * c.kv_heads * (c.dim + 2));

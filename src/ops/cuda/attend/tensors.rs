@@ -13,7 +13,13 @@ use crate::ops::attend::AttendPlan;
 use crate::{Error, Result};
 
 /// What was uploaded last, for what, and on which stream: the layers of a pass ask for the same thing one after another.
-struct Last<K, V>(Mutex<Option<(Arc<CudaStream>, K, Arc<V>)>>);
+struct Last<K, V>(Mutex<Option<Upload<K, V>>>);
+
+struct Upload<K, V> {
+    stream: Arc<CudaStream>,
+    key: K,
+    value: Arc<V>,
+}
 
 impl<K, V> Last<K, V> {
     const fn new() -> Self {
@@ -35,14 +41,14 @@ impl<K, V> Last<K, V> {
         }
         // Nothing is left half done by a panic: the entry is replaced whole.
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((own, seen, value)) = &*last
-            && Arc::ptr_eq(own, stream)
-            && same(seen)
+        if let Some(last) = &*last
+            && Arc::ptr_eq(&last.stream, stream)
+            && same(&last.key)
         {
-            return Ok(value.clone());
+            return Ok(last.value.clone());
         }
         let value = Arc::new(make()?);
-        *last = Some((stream.clone(), key(), value.clone()));
+        *last = Some(Upload { stream: stream.clone(), key: key(), value: value.clone() });
         Ok(value)
     }
 }
