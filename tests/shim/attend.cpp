@@ -44,13 +44,40 @@ template <class T> struct Case {
 
 constexpr uint64_t FEW_LINES = 32;
 
+// A row and a chunk of its keys, in the order that brings together what is read together.
+struct Pair {
+    uint32_t slot, from, block, row, segment;
+    auto key() const { return std::make_tuple(slot, from, block); }
+    bool operator<(const Pair& o) const { return std::make_pair(key(), row) < std::make_pair(o.key(), o.row); }
+};
+
 struct Items {
-    std::vector<AttendItem> many, few;
+    std::vector<AttendItem> many;
+    std::vector<AttendShare> few;
     std::vector<AttendSegment> segments;
+    std::vector<AttendRow> rows;
+    std::vector<Pair> pairs;
+    std::vector<uint32_t> members;
     uint32_t parts = 0, tickets = 0;
 };
 
-void add_block(Items& to, const Block& block, uint64_t group) {
+void add_few(Items& to, const Block& block, uint32_t number, uint32_t first_segment, uint32_t keys, uint64_t group) {
+    for (uint32_t t = 0; t < block.rows; ++t) {
+        const uint32_t hidden = block.causal ? (uint32_t)block.rows - 1 - t : 0;
+        if (keys <= hidden) continue;
+        const uint32_t seen = keys - hidden, chunks = (seen + ATTEND_CHUNK - 1) / ATTEND_CHUNK, row = (uint32_t)to.rows.size();
+        to.rows.push_back({(uint32_t)block.first_row + t, t, seen, to.parts, to.tickets});
+        if (chunks > 1) to.parts += chunks * (uint32_t)group, to.tickets += (uint32_t)group;
+        uint32_t segment = first_segment;
+        for (uint32_t from = 0; from < seen; from += ATTEND_CHUNK) {
+            while (to.segments[segment].end <= from) ++segment;
+            const bool whole = from + ATTEND_CHUNK <= std::min(seen, to.segments[segment].end);
+            to.pairs.push_back({to.segments[segment].base + from, from, whole ? 0 : number + 1, row, segment});
+        }
+    }
+}
+
+void add_block(Items& to, const Block& block, uint32_t number, uint64_t group) {
     AttendItem item = {};
     item.first_row = (uint32_t)block.first_row;
     item.rows = (uint32_t)block.rows;
@@ -64,20 +91,29 @@ void add_block(Items& to, const Block& block, uint64_t group) {
     }
     if (item.keys == 0) return;
     const uint64_t lines = block.rows * group;
-    const bool few = block.rows == 1 || lines <= FEW_LINES;
-    for (uint64_t line = 0; line < lines; line += few ? ATTEND_FEW : ATTEND_LINES) {
+    if (block.rows == 1 || lines <= FEW_LINES) return add_few(to, block, number, item.first_segment, item.keys, group);
+    for (uint64_t line = 0; line < lines; line += ATTEND_LINES) {
         item.first_line = (uint32_t)line;
-        item.lines = (uint32_t)std::min<uint64_t>(few ? ATTEND_FEW : ATTEND_LINES, lines - line);
-        if (!few) {
-            to.many.push_back(item);
-            continue;
+        item.lines = (uint32_t)std::min<uint64_t>(ATTEND_LINES, lines - line);
+        to.many.push_back(item);
+    }
+}
+
+void add_shares(Items& to, uint64_t group) {
+    std::sort(to.pairs.begin(), to.pairs.end());
+    const size_t most = std::max<uint64_t>(1, ATTEND_FEW / group);
+    for (size_t first = 0, last; first < to.pairs.size(); first = last) {
+        const Pair& pair = to.pairs[first];
+        uint32_t seen = 0;
+        for (last = first; last < to.pairs.size() && last - first < most && to.pairs[last].key() == pair.key(); ++last) {
+            seen = std::max(seen, to.rows[to.pairs[last].row].keys);
+            to.members.push_back(to.pairs[last].row);
         }
-        item.chunks = (item.keys + ATTEND_CHUNK - 1) / ATTEND_CHUNK;
-        item.part = to.parts;
-        item.ticket = to.tickets;
-        if (item.chunks > 1) to.parts += item.chunks * item.lines, to.tickets += 1;
-        for (item.chunk = 0; item.chunk < item.chunks; ++item.chunk) to.few.push_back(item);
-        item.chunk = item.chunks = 0;
+        const AttendSegment& segment = to.segments[pair.segment];
+        const uint32_t lines = (uint32_t)((last - first) * group), end = std::min(seen, pair.from + ATTEND_CHUNK);
+        for (uint32_t line = 0; line < lines; line += ATTEND_FEW)
+            to.few.push_back({(uint32_t)first, line, std::min<uint32_t>(ATTEND_FEW, lines - line), pair.segment, segment.base,
+                              segment.end, pair.from, end});
     }
 }
 
@@ -105,31 +141,42 @@ template <class T> using Bits = std::vector<typename T::storage>;
 template <class T> Bits<T> run_blocks(const Case<T>& c, const std::vector<Block>& blocks, Rng& rng) {
     using S = typename T::storage;
     Items items;
-    for (const Block& block : blocks) add_block(items, block, c.group);
+    for (size_t i = 0; i < blocks.size(); ++i) add_block(items, blocks[i], (uint32_t)i, c.group);
+    add_shares(items, c.group);
     const Buffer<S> q(c.q, c.misalign), k(c.k, c.misalign), v(c.v, c.misalign);
     const Buffer<float> bias(c.bias);
     Buffer<S> out(c.rows * c.heads() * c.dim, c.misalign);
     for (size_t i = 0; i < out.size(); ++i) out[i] = 0;
+    const Buffer<AttendItem> many(items.many);
+    const Buffer<AttendShare> few_items(items.few);
     const Buffer<AttendSegment> segments(items.segments);
+    const Buffer<AttendRow> few_rows(items.rows);
+    const Buffer<uint32_t> members(items.members);
     Buffer<float> parts(items.parts * c.kv_heads * (c.dim + 2));
-    Buffer<uint32_t> tickets(std::vector<uint32_t>(items.tickets * c.kv_heads * 4, 0));
+    Buffer<uint32_t> tickets(std::vector<uint32_t>(items.tickets * c.kv_heads, 0));
     for (const bool few : {false, true}) {
-        const Buffer<AttendItem> own(few ? items.few : items.many);
-        if (own.size() == 0) continue;
+        const size_t count = few ? items.few.size() : items.many.size();
+        if (count == 0) continue;
         AttendArgs a = {};
         a.q = q.data(), a.k = k.data(), a.v = v.data(), a.out = out.data();
         if (c.bias_max) a.bias = bias.data(), a.bias_max = (uint32_t)c.bias_max;
-        a.items = own.data();
+        a.items = many.data();
+        a.shares = few_items.data();
+        a.share_count = (uint32_t)items.few.size();
         a.segments = segments.data();
+        a.rows = few_rows.data();
+        a.members = members.data();
         a.parts = parts.data();
         a.tickets = tickets.data();
         a.q_pitch = (int64_t)c.q_pitch, a.k_pitch = (int64_t)c.k_pitch, a.v_pitch = (int64_t)c.v_pitch;
         a.dim = (uint32_t)c.dim, a.kv_heads = (uint32_t)c.kv_heads, a.group = (uint32_t)c.group;
         a.scale = (float)(c.scale * 1.4426950408889634);
         a.aligned = !c.misalign && (c.q_pitch | c.k_pitch | c.v_pitch | c.dim) * sizeof(S) % 16 == 0;
-        const unsigned grid = (unsigned)(own.size() * c.kv_heads * pieces<T>(c.dim, few));
+        const bool warps = few && sizeof(S) == 2;  // a share a warp
+        const uint64_t share_warps = ATTEND_FEW_THREADS / 32;
+        const unsigned grid = (unsigned)((warps ? (count + share_warps - 1) / share_warps : count) * c.kv_heads * pieces<T>(c.dim, few));
         const KernelFn kernel = kernel_of<T>(c.dim, few);
-        shim::launch({grid}, {ATTEND_THREADS}, {rng.next()}, [&] { kernel(a); });
+        shim::launch({grid}, {(unsigned)(warps ? ATTEND_FEW_THREADS : ATTEND_THREADS)}, {rng.next()}, [&] { kernel(a); });
     }
     return Bits<T>(out.data(), out.data() + out.size());
 }
