@@ -1,4 +1,5 @@
-// Runs kernels/attend.cu against float64, and bit for bit against itself: in another schedule, and with a block alone.
+// Runs kernels/attend.cu against float64, and bit for bit against itself: in another schedule, with a block alone, and with
+// forks of one prefix that read it together.
 #include "driver.hpp"
 #include "floats.hpp"
 
@@ -181,6 +182,21 @@ template <class T> Bits<T> run_blocks(const Case<T>& c, const std::vector<Block>
     return Bits<T>(out.data(), out.data() + out.size());
 }
 
+// Shares of several rows; all; and those there would be if none had several.
+struct Sharing {
+    uint64_t shared = 0, reads = 0, pairs = 0;
+};
+
+template <class T> Sharing sharing(const Case<T>& c) {
+    Items items;
+    for (size_t i = 0; i < c.blocks.size(); ++i) add_block(items, c.blocks[i], (uint32_t)i, c.group);
+    add_shares(items, c.group);
+    Sharing s;
+    s.reads = items.few.size(), s.pairs = items.pairs.size();
+    for (const AttendShare& share : items.few) s.shared += share.lines > c.group;
+    return s;
+}
+
 // ---- cases ----
 
 std::vector<Segment> random_segments(Rng& rng, uint64_t arena) {
@@ -243,6 +259,34 @@ template <class T> Case<T> random_case(Rng& rng) {
     return c;
 }
 
+// Forks of one or two prefixes: each leaves at a place of its own for some slots of its own, one row or two. The last slot that
+// any of them sees of the first prefix may be NaN, which must reach only those that see it.
+template <class T> Case<T> fork_case(Rng& rng) {
+    Case<T> c;
+    c.dim = rng.pick<uint64_t>({8, 31, 64, 64, 80, 128});
+    c.kv_heads = 1 + rng.below(2);
+    c.group = rng.pick<uint64_t>({1, 1, 2, 4, 7, 17});
+    const uint64_t prefix = 64 + rng.below(300), forks = 2 + rng.below(rng.pick<uint64_t>({4, 20}));
+    uint64_t slot = 2 * prefix, row = 0, last = 0;
+    for (uint64_t f = 0; f < forks; ++f) {
+        const uint64_t start = rng.chance(0.2) ? prefix : 0, n = rng.pick<uint64_t>({1, 1, 1, 2});
+        const uint64_t cut = rng.pick<uint64_t>({prefix, 64 * (1 + rng.below(prefix / 64)), 1 + rng.below(prefix)});
+        const uint64_t own = n + rng.below(rng.pick<uint64_t>({1, 3, 90}));
+        c.blocks.push_back({row, n, {{start, cut}, {slot, own}}, true});
+        row += n, slot += own, last = start == 0 ? std::max(last, cut) : last;
+    }
+    for (size_t i = c.blocks.size(); i > 1; --i) std::swap(c.blocks[i - 1], c.blocks[rng.below(i)]);
+    c.rows = row, c.arena = slot;
+    c.q_pitch = c.heads() * c.dim, c.k_pitch = c.v_pitch = c.kv_heads * c.dim;
+    c.scale = (float)(1 / sqrt((double)c.dim));
+    for (uint64_t i = 0; i < c.rows * c.q_pitch; ++i) c.q.push_back(check::store<T>(rng.normal()));
+    for (auto* x : {&c.k, &c.v})
+        for (uint64_t i = 0; i < c.arena * c.k_pitch; ++i) x->push_back(check::store<T>(rng.normal()));
+    if (last && rng.chance(0.3))
+        for (uint64_t i = 0; i < c.k_pitch; ++i) c.v[(last - 1) * c.v_pitch + i] = T::encode(NAN);
+    return c;
+}
+
 template <class T> void check_line(Suite& suite, const Case<T>& c, const Block& block, const std::vector<uint64_t>& slots,
                                    uint64_t t, uint64_t h, const typename T::storage* out) {
     const int64_t limit = block.causal ? (int64_t)slots.size() + (int64_t)t + 1 - (int64_t)block.rows : (int64_t)slots.size();
@@ -281,7 +325,7 @@ template <class T> void check_line(Suite& suite, const Case<T>& c, const Block& 
     }
 }
 
-template <class T> void check_case(Suite& suite, const Case<T>& c, Rng& rng) {
+template <class T> void check_case(Suite& suite, const Case<T>& c, Rng& rng, bool forks = false) {
     suite.begin(check::text("%s, D up to %d", check::dtype_name<T>(), c.dim <= 64 ? 64 : c.dim <= 96 ? 96 : c.dim <= 128 ? 128 : 256));
     const Bits<T> out = run_blocks(c, c.blocks, rng);
     std::vector<bool> covered(c.rows);
@@ -301,14 +345,25 @@ template <class T> void check_case(Suite& suite, const Case<T>& c, Rng& rng) {
         if (!covered[i / (c.heads() * c.dim)] && out[i] != 0) suite.fail("a row of no block was written");
     if (c.blocks.empty()) return;
     // In another schedule, and alone.
-    const Block& one = c.blocks[rng.below(c.blocks.size())];
-    const Bits<T> alone = run_blocks(c, {one}, rng);
     const uint64_t width = c.heads() * c.dim;
-    if (memcmp(&alone[one.first_row * width], &out[one.first_row * width], one.rows * width * sizeof(typename T::storage)))
-        suite.fail("a block alone gives other bits");
+    const auto check_alone = [&](const Block& one) {
+        const Bits<T> alone = run_blocks(c, {one}, rng);
+        if (memcmp(&alone[one.first_row * width], &out[one.first_row * width], one.rows * width * sizeof(typename T::storage)))
+            suite.fail("a block alone gives other bits");
+    };
+    if (!forks) return check_alone(c.blocks[rng.below(c.blocks.size())]);
+    for (const Block& one : c.blocks) check_alone(one);
+    const Sharing s = sharing(c);
+    suite.counts["chunks that forks share"] += s.shared;
+    suite.counts["reads of them spared"] += s.pairs - std::min(s.pairs, s.reads);
 }
 
 void random(Suite& suite, Rng& rng) {
+    switch (rng.below(20)) {
+        case 0: return check_case(suite, fork_case<F32>(rng), rng, true);
+        case 1: return check_case(suite, fork_case<F16>(rng), rng, true);
+        case 2: return check_case(suite, fork_case<BF16>(rng), rng, true);
+    }
     switch (rng.below(3)) {
         case 0: check_case(suite, random_case<F32>(rng), rng); break;
         case 1: check_case(suite, random_case<F16>(rng), rng); break;
@@ -353,6 +408,13 @@ void first(Suite& suite, Rng& rng, uint64_t) {
         c.v.push_back(check::store<BF16>(rng.normal()));
     }
     check_case(suite, c, rng);
+    // Eighteen forks of a prefix, in MHA: sixteen lines and two; chunk 2 for those that reach its end.
+    c.group = 1, c.q_pitch = c.dim, c.rows = 18, c.blocks.clear(), c.q.resize(c.rows * c.q_pitch);
+    for (uint64_t f = 0; f < c.rows; ++f) c.blocks.push_back({f, 1, {{10, 170 + 2 * f}, {500 + f, 1}}, true});
+    check_case(suite, c, rng, true);
+    const Sharing s = sharing(c);
+    // Chunks 0 and 1 twice each, chunk 2 (from key 128) once for the seven from 192 on, and a rest of each.
+    if (s.reads != 4 + 1 + 18 || s.shared != 5) suite.fail(check::text("%d reads, %d shared", (int)s.reads, (int)s.shared));
     Case<F32> f;
     f.dim = 2, f.kv_heads = 1, f.group = 1, f.arena = 3, f.rows = 1, f.scale = 1;
     f.q_pitch = f.k_pitch = f.v_pitch = 2;
