@@ -44,6 +44,8 @@ ORDER = [
     r"cosine/gpu count.*/32768 x .*/f16",
     r"token/gpu (greedy|top-p 0.9|all) cold/256 x 32000",
     r"mask/gpu (bernoulli|pack)",
+    r"sample/gpu",
+    r"attend/gpu .* cold",
     r"pool/gpu .*bf16",
     r"cosine/gpu (groups|pairs|top)",
     r"cosine/gpu count.*/f16",

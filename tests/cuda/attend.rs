@@ -129,6 +129,65 @@ fn a_row_does_not_depend_on_other_blocks() {
     }
 }
 
+/// Twenty forks of one prefix and two of a part of it, which read chunks of it together; the last slot that any sees is NaN.
+#[test]
+fn a_fork_gives_the_same_alone_and_beside_others() {
+    let Some(device) = gpu() else { return };
+    let mut random = Random(38);
+    let (rows, slots, dim) = (23, 400, 64);
+    let block = |row: usize| {
+        let cut = [350, 100 + 9 * row, 192, 65][row % 4];
+        let own = Segment { start: 360 + row, len: 1 };
+        Block { rows: row..row + 1, keys: vec![Segment { start: 2, len: cut }, own], causal: true }
+    };
+    let mut blocks: Vec<Block> = (0..20).map(block).collect();
+    for (rows, end) in [(20..22, 130), (22..23, 256)] {
+        let keys = vec![own(64, end - 64), own(340 + 2 * rows.start, 2)];
+        blocks.push(Block { rows, keys, causal: true });
+    }
+    for dtype in FLOATS {
+        for (heads, kv_heads) in [(2, 2), (6, 1), (20, 1)] {
+            let what = format!("{dtype:?}, {heads} and {kv_heads} heads");
+            let mut operand = |count, heads| {
+                let mut values = random.vec(count * heads * dim);
+                if count == slots {
+                    values[351 * heads * dim..352 * heads * dim].fill(f32::NAN);
+                }
+                both(&device, &values, &[count, heads, dim], dtype)
+            };
+            let (q, k, v) =
+                (operand(rows, heads), operand(slots, kv_heads), operand(slots, kv_heads));
+            let run = |blocks: Vec<Block>| {
+                values(&attend(&q.1, &k.1, &v.1, &AttendPlan { blocks }, 0.125, None).unwrap())
+            };
+            let together = run(blocks.clone());
+            let exact = reference(
+                [&q.0, &k.0, &v.0],
+                &AttendPlan { blocks: blocks.clone() },
+                0.125,
+                |_, _| 0.0,
+            );
+            let width = heads * dim;
+            let (absolute, relative) = bound(dtype, 5.0);
+            for block in &blocks {
+                let at = block.rows.start * width..block.rows.end * width;
+                let alone = run(vec![block.clone()]);
+                let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert_eq!(
+                    bits(&alone[at.clone()]),
+                    bits(&together[at.clone()]),
+                    "{what}: {block:?}"
+                );
+                if block.keys[0].start == 2 && block.keys[0].len == 350 {
+                    assert!(together[at].iter().all(|x| x.is_nan()), "{what}: {block:?}");
+                } else {
+                    assert_close(&together[at.clone()], &exact[at], absolute, relative, &what);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn biases_and_slices_of_one_product() {
     let Some(device) = gpu() else { return };

@@ -1,4 +1,5 @@
-// Runs kernels/attend.cu against float64, and bit for bit against itself: in another schedule, and with a block alone.
+// Runs kernels/attend.cu against float64, and bit for bit against itself: in another schedule, with a block alone, and with
+// forks of one prefix that read it together.
 #include "driver.hpp"
 #include "floats.hpp"
 
@@ -44,13 +45,40 @@ template <class T> struct Case {
 
 constexpr uint64_t FEW_LINES = 32;
 
+// A row and a chunk of its keys, in the order that brings together what is read together.
+struct Pair {
+    uint32_t slot, from, block, row, segment;
+    auto key() const { return std::make_tuple(slot, from, block); }
+    bool operator<(const Pair& o) const { return std::make_pair(key(), row) < std::make_pair(o.key(), o.row); }
+};
+
 struct Items {
-    std::vector<AttendItem> many, few;
+    std::vector<AttendItem> many;
+    std::vector<AttendShare> few;
     std::vector<AttendSegment> segments;
+    std::vector<AttendRow> rows;
+    std::vector<Pair> pairs;
+    std::vector<uint32_t> members;
     uint32_t parts = 0, tickets = 0;
 };
 
-void add_block(Items& to, const Block& block, uint64_t group) {
+void add_few(Items& to, const Block& block, uint32_t number, uint32_t first_segment, uint32_t keys, uint64_t group) {
+    for (uint32_t t = 0; t < block.rows; ++t) {
+        const uint32_t hidden = block.causal ? (uint32_t)block.rows - 1 - t : 0;
+        if (keys <= hidden) continue;
+        const uint32_t seen = keys - hidden, chunks = (seen + ATTEND_CHUNK - 1) / ATTEND_CHUNK, row = (uint32_t)to.rows.size();
+        to.rows.push_back({(uint32_t)block.first_row + t, t, seen, to.parts, to.tickets});
+        if (chunks > 1) to.parts += chunks * (uint32_t)group, to.tickets += (uint32_t)group;
+        uint32_t segment = first_segment;
+        for (uint32_t from = 0; from < seen; from += ATTEND_CHUNK) {
+            while (to.segments[segment].end <= from) ++segment;
+            const bool whole = from + ATTEND_CHUNK <= std::min(seen, to.segments[segment].end);
+            to.pairs.push_back({to.segments[segment].base + from, from, whole ? 0 : number + 1, row, segment});
+        }
+    }
+}
+
+void add_block(Items& to, const Block& block, uint32_t number, uint64_t group) {
     AttendItem item = {};
     item.first_row = (uint32_t)block.first_row;
     item.rows = (uint32_t)block.rows;
@@ -64,20 +92,29 @@ void add_block(Items& to, const Block& block, uint64_t group) {
     }
     if (item.keys == 0) return;
     const uint64_t lines = block.rows * group;
-    const bool few = block.rows == 1 || lines <= FEW_LINES;
-    for (uint64_t line = 0; line < lines; line += few ? ATTEND_FEW : ATTEND_LINES) {
+    if (block.rows == 1 || lines <= FEW_LINES) return add_few(to, block, number, item.first_segment, item.keys, group);
+    for (uint64_t line = 0; line < lines; line += ATTEND_LINES) {
         item.first_line = (uint32_t)line;
-        item.lines = (uint32_t)std::min<uint64_t>(few ? ATTEND_FEW : ATTEND_LINES, lines - line);
-        if (!few) {
-            to.many.push_back(item);
-            continue;
+        item.lines = (uint32_t)std::min<uint64_t>(ATTEND_LINES, lines - line);
+        to.many.push_back(item);
+    }
+}
+
+void add_shares(Items& to, uint64_t group) {
+    std::sort(to.pairs.begin(), to.pairs.end());
+    const size_t most = std::max<uint64_t>(1, ATTEND_FEW / group);
+    for (size_t first = 0, last; first < to.pairs.size(); first = last) {
+        const Pair& pair = to.pairs[first];
+        uint32_t seen = 0;
+        for (last = first; last < to.pairs.size() && last - first < most && to.pairs[last].key() == pair.key(); ++last) {
+            seen = std::max(seen, to.rows[to.pairs[last].row].keys);
+            to.members.push_back(to.pairs[last].row);
         }
-        item.chunks = (item.keys + ATTEND_CHUNK - 1) / ATTEND_CHUNK;
-        item.part = to.parts;
-        item.ticket = to.tickets;
-        if (item.chunks > 1) to.parts += item.chunks * item.lines, to.tickets += 1;
-        for (item.chunk = 0; item.chunk < item.chunks; ++item.chunk) to.few.push_back(item);
-        item.chunk = item.chunks = 0;
+        const AttendSegment& segment = to.segments[pair.segment];
+        const uint32_t lines = (uint32_t)((last - first) * group), end = std::min(seen, pair.from + ATTEND_CHUNK);
+        for (uint32_t line = 0; line < lines; line += ATTEND_FEW)
+            to.few.push_back({(uint32_t)first, line, std::min<uint32_t>(ATTEND_FEW, lines - line), pair.segment, segment.base,
+                              segment.end, pair.from, end});
     }
 }
 
@@ -105,33 +142,59 @@ template <class T> using Bits = std::vector<typename T::storage>;
 template <class T> Bits<T> run_blocks(const Case<T>& c, const std::vector<Block>& blocks, Rng& rng) {
     using S = typename T::storage;
     Items items;
-    for (const Block& block : blocks) add_block(items, block, c.group);
+    for (size_t i = 0; i < blocks.size(); ++i) add_block(items, blocks[i], (uint32_t)i, c.group);
+    add_shares(items, c.group);
     const Buffer<S> q(c.q, c.misalign), k(c.k, c.misalign), v(c.v, c.misalign);
     const Buffer<float> bias(c.bias);
     Buffer<S> out(c.rows * c.heads() * c.dim, c.misalign);
     for (size_t i = 0; i < out.size(); ++i) out[i] = 0;
+    const Buffer<AttendItem> many(items.many);
+    const Buffer<AttendShare> few_items(items.few);
     const Buffer<AttendSegment> segments(items.segments);
+    const Buffer<AttendRow> few_rows(items.rows);
+    const Buffer<uint32_t> members(items.members);
     Buffer<float> parts(items.parts * c.kv_heads * (c.dim + 2));
-    Buffer<uint32_t> tickets(std::vector<uint32_t>(items.tickets * c.kv_heads * 4, 0));
+    Buffer<uint32_t> tickets(std::vector<uint32_t>(items.tickets * c.kv_heads, 0));
     for (const bool few : {false, true}) {
-        const Buffer<AttendItem> own(few ? items.few : items.many);
-        if (own.size() == 0) continue;
+        const size_t count = few ? items.few.size() : items.many.size();
+        if (count == 0) continue;
         AttendArgs a = {};
         a.q = q.data(), a.k = k.data(), a.v = v.data(), a.out = out.data();
         if (c.bias_max) a.bias = bias.data(), a.bias_max = (uint32_t)c.bias_max;
-        a.items = own.data();
+        a.items = many.data();
+        a.shares = few_items.data();
+        a.share_count = (uint32_t)items.few.size();
         a.segments = segments.data();
+        a.rows = few_rows.data();
+        a.members = members.data();
         a.parts = parts.data();
         a.tickets = tickets.data();
         a.q_pitch = (int64_t)c.q_pitch, a.k_pitch = (int64_t)c.k_pitch, a.v_pitch = (int64_t)c.v_pitch;
         a.dim = (uint32_t)c.dim, a.kv_heads = (uint32_t)c.kv_heads, a.group = (uint32_t)c.group;
         a.scale = (float)(c.scale * 1.4426950408889634);
         a.aligned = !c.misalign && (c.q_pitch | c.k_pitch | c.v_pitch | c.dim) * sizeof(S) % 16 == 0;
-        const unsigned grid = (unsigned)(own.size() * c.kv_heads * pieces<T>(c.dim, few));
+        const bool warps = few && sizeof(S) == 2;  // a share a warp
+        const uint64_t share_warps = ATTEND_FEW_THREADS / 32;
+        const unsigned grid = (unsigned)((warps ? (count + share_warps - 1) / share_warps : count) * c.kv_heads * pieces<T>(c.dim, few));
         const KernelFn kernel = kernel_of<T>(c.dim, few);
-        shim::launch({grid}, {ATTEND_THREADS}, {rng.next()}, [&] { kernel(a); });
+        shim::launch({grid}, {(unsigned)(warps ? ATTEND_FEW_THREADS : ATTEND_THREADS)}, {rng.next()}, [&] { kernel(a); });
     }
     return Bits<T>(out.data(), out.data() + out.size());
+}
+
+// Shares of several rows; all; and those there would be if none had several.
+struct Sharing {
+    uint64_t shared = 0, reads = 0, pairs = 0;
+};
+
+template <class T> Sharing sharing(const Case<T>& c) {
+    Items items;
+    for (size_t i = 0; i < c.blocks.size(); ++i) add_block(items, c.blocks[i], (uint32_t)i, c.group);
+    add_shares(items, c.group);
+    Sharing s;
+    s.reads = items.few.size(), s.pairs = items.pairs.size();
+    for (const AttendShare& share : items.few) s.shared += share.lines > c.group;
+    return s;
 }
 
 // ---- cases ----
@@ -196,6 +259,34 @@ template <class T> Case<T> random_case(Rng& rng) {
     return c;
 }
 
+// Forks of one or two prefixes: each leaves at a place of its own for some slots of its own, one row or two. The last slot that
+// any of them sees of the first prefix may be NaN, which must reach only those that see it.
+template <class T> Case<T> fork_case(Rng& rng) {
+    Case<T> c;
+    c.dim = rng.pick<uint64_t>({8, 31, 64, 64, 80, 128});
+    c.kv_heads = 1 + rng.below(2);
+    c.group = rng.pick<uint64_t>({1, 1, 2, 4, 7, 17});
+    const uint64_t prefix = 64 + rng.below(300), forks = 2 + rng.below(rng.pick<uint64_t>({4, 20}));
+    uint64_t slot = 2 * prefix, row = 0, last = 0;
+    for (uint64_t f = 0; f < forks; ++f) {
+        const uint64_t start = rng.chance(0.2) ? prefix : 0, n = rng.pick<uint64_t>({1, 1, 1, 2});
+        const uint64_t cut = rng.pick<uint64_t>({prefix, 64 * (1 + rng.below(prefix / 64)), 1 + rng.below(prefix)});
+        const uint64_t own = n + rng.below(rng.pick<uint64_t>({1, 3, 90}));
+        c.blocks.push_back({row, n, {{start, cut}, {slot, own}}, true});
+        row += n, slot += own, last = start == 0 ? std::max(last, cut) : last;
+    }
+    for (size_t i = c.blocks.size(); i > 1; --i) std::swap(c.blocks[i - 1], c.blocks[rng.below(i)]);
+    c.rows = row, c.arena = slot;
+    c.q_pitch = c.heads() * c.dim, c.k_pitch = c.v_pitch = c.kv_heads * c.dim;
+    c.scale = (float)(1 / sqrt((double)c.dim));
+    for (uint64_t i = 0; i < c.rows * c.q_pitch; ++i) c.q.push_back(check::store<T>(rng.normal()));
+    for (auto* x : {&c.k, &c.v})
+        for (uint64_t i = 0; i < c.arena * c.k_pitch; ++i) x->push_back(check::store<T>(rng.normal()));
+    if (last && rng.chance(0.3))
+        for (uint64_t i = 0; i < c.k_pitch; ++i) c.v[(last - 1) * c.v_pitch + i] = T::encode(NAN);
+    return c;
+}
+
 template <class T> void check_line(Suite& suite, const Case<T>& c, const Block& block, const std::vector<uint64_t>& slots,
                                    uint64_t t, uint64_t h, const typename T::storage* out) {
     const int64_t limit = block.causal ? (int64_t)slots.size() + (int64_t)t + 1 - (int64_t)block.rows : (int64_t)slots.size();
@@ -234,7 +325,7 @@ template <class T> void check_line(Suite& suite, const Case<T>& c, const Block& 
     }
 }
 
-template <class T> void check_case(Suite& suite, const Case<T>& c, Rng& rng) {
+template <class T> void check_case(Suite& suite, const Case<T>& c, Rng& rng, bool forks = false) {
     suite.begin(check::text("%s, D up to %d", check::dtype_name<T>(), c.dim <= 64 ? 64 : c.dim <= 96 ? 96 : c.dim <= 128 ? 128 : 256));
     const Bits<T> out = run_blocks(c, c.blocks, rng);
     std::vector<bool> covered(c.rows);
@@ -254,14 +345,25 @@ template <class T> void check_case(Suite& suite, const Case<T>& c, Rng& rng) {
         if (!covered[i / (c.heads() * c.dim)] && out[i] != 0) suite.fail("a row of no block was written");
     if (c.blocks.empty()) return;
     // In another schedule, and alone.
-    const Block& one = c.blocks[rng.below(c.blocks.size())];
-    const Bits<T> alone = run_blocks(c, {one}, rng);
     const uint64_t width = c.heads() * c.dim;
-    if (memcmp(&alone[one.first_row * width], &out[one.first_row * width], one.rows * width * sizeof(typename T::storage)))
-        suite.fail("a block alone gives other bits");
+    const auto check_alone = [&](const Block& one) {
+        const Bits<T> alone = run_blocks(c, {one}, rng);
+        if (memcmp(&alone[one.first_row * width], &out[one.first_row * width], one.rows * width * sizeof(typename T::storage)))
+            suite.fail("a block alone gives other bits");
+    };
+    if (!forks) return check_alone(c.blocks[rng.below(c.blocks.size())]);
+    for (const Block& one : c.blocks) check_alone(one);
+    const Sharing s = sharing(c);
+    suite.counts["chunks that forks share"] += s.shared;
+    suite.counts["reads of them spared"] += s.pairs - std::min(s.pairs, s.reads);
 }
 
 void random(Suite& suite, Rng& rng) {
+    switch (rng.below(20)) {
+        case 0: return check_case(suite, fork_case<F32>(rng), rng, true);
+        case 1: return check_case(suite, fork_case<F16>(rng), rng, true);
+        case 2: return check_case(suite, fork_case<BF16>(rng), rng, true);
+    }
     switch (rng.below(3)) {
         case 0: check_case(suite, random_case<F32>(rng), rng); break;
         case 1: check_case(suite, random_case<F16>(rng), rng); break;
@@ -306,6 +408,13 @@ void first(Suite& suite, Rng& rng, uint64_t) {
         c.v.push_back(check::store<BF16>(rng.normal()));
     }
     check_case(suite, c, rng);
+    // Eighteen forks of a prefix, in MHA: sixteen lines and two; chunk 2 for those that reach its end.
+    c.group = 1, c.q_pitch = c.dim, c.rows = 18, c.blocks.clear(), c.q.resize(c.rows * c.q_pitch);
+    for (uint64_t f = 0; f < c.rows; ++f) c.blocks.push_back({f, 1, {{10, 170 + 2 * f}, {500 + f, 1}}, true});
+    check_case(suite, c, rng, true);
+    const Sharing s = sharing(c);
+    // Chunks 0 and 1 twice each, chunk 2 (from key 128) once for the seven from 192 on, and a rest of each.
+    if (s.reads != 4 + 1 + 18 || s.shared != 5) suite.fail(check::text("%d reads, %d shared", (int)s.reads, (int)s.shared));
     Case<F32> f;
     f.dim = 2, f.kv_heads = 1, f.group = 1, f.arena = 3, f.rows = 1, f.scale = 1;
     f.q_pitch = f.k_pitch = f.v_pitch = 2;

@@ -22,7 +22,8 @@
 //!   (about 1e-6 of the largest |v|) with the size of its block; it never depends on other blocks or on threads.
 //! * Error: within 1e-5 of the largest |v| in f32 for scores within +-100.
 //! * Bytes (floor): q and out once; of k and v, each segment once per block that names it.
-//! * On a GPU D is at most 256.
+//! * On a GPU D is at most 256, and blocks of one row or few lines (rows times Hq / Hkv) read together what they have
+//!   in common: aligned runs of 64 of their keys in the same slots, for 16 lines at a time.
 //! * Gradients of q, k and v are real, on the CPU, in f32 whatever the dtype; a tracked bias table is refused.
 //!
 //! Source: scaled dot-product attention (Vaswani et al. 2017); grouped queries (Ainslie et al. 2023).

@@ -62,9 +62,10 @@ constants! {
     const ATTEND_THREADS: u32 = 128;
     /// Lines (a query row and a query head of one key head) of an item.
     const ATTEND_LINES: u64 = 64;
-    /// Lines of an item of few, and keys of its chunk.
+    /// Lines of a share, and keys of its chunk; threads of a block of shares in f16 and bf16, a warp each.
     const ATTEND_FEW: u64 = 16;
-    const ATTEND_CHUNK: u64 = 256;
+    const ATTEND_CHUNK: u64 = 64;
+    const ATTEND_FEW_THREADS: u32 = 64;
     /// Lines of a block of threads in f32; of few lines; of many where D is above 128.
     const ATTEND_FLOAT_LINES: u64 = 32;
     const ATTEND_FLOAT_FEW: u64 = 4;
@@ -192,7 +193,7 @@ layouts! {
         end: u32,
     }
 
-    /// Lines and keys of `attend_*`.
+    /// Lines of a block of many, of `attend_*`.
     struct AttendItem {
         first_row: u32,
         rows: u32,
@@ -201,11 +202,28 @@ layouts! {
         causal: u32,
         first_line: u32,
         lines: u32,
-        chunk: u32,
-        chunks: u32,
+        reserved: u32,
+    }
+
+    /// A row of a block of few lines, of `attend_few_*`.
+    struct AttendRow {
+        row: u32,
+        position: u32,
+        keys: u32,
         part: u32,
         ticket: u32,
-        reserved: u32,
+    }
+
+    /// Lines that go through a chunk together, of `attend_few_*`.
+    struct AttendShare {
+        members: u32,
+        first_line: u32,
+        lines: u32,
+        first_segment: u32,
+        base: u32,
+        end: u32,
+        from: u32,
+        to: u32,
     }
 
     /// `attend_*`.
@@ -216,7 +234,10 @@ layouts! {
         out: Address,
         bias: Address,
         items: Address,
+        shares: Address,
         segments: Address,
+        rows: Address,
+        members: Address,
         parts: Address,
         tickets: Address,
         q_pitch: i64,
@@ -228,6 +249,8 @@ layouts! {
         bias_max: u32,
         scale: f32,
         aligned: u32,
+        share_count: u32,
+        reserved: u32,
     }
 
     /// `write_rows`.

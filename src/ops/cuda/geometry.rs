@@ -2,9 +2,10 @@
 //! from here. No result depends on these figures but where a comment says so.
 
 use super::args::{
-    ACT_FLIGHT, ACT_THREADS, ATTEND_FEW, ATTEND_FLOAT_FEW, ATTEND_FLOAT_LINES, ATTEND_FLOAT_WIDE,
-    ATTEND_LINES, COSINE_ROW_THREADS, NORM_KEPT, NORM_THREADS, PACK_THREADS, POOL_GRAD_THREADS,
-    POOL_PART, POOL_SHARED_ROW, POOL_THREADS, ROPE_THREADS, TILE, TILE_K, WGMMA_COLUMNS,
+    ACT_FLIGHT, ACT_THREADS, ATTEND_FEW, ATTEND_FEW_THREADS, ATTEND_FLOAT_FEW, ATTEND_FLOAT_LINES,
+    ATTEND_FLOAT_WIDE, ATTEND_LINES, ATTEND_THREADS, COSINE_ROW_THREADS, NORM_KEPT, NORM_THREADS,
+    PACK_THREADS, POOL_GRAD_THREADS, POOL_PART, POOL_SHARED_ROW, POOL_THREADS, ROPE_THREADS, TILE,
+    TILE_K, WGMMA_COLUMNS,
 };
 
 /// Elements of a 16-byte load.
@@ -67,24 +68,34 @@ pub(super) fn pool_grad_chunks(max: bool, tokens: u64, dim: u64) -> u64 {
     if max { dim.div_ceil(u64::from(POOL_GRAD_THREADS)) } else { tokens.div_ceil(POOL_PART).max(1) }
 }
 
-/// `attend_*`: whether a block's lines (a query row and a query head of one key head) are few. Its keys are then divided over blocks
-/// of threads. Results depend on it in their last bits.
+/// `attend_*`: whether a block's lines (a query row and a query head of one key head) are few. Its keys are then divided over
+/// warps or blocks, and those that it has in common with other blocks are read together. Results depend on it in their last bits.
 pub(super) fn attend_few(rows: usize, group: usize) -> bool {
     rows == 1 || rows as u64 * group as u64 <= 2 * ATTEND_FEW
 }
 
-/// `attend_*`: lines of an item.
-pub(super) fn attend_lines(few: bool) -> u64 {
-    if few { ATTEND_FEW } else { ATTEND_LINES }
-}
-
-/// `attend_*`: blocks of threads that the lines of an item are divided over.
-pub(super) fn attend_pieces(f32_rows: bool, dim: usize, few: bool) -> u64 {
+/// `attend_*`: blocks and threads for items (or shares, if `few`) and key heads.
+pub(super) fn attend(
+    f32_rows: bool,
+    dim: usize,
+    few: bool,
+    items: usize,
+    heads: usize,
+) -> (u64, u32) {
+    let (items, heads) = (items as u64, heads as u64);
     match (f32_rows, few) {
-        (false, _) => 1,
-        (true, true) => ATTEND_FEW / ATTEND_FLOAT_FEW,
-        (true, false) if dim > 128 => ATTEND_LINES / ATTEND_FLOAT_WIDE,
-        (true, false) => ATTEND_LINES / ATTEND_FLOAT_LINES,
+        (false, false) => (items * heads, ATTEND_THREADS),
+        (false, true) => {
+            (items.div_ceil(u64::from(ATTEND_FEW_THREADS / 32)) * heads, ATTEND_FEW_THREADS)
+        }
+        (true, _) => {
+            let pieces = match few {
+                true => ATTEND_FEW / ATTEND_FLOAT_FEW,
+                false if dim > 128 => ATTEND_LINES / ATTEND_FLOAT_WIDE,
+                false => ATTEND_LINES / ATTEND_FLOAT_LINES,
+            };
+            (items * heads * pieces, ATTEND_THREADS)
+        }
     }
 }
 

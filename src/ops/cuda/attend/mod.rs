@@ -1,8 +1,9 @@
 //! Ragged attention on a GPU. Contract: [`crate::ops::attend`]; calls: [`super`].
 //!
 //! f16 and bf16 go through the tensor cores, f32 through fused multiply-adds. Blocks of many rows read their keys once for
-//! every 64 lines (a query row and a query head); those of few rows (decoding) divide their keys over the GPU, 256 at a time,
-//! and the query heads of a key head read it together.
+//! every 64 lines (a query row and a query head). Those of few rows (decoding) divide their keys over the GPU, 64 at a time. Up to
+//! 16 lines read such a chunk together: the query heads of a key head, and rows of any blocks that see it in the same slots, as
+//! forks of one prefix do.
 
 mod plan;
 mod tensors;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtrMut};
 
-use super::args::{self, AttendArgs, AttendItem, WriteArgs};
+use super::args::{self, AttendArgs, AttendItem, AttendRow, AttendSegment, AttendShare, WriteArgs};
 use super::module::File;
 use super::pool::Output;
 use super::{Queue, Rows, Upload, Values, check_len, geometry};
@@ -129,7 +130,7 @@ pub fn attend<T: Output>(
     };
     let mut tickets = match plan.tickets {
         0 => None,
-        tickets => Some(queue.zeros::<u32>(tickets * heads.kv * 4)?),
+        tickets => Some(queue.zeros::<u32>(tickets * heads.kv)?),
     };
     let (words, _words) = queue.read("plan", &plan.words)?;
     let (q_at, _q) = q.read(&queue, "q")?;
@@ -138,14 +139,19 @@ pub fn attend<T: Output>(
     let (to, _out) = queue.write("out", out)?;
     let aligned = [(q, q_at), (k, k_at), (v, v_at)].iter().all(|(rows, at)| rows.aligned(*at) == 1)
         && (dim * q.values.bytes()).is_multiple_of(16);
-    let item = size_of::<AttendItem>() as u64;
+    let shares = words + (plan.many * size_of::<AttendItem>()) as u64;
+    let segments = shares + (plan.few * size_of::<AttendShare>()) as u64;
+    let rows = segments + (plan.segments * size_of::<AttendSegment>()) as u64;
     let mut args = AttendArgs {
         q: q_at,
         k: k_at,
         v: v_at,
         out: to,
         items: words,
-        segments: words + (plan.many + plan.few) as u64 * item,
+        shares,
+        segments,
+        rows,
+        members: rows + (plan.few_rows * size_of::<AttendRow>()) as u64,
         q_pitch: q.stride as i64,
         k_pitch: k.stride as i64,
         v_pitch: v.stride as i64,
@@ -154,6 +160,7 @@ pub fn attend<T: Output>(
         group: heads.group as u32,
         scale: (f64::from(scale) * std::f64::consts::LOG2_E) as f32,
         aligned: u32::from(aligned),
+        share_count: plan.few as u32,
         ..Default::default()
     };
     let mut guards = vec![];
@@ -173,20 +180,13 @@ pub fn attend<T: Output>(
         guards.push(guard);
     }
     for (few, items) in [(false, plan.many), (true, plan.few)] {
-        let pieces = geometry::attend_pieces(matches!(q.values, Values::F32(_)), *dim, few);
-        let blocks = items as u64 * heads.kv as u64 * pieces;
+        let f32_rows = matches!(q.values, Values::F32(_));
+        let (blocks, threads) = geometry::attend(f32_rows, *dim, few, items, heads.kv);
         // SAFETY: rows and slots of the items are within those of q, k and v, which have as many as the plan was checked
         // for; `out` has all rows of q; the workspace is what the plan counted. All are guarded here.
         unsafe {
-            queue.launch(
-                File::Attend,
-                kernel(&q.values, *dim, few),
-                blocks,
-                args::ATTEND_THREADS,
-                &args,
-            )?;
+            queue.launch(File::Attend, kernel(&q.values, *dim, few), blocks, threads, &args)?;
         }
-        args.items += items as u64 * item;
     }
     Ok(())
 }

@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 
 use cudarc::driver::CudaSlice;
 
-use super::super::args::{ATTEND_CHUNK, AttendItem, AttendSegment};
+use super::super::args::{
+    ATTEND_CHUNK, ATTEND_FEW, ATTEND_LINES, AttendItem, AttendRow, AttendSegment, AttendShare,
+};
 use super::super::{Upload, geometry};
 use crate::ops::attend::{AttendPlan, Block};
 use crate::{Error, Result};
@@ -14,11 +16,13 @@ const OP: &str = "cuda::attend::Plan";
 /// Who sees what, checked, divided into blocks of threads and uploaded: one upload, good for every layer of a pass.
 #[derive(Debug)]
 pub struct Plan {
-    /// Items of many lines, those of few, segments.
+    /// Items of blocks of many lines; of those of few: shares, and rows, which shares name; segments of both.
     pub(super) words: CudaSlice<u32>,
     pub(super) many: usize,
     pub(super) few: usize,
-    /// Lines' chunks in the workspace, and tickets, for each key head.
+    pub(super) segments: usize,
+    pub(super) few_rows: usize,
+    /// Lines' chunks in the workspace, and lines with several, for each key head.
     pub(super) parts: usize,
     pub(super) tickets: usize,
     pub(super) rows: usize,
@@ -58,11 +62,16 @@ impl Plan {
             block.rows.is_empty() || matches!(block.keys[..], [s] if s.len == block.rows.len())
         };
         let longest = plan.blocks.iter().map(|block| block.rows.len()).max().unwrap_or(0);
-        let words = work.words();
+        let (shares, members) = work.shares().ok_or_else(|| {
+            Error::argument(OP, "blocks of few rows", plan.blocks.len(), "fewer than 2^32 chunks")
+        })?;
+        let words = work.words(&shares, &members);
         Ok(Self {
             words: to.upload(OP, &words)?,
             many: work.many.len(),
-            few: work.few.len(),
+            few: shares.len(),
+            segments: work.segments.len(),
+            few_rows: work.rows.len(),
             parts: work.parts as usize,
             tickets: work.tickets as usize,
             rows,
@@ -79,12 +88,26 @@ macro_rules! words_of {
     ($value:expr, $($field:ident),*) => { [$($value.$field),*] };
 }
 
+/// A row of a block of few lines and a chunk of its keys. What sorts together may be read together.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Pair {
+    /// Of the chunk's first key.
+    slot: u32,
+    from: u32,
+    /// 0 if the row sees all of the chunk, in slots one after another; else one more than its block's number. Rows of one
+    /// block have the same keys, but for those that are hidden from some.
+    block: u32,
+    row: u32,
+    /// Where key `from` is.
+    segment: u32,
+}
+
 #[derive(Default)]
 struct Work {
     group: u32,
     many: Vec<AttendItem>,
-    /// With the first slot of each.
-    few: Vec<(u32, AttendItem)>,
+    rows: Vec<AttendRow>,
+    pairs: Vec<Pair>,
     segments: Vec<AttendSegment>,
     parts: u32,
     tickets: u32,
@@ -109,24 +132,21 @@ impl Work {
         if keys == 0 {
             return Ok(());
         }
+        if geometry::attend_few(block.rows.len(), self.group as usize) {
+            return self.add_few(i, block, first_segment, keys).ok_or_else(too_many);
+        }
         self.covered += block.rows.len();
-        let few = geometry::attend_few(block.rows.len(), self.group as usize);
-        let step = geometry::attend_lines(few);
-        for first_line in (0..lines).step_by(step as usize) {
-            let item = AttendItem {
+        for first_line in (0..lines).step_by(ATTEND_LINES as usize) {
+            self.many.push(AttendItem {
                 first_row: block.rows.start as u32,
                 rows: block.rows.len() as u32,
                 first_segment,
                 keys,
                 causal: u32::from(block.causal),
                 first_line: first_line as u32,
-                lines: step.min(lines - first_line) as u32,
-                ..AttendItem::default()
-            };
-            match few {
-                true => self.add_chunks(item).ok_or_else(too_many)?,
-                false => self.many.push(item),
-            }
+                lines: ATTEND_LINES.min(lines - first_line) as u32,
+                reserved: 0,
+            });
         }
         Ok(())
     }
@@ -146,27 +166,81 @@ impl Work {
         Some(keys)
     }
 
-    /// An item of few lines, once for each chunk of its keys.
-    fn add_chunks(&mut self, item: AttendItem) -> Option<()> {
-        let chunks = u64::from(item.keys).div_ceil(ATTEND_CHUNK) as u32;
-        let (part, ticket) = (self.parts, self.tickets);
-        if chunks > 1 {
-            self.parts = self.parts.checked_add(chunks.checked_mul(item.lines)?)?;
-            self.tickets = self.tickets.checked_add(1)?;
-        }
-        for chunk in 0..chunks {
-            let first = u64::from(chunk) * ATTEND_CHUNK;
-            let segments = &self.segments[item.first_segment as usize..];
-            let holds = segments.iter().find(|segment| u64::from(segment.end) > first)?;
-            let slot = holds.base.wrapping_add(first as u32);
-            self.few.push((slot, AttendItem { chunk, chunks, part, ticket, ..item }));
+    /// The rows of a block of few lines that see keys, each with its chunks.
+    fn add_few(&mut self, i: usize, block: &Block, first_segment: u32, keys: u32) -> Option<()> {
+        let own = u32::try_from(i + 1).ok()?;
+        let count = block.rows.len() as u32;
+        for position in 0..count {
+            let hidden = if block.causal { count - 1 - position } else { 0 };
+            let seen = keys.saturating_sub(hidden);
+            if seen == 0 {
+                continue;
+            }
+            self.covered += 1;
+            let row = u32::try_from(self.rows.len()).ok()?;
+            let (part, ticket) = (self.parts, self.tickets);
+            let chunks = seen.div_ceil(ATTEND_CHUNK as u32);
+            if chunks > 1 {
+                self.parts = self.parts.checked_add(chunks.checked_mul(self.group)?)?;
+                self.tickets = self.tickets.checked_add(self.group)?;
+            }
+            let first_row = block.rows.start as u32;
+            self.rows.push(AttendRow {
+                row: first_row + position,
+                position,
+                keys: seen,
+                part,
+                ticket,
+            });
+            let mut segment = first_segment;
+            for from in (0..seen).step_by(ATTEND_CHUNK as usize) {
+                while self.segments[segment as usize].end <= from {
+                    segment += 1;
+                }
+                let AttendSegment { base, end } = self.segments[segment as usize];
+                let whole = from + ATTEND_CHUNK as u32 <= seen.min(end);
+                let block = if whole { 0 } else { own };
+                self.pairs.push(Pair { slot: base.wrapping_add(from), from, block, row, segment });
+            }
         }
         Some(())
     }
 
-    /// Everything in one array. The longest items come first, so that none is left over; chunks of the same keys follow one
-    /// another, so that forks of a prefix find it in the cache.
-    fn words(&mut self) -> Vec<u32> {
+    /// Rows that read a chunk together, as many as fit 16 lines, and the rows that they name; in the order of slots, so that
+    /// neighbours find keys in the cache.
+    fn shares(&mut self) -> Option<(Vec<AttendShare>, Vec<u32>)> {
+        let (mut shares, few) = (vec![], ATTEND_FEW as u32);
+        u32::try_from(self.pairs.len()).ok()?;
+        self.pairs.sort_unstable();
+        let mut first = 0;
+        let together = |a: &Pair, b: &Pair| (a.slot, a.from, a.block) == (b.slot, b.from, b.block);
+        for all in self.pairs.chunk_by(together) {
+            for pairs in all.chunks((few / self.group).max(1) as usize) {
+                let Pair { from, segment, .. } = pairs[0];
+                let seen = pairs.iter().map(|pair| self.rows[pair.row as usize].keys).max()?;
+                let AttendSegment { base, end } = self.segments[segment as usize];
+                let lines = pairs.len() as u32 * self.group;
+                for first_line in (0..lines).step_by(few as usize) {
+                    shares.push(AttendShare {
+                        members: first,
+                        first_line,
+                        lines: few.min(lines - first_line),
+                        first_segment: segment,
+                        base,
+                        end,
+                        from,
+                        to: seen.min(from + ATTEND_CHUNK as u32),
+                    });
+                }
+                first += pairs.len() as u32;
+            }
+        }
+        u32::try_from(shares.len()).ok()?;
+        Some((shares, self.pairs.iter().map(|pair| pair.row).collect()))
+    }
+
+    /// Everything in one array. The longest items of many lines come first, so that none is left over.
+    fn words(&mut self, shares: &[AttendShare], members: &[u32]) -> Vec<u32> {
         let seen = |item: &AttendItem| match item.causal {
             0 => i64::from(item.keys),
             _ => {
@@ -175,25 +249,14 @@ impl Work {
             }
         };
         self.many.sort_by_key(|item| Reverse(seen(item)));
-        self.few.sort_by_key(|(slot, _)| *slot);
-        let items = self.many.iter().chain(self.few.iter().map(|(_, item)| item));
-        let items = items.flat_map(|item| {
-            words_of!(
-                item,
-                first_row,
-                rows,
-                first_segment,
-                keys,
-                causal,
-                first_line,
-                lines,
-                chunk,
-                chunks,
-                part,
-                ticket,
-                reserved
-            )
+        let items = self.many.iter().flat_map(|i| {
+            words_of!(i, first_row, rows, first_segment, keys, causal, first_line, lines, reserved)
         });
-        items.chain(self.segments.iter().flat_map(|s| words_of!(s, base, end))).collect()
+        let shares = shares.iter().flat_map(|s| {
+            words_of!(s, members, first_line, lines, first_segment, base, end, from, to)
+        });
+        let segments = self.segments.iter().flat_map(|s| words_of!(s, base, end));
+        let rows = self.rows.iter().flat_map(|r| words_of!(r, row, position, keys, part, ticket));
+        items.chain(shares).chain(segments).chain(rows).chain(members.iter().copied()).collect()
     }
 }
