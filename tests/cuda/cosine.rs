@@ -3,7 +3,7 @@
 use bdhs::ops::cosine;
 use candle_core::{DType, Device};
 
-use super::{FLOATS, Random, assert_close, both, gpu, is_stand_in, values};
+use super::{FLOATS, Random, assert_close, both, gpu, is_slow, values};
 
 /// Rows with repeated, opposite, zero, NaN and near rows among random ones.
 fn awkward(random: &mut Random, rows: usize, d: usize) -> Vec<f32> {
@@ -62,7 +62,7 @@ fn all_pairs() {
     let mut random = Random(7);
     for dtype in FLOATS {
         for (n, m, d) in [(1, 1, 1), (40, 150, 33), (130, 20, 64)] {
-            if n > 128 && dtype != DType::F16 && is_stand_in() {
+            if n > 128 && dtype != DType::F16 && is_slow() {
                 continue;
             }
             let (a, gpu_a) = both(&device, &awkward(&mut random, n, d), &[n, d], dtype);
@@ -135,7 +135,7 @@ fn counts_many_thresholds() {
     assert_eq!(cosine::count_above(&gpu_a, None, &thresholds).unwrap().counts, counts);
 }
 
-/// Counts and pairs on a GPU equal those on the CPU; twice, but once on the stand-in.
+/// Counts and pairs on a GPU equal those on the CPU; twice, but once where that is slow.
 fn tiles_agree(device: &Device, dtype: DType, [n, m, d]: [usize; 3], thresholds: &[f64]) {
     let mut random = Random((n * 31 + m * 7 + d) as u64);
     let (a, gpu_a) = both(device, &awkward(&mut random, n, d), &[n, d], dtype);
@@ -143,7 +143,7 @@ fn tiles_agree(device: &Device, dtype: DType, [n, m, d]: [usize; 3], thresholds:
     let what = format!("{dtype:?}, {n} x {m}, d = {d}");
     for (right, gpu_right) in [(Some(&b), Some(&gpu_b)), (None, None)] {
         let count = cosine::count_above(&a, right, thresholds).unwrap();
-        for run in 0..if is_stand_in() { 1 } else { 2 } {
+        for run in 0..if is_slow() { 1 } else { 2 } {
             let seen = cosine::count_above(&gpu_a, gpu_right, thresholds).unwrap();
             assert_eq!(
                 (seen.counts, seen.pairs, seen.nan),
@@ -167,8 +167,7 @@ fn tiles_of_all_pairs() {
     for (at, d) in [1, 65, 33].into_iter().enumerate() {
         tiles_agree(&device, FLOATS[at], [127 + at, 255 + at, d], &THRESHOLDS);
     }
-    // The stand-in takes minutes for what a GPU does at once.
-    if is_stand_in() {
+    if is_slow() {
         return;
     }
     let mut at = 0;
@@ -190,7 +189,7 @@ fn tiles_of_all_pairs() {
 #[test]
 fn tiles_of_near_pairs() {
     let Some(device) = gpu() else { return };
-    let rows = if is_stand_in() { 40 } else { 400 };
+    let rows = if is_slow() { 40 } else { 400 };
     let thresholds: Vec<f64> = (0..64).map(|t| 0.999 + f64::from(t) * 1.5e-5).collect();
     for dtype in FLOATS {
         tiles_agree(&device, dtype, [rows, rows + 3, 384], &thresholds);
