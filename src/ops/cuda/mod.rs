@@ -23,8 +23,8 @@
 //! where address and distance allow, and do not change results.
 //!
 //! # State of proof
-//! The kernels run on the CPU, through a host shim, in `cargo test`. No GPU has run them or this module; `docs/results.md`
-//! lists what waits for one.
+//! The kernels run on the CPU, through a host shim, in `cargo test`. On a GPU, `scripts/gpu-check` runs the tests of this module, the
+//! sanitizers and the benchmarks; `docs/results.md` says which GPUs have.
 
 // The tables of layouts are for tests/cuda_args.rs.
 pub mod act;
