@@ -4,7 +4,7 @@
     bdhs_transformers.py --shape 7b --json FILE [--samples 8] [--attempts-per-batch 1,4,16] [--new 40] [--seconds 50]
     bdhs_transformers.py --model DIR ...      a checkpoint in place of random weights made on the device
     bdhs_transformers.py --shape tiny --device cpu --dtype f32      a look for mistakes; no GPU
-    bdhs_transformers.py --self-check         is it the method? On a tiny model; exit status 1 where it is not
+    bdhs_transformers.py --self-check [--device cpu]      is it the method? On a tiny model; exit status 1 where it is not
 
 An attempt at a sample: a Bernoulli mask over its image tokens, a random cut in each sentence of its reference, and a completion of
 every sentence, as rows of one batch with padding on the left. Image features are computed once a picture. Lengths are scripted:
@@ -19,7 +19,7 @@ A way is IMAGE/CACHE:
   dropped   they are left out, with the other positions kept: the same function, for who notices
   dynamic   transformers' default cache, which copies itself at every step
   static    room for all tokens from the start
-  compiled  static, its decode steps by torch.compile in "reduce-overhead": a minute or more for each size of a batch
+  compiled  static, its decode steps by torch.compile in "reduce-overhead": anew for each size of a batch, so on request only
 
 What ours does besides, in its time: it reads, resizes and scales pictures, tokenises, turns tokens into text at every step to see
 whether the sentence ends, and keeps log-probabilities. Pictures here are random pixels on the device, and the times of attempts
