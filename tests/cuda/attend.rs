@@ -145,6 +145,10 @@ fn a_fork_gives_the_same_alone_and_beside_others() {
         let keys = vec![own(64, end - 64), own(340 + 2 * rows.start, 2)];
         blocks.push(Block { rows, keys, causal: true });
     }
+    let all = AttendPlan { blocks: blocks.clone() };
+    let shared = cuda::attend::Plan::new(&stream(&device), &all, rows, slots, 1).unwrap();
+    // Chunks of the twenty: 2 + (1 + 6) + (1 + 2) + (1 + 7) + 1 + 5, shared ones first; of the others 1 + 1 + 3.
+    assert_eq!(shared.reads(), 26 + 5);
     for dtype in FLOATS {
         for (heads, kv_heads) in [(2, 2), (6, 1), (20, 1)] {
             let what = format!("{dtype:?}, {heads} and {kv_heads} heads");
@@ -161,12 +165,7 @@ fn a_fork_gives_the_same_alone_and_beside_others() {
                 values(&attend(&q.1, &k.1, &v.1, &AttendPlan { blocks }, 0.125, None).unwrap())
             };
             let together = run(blocks.clone());
-            let exact = reference(
-                [&q.0, &k.0, &v.0],
-                &AttendPlan { blocks: blocks.clone() },
-                0.125,
-                |_, _| 0.0,
-            );
+            let exact = reference([&q.0, &k.0, &v.0], &all, 0.125, |_, _| 0.0);
             let width = heads * dim;
             let (absolute, relative) = bound(dtype, 5.0);
             for block in &blocks {

@@ -81,6 +81,11 @@ impl Plan {
             biased: plan.blocks.iter().all(own).then_some(longest),
         })
     }
+
+    /// How many chunks of 64 keys the blocks of few lines read, a key head: a chunk once for up to 16 lines.
+    pub fn reads(&self) -> usize {
+        self.few
+    }
 }
 
 /// The words of a struct of 32-bit fields.
