@@ -14,7 +14,10 @@ use crate::toolkit::Toolkit;
 pub const KERNELS: [&str; 8] = ["act", "attend", "cosine", "mask", "norm", "pool", "rope", "token"];
 
 /// What those include, below `kernels/`.
-pub const HEADERS: [&str; 12] = [
+pub const HEADERS: [&str; 15] = [
+    "attend_float.cuh",
+    "attend_half.cuh",
+    "attend_work.cuh",
     "common/async.cuh",
     "common/dtype.cuh",
     "common/grid.cuh",
