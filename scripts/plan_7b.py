@@ -4,8 +4,8 @@
     scripts/plan_7b.py [--image-tokens 576] [--samples 5000] [--gpus 1,8] [--memory 141] ... [--out docs/results/plan-7b.md]
 
 Rates come from benches/results/gpu-h100.txt (`sample/gpu ...`, measured); the rest are counts of the architecture and of the
-benchmarks, or assumptions that an option changes. Training has no gradients on a GPU yet: its hours are what its products take at
-the rate that prefill was measured at, so a lower bound.
+benchmarks, or assumptions that an option changes. Training has not run on a GPU yet: its hours are what its products take at the
+rate that prefill was measured at, so a lower bound.
 """
 
 import argparse
@@ -109,8 +109,7 @@ def page(o):
     lines += [f"| {name} | {size / 1e9:.2f} |" for name, size in held]
     train = held[0][1] + sum(size for name, size in held if name.startswith("training"))
     lines += [f"| **sampling, in all** | {(held[0][1] + held[1][1]) / 1e9:.1f} |", f"| **training, in all** | {train / 1e9:.1f} |"]
-    lines += ["", "Training on a GPU is not built yet (gradients of attention, norms and activations are computed on the CPU); its hours are a",
-              "lower bound: products alone, at the rate of prefill."]
+    lines += ["", "Training has not run on a GPU yet; its hours are a lower bound: products alone, at the rate of prefill."]
     return "\n".join(lines) + "\n"
 
 

@@ -7,8 +7,7 @@ use crate::{Error, Result};
 /// Opens `cpu`, `cuda` (the first GPU) or `cuda:N`.
 ///
 /// CUDA devices get a stream of their own rather than the thread's default one, so that work from
-/// several host threads is ordered by the device and not by accident. All ops run there, and with them the networks;
-/// training does not, since gradients of attention, norms and activations are computed on the CPU.
+/// several host threads is ordered by the device and not by accident. All ops run there, and with them the networks.
 ///
 /// Events between streams, which cudarc otherwise records for every buffer of every launch, are turned off for that GPU: work
 /// that a caller puts on other streams of it has to be ordered by the caller.

@@ -11,11 +11,12 @@
 //! * NaN gives NaN; infinities give what the formula gives (`silu(-inf)` = -inf / inf = NaN, as everywhere).
 //! * Each element depends on nothing else: results do not depend on shape, batch or thread count.
 //! * Bytes: `bias_act` reads and writes each element once, `silu_mul` reads two and writes one.
-//! * Gradients are real, on the CPU, in f32: of x, bias, gate and up. At 0 the slope of relu is 0.
+//! * Gradients are real, in f32 (on a GPU made of candle's ops): of x, bias, gate and up. At 0 the slope of relu is 0.
 //! * On a GPU a call is one launch, within the same bounds (not the CPU's bits). A backward pass there is an error.
 //!
 //! Sources: GELU (Hendrycks & Gimpel 2016) by erf and by tanh, quick GELU as in CLIP, SiLU; erf from fits of our own.
 
+use super::composed;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::grads;
@@ -277,6 +278,9 @@ fn bias_act_grads(
     grad: &Tensor,
     activation: Activation,
 ) -> candle_core::Result<(Tensor, Option<Tensor>)> {
+    if !x.device().is_cpu() {
+        return composed::bias_act(x, bias, grad, activation);
+    }
     let [x32, grad32] = grads::as_f32([x, grad], "bias_act")?;
     let width = width(x.shape());
     let bias32 = match bias {
@@ -300,6 +304,9 @@ fn silu_mul_grads(
     up: &Tensor,
     grad: &Tensor,
 ) -> candle_core::Result<(Tensor, Tensor)> {
+    if !gate.device().is_cpu() {
+        return composed::silu_mul(gate, up, grad);
+    }
     let [gate32, up32, grad32] = grads::as_f32([gate, up, grad], "silu_mul")?;
     let width = width(gate.shape());
     let dgate = map_rows(&gate32, width, |values, row| {

@@ -2,6 +2,7 @@
 
 pub mod act;
 pub mod attend;
+mod composed;
 pub mod cosine;
 #[cfg(feature = "cuda")]
 pub mod cuda;

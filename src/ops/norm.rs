@@ -16,7 +16,7 @@
 //! * Rows are independent and their sums have a fixed order: results depend on neither batch nor threads.
 //! * Error: within 1e-5 of float64 for rows whose deviation is not tiny against their mean.
 //! * Bytes: each operand read once, each result written once.
-//! * Gradients are real, on the CPU, in f32: for x, the residual, weight and biases. Where any of them is tracked, the
+//! * Gradients are real, in f32 (on a GPU made of candle's ops): for x, the residual, weight and biases. Where any of them is tracked, the
 //!   sum before the normalisation is an op of its own (and rounded to the dtype), so that each has its gradient.
 //! * On a GPU a call is one launch (without gradients); the norm is within the same bound, the sum the CPU's bit for bit.
 //!   A backward pass there is an error.
@@ -24,6 +24,7 @@
 //! Sources: layer normalisation (Ba et al. 2016), RMSNorm (Zhang & Sennrich 2019).
 
 use super::act::{Activation, bias_act};
+use super::composed;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::grads;
@@ -427,6 +428,12 @@ impl CustomOp3 for TrackedNorm {
         _: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        // A frozen weight keeps none.
+        let wanted = |grad: Tensor, of: &Tensor| of.track_op().then_some(grad);
+        if !x.device().is_cpu() {
+            let [dx, dweight, dbias] = composed::norm(self.law, self.eps, [x, weight, bias], grad)?;
+            return Ok((Some(dx), wanted(dweight, weight), wanted(dbias, bias)));
+        }
         let [x32, weight32, grad32] = grads::as_f32([x, weight, grad], "norm")?;
         let width = weight32.len();
         let rows = TASK.div_ceil(width) * width;
@@ -442,9 +449,8 @@ impl CustomOp3 for TrackedNorm {
             simd::add_scaled(&mut dweight, &part.weight, 1.0);
             simd::add_scaled(&mut dbias, &part.bias, 1.0);
         }
-        // A frozen weight keeps none.
-        let wanted = |grad, of: &Tensor| of.track_op().then(|| grads::like(grad, of)).transpose();
-        Ok((Some(grads::like(dx, x)?), wanted(dweight, weight)?, wanted(dbias, bias)?))
+        let [dweight, dbias] = [grads::like(dweight, weight)?, grads::like(dbias, bias)?];
+        Ok((Some(grads::like(dx, x)?), wanted(dweight, weight), wanted(dbias, bias)))
     }
 }
 

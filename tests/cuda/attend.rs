@@ -5,7 +5,7 @@ use bdhs::ops::cuda;
 use candle_core::{DType, Device, Tensor, Var};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
-use super::{FLOATS, Random, assert_close, both, gpu, roundoff, stream, values};
+use super::{FLOATS, Random, assert_close, both, candle_runs, gpu, roundoff, stream, values};
 
 /// `bias(head, key - query)` is added to the scaled score.
 fn reference(
@@ -342,11 +342,27 @@ fn what_a_gpu_does_not_do_is_said() {
     let plan = AttendPlan::ragged(&[0, 2], true);
     let message = attend(&wide, &wide, &wide, &plan, 1.0, None).unwrap_err().to_string();
     assert!(message.contains("D is 257, expected in 1..=256 on a GPU"), "{message}");
-    let (_, q) = both(&device, &random.vec(2 * 8), &[2, 1, 8], DType::F32);
-    let var = Var::from_tensor(&q).unwrap();
-    let y = attend(&var, &q, &q, &plan, 1.0, None).unwrap();
-    let message = y.backward().unwrap_err().to_string();
-    // Without candle's kernels the gradient of y itself is not to be had.
-    let kernels = Tensor::ones(1, DType::F32, &device).is_ok();
-    assert!(!kernels || message.contains("on the CPU only"), "{message}");
+}
+
+/// Gradients, made of candle's ops on a GPU, are the CPU's.
+#[test]
+fn gradients_are_the_cpus() {
+    let Some(device) = gpu() else { return };
+    if !candle_runs(&device) {
+        return;
+    }
+    let mut random = Random(37);
+    let plan = AttendPlan::ragged(&[0, 3, 8], true);
+    let (cpu, gpu) = both(&device, &random.vec(8 * 4 * 8), &[8, 4, 8], DType::F32);
+    let (keys, gpu_keys) = both(&device, &random.vec(8 * 2 * 8), &[8, 2, 8], DType::F32);
+    let gradients = |q: &Tensor, k: &Tensor| {
+        let [q, k] = [q, k].map(|t| Var::from_tensor(t).unwrap());
+        let y = attend(&q, &k, &k, &plan, 0.4, None).unwrap();
+        let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        [&q, &k].map(|var| values(grads.get(var).unwrap()))
+    };
+    let (seen, twin) = (gradients(&gpu, &gpu_keys), gradients(&cpu, &keys));
+    for (seen, twin) in seen.iter().zip(&twin) {
+        assert_close(seen, twin, 1e-4, 1e-4, "gradient");
+    }
 }

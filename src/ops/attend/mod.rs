@@ -24,13 +24,15 @@
 //! * Bytes (floor): q and out once; of k and v, each segment once per block that names it.
 //! * On a GPU D is at most 256, and blocks of one row or few lines (rows times Hq / Hkv) read together what they have
 //!   in common: aligned runs of 64 of their keys in the same slots, for 16 lines at a time.
-//! * Gradients of q, k and v are real, on the CPU, in f32 whatever the dtype; a tracked bias table is refused.
+//! * Gradients of q, k and v are real, in f32 whatever the dtype; a tracked bias table is refused. On a GPU they are made of
+//!   candle's ops, a block at a time, and a bias is refused.
 //!
 //! Source: scaled dot-product attention (Vaswani et al. 2017); grouped queries (Ainslie et al. 2023).
 
 mod cpu;
 mod grad;
 
+use super::composed;
 use super::host::{Stored, by_float, contiguous};
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Shape, Tensor, bail};
@@ -284,13 +286,13 @@ impl CustomOp3 for Attend {
         _: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        if !q.device().is_cpu() {
-            bail!(
-                "attend: gradients are computed on the CPU only, and q is on {:?}",
-                q.device().location()
-            )
-        }
-        let [q, k, v] = grad::backward(self, [q, k, v], grad)?;
+        let [q, k, v] = if q.device().is_cpu() {
+            grad::backward(self, [q, k, v], grad)?
+        } else if self.bias.is_some() {
+            bail!("attend: with a relative bias, gradients are computed on the CPU only")
+        } else {
+            composed::attend(&self.plan, self.scale, [q, k, v], grad)?
+        };
         Ok((Some(q), Some(k), Some(v)))
     }
 }
