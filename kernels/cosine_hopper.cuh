@@ -187,30 +187,45 @@ BDHS_DEVICE uint32_t groups_reaching(const float (&c)[128], const float* scales,
     return __reduce_or_sync(FULL_WARP, mask);
 }
 
-// 32 scores, one a lane: of row `row` + lane / 4, column `column` + lane % 4 * 2.
-struct WarpScores {
+// A group's scores, eight a thread: score[e] is of row_of(lane) and column_of(lane, e). NaN where the call does not ask for
+// the pair, so that no comparison holds.
+struct GroupScores {
     uint64_t row, column;
-    float score;
+    float score[8];
 
     __device__ __forceinline__ uint64_t row_of(int lane) const { return row + (uint64_t)(lane / 4); }
-    __device__ __forceinline__ uint64_t column_of(int lane) const { return column + (uint64_t)(lane % 4 * 2); }
+    __device__ __forceinline__ uint64_t column_of(int lane, int e) const {
+        return column + (uint64_t)(e / 2 * 8 + lane % 4 * 2 + e % 2);
+    }
 
-    // Whether this lane's score reaches every band's beginning and is one that the call asks for.
-    __device__ __forceinline__ bool wanted(const CosineTileArgs& args) const {
-        const uint64_t i = row_of(lane_id()), j = column_of(lane_id());
-        return score >= args.lowest && i < args.a.count && j < args.b.count && (!args.symmetric || i < j) &&
-               !(args.a.nan[i] | args.b.nan[j]);
+    __device__ __forceinline__ bool wanted(const CosineTileArgs& args, int e) const {
+        const uint64_t i = row_of(lane_id()), j = column_of(lane_id(), e);
+        return i < args.a.count && j < args.b.count && (!args.symmetric || i < j) && !(args.a.nan[i] | args.b.nan[j]);
     }
 };
 
-// decide(i, j, cosine) with the exact cosine of each lane's pair whose bit is set.
+// visit(e, score[e]) for e = 0..8. Not unrolled: what is done with a score is long. The scores move up instead, since
+// registers have no index.
+template <class Visit> BDHS_DEVICE void each_score(const GroupScores& s, Visit visit) {
+    float score[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) score[e] = s.score[e];
+#pragma unroll 1
+    for (int e = 0; e < 8; ++e) {
+        visit(e, score[0]);
+#pragma unroll
+        for (int i = 0; i < 7; ++i) score[i] = score[i + 1];
+    }
+}
+
+// decide(lane, i, j, cosine) with the exact cosine of each lane's pair e whose bit is set.
 template <class T, class Decide>
-BDHS_DEVICE void each_exact(const CosineTileArgs& args, const WarpScores& s, uint32_t lanes, Decide decide) {
+BDHS_DEVICE void each_exact(const CosineTileArgs& args, const GroupScores& s, int e, uint32_t lanes, Decide decide) {
 #pragma unroll 1
     for (; lanes; lanes &= lanes - 1) {
         const int lane = __ffs((int)lanes) - 1;
-        const uint64_t i = s.row_of(lane), j = s.column_of(lane);
-        decide(i, j, exact_original<T>(args, i, j));
+        const uint64_t i = s.row_of(lane), j = s.column_of(lane, e);
+        decide(lane, i, j, exact_original<T>(args, i, j));
     }
 }
 
@@ -222,21 +237,30 @@ template <class T> struct CountScores {
         if ((uint32_t)lane_id() == t % 32) counts[0] += t < 32 ? number : 0, counts[1] += t < 32 ? 0 : number;
     }
 
-    __device__ __forceinline__ void visit(const CosineTileArgs& args, const WarpScores& s) {
-        const bool wanted = s.wanted(args);
-        if (!__any_sync(FULL_WARP, wanted)) return;
-        bool near = false;
+    // The fast score decides for each threshold whose band it is not in.
+    __device__ __forceinline__ void visit(const CosineTileArgs& args, const GroupScores& s) {
+        uint32_t near = 0;
 #pragma unroll 1
-        for (uint32_t t = 0; t < args.threshold_count; ++t) near |= s.score >= args.low[t] && s.score <= args.high[t];
-        near &= wanted;
+        for (uint32_t t = 0; t < args.threshold_count; ++t) {
+            const float low = args.low[t], high = args.high[t];
+            uint32_t over = 0;
+#pragma unroll
+            for (int e = 0; e < 8; ++e) {
+                over += s.score[e] > high ? 1u : 0u;
+                near |= s.score[e] >= low && s.score[e] <= high ? 1u << e : 0u;
+            }
+            add(t, __reduce_add_sync(FULL_WARP, over));
+        }
+        if (!__any_sync(FULL_WARP, near != 0)) return;
+        each_score(s, [&](int e, float score) {
+            const uint32_t lanes = __ballot_sync(FULL_WARP, near >> e & 1u);
+            rechecked += (unsigned long long)__popc(lanes);
+            each_exact<T>(args, s, e, lanes, [&](int lane, uint64_t, uint64_t, double cosine) {
+                const float fast = __shfl_sync(FULL_WARP, score, lane);
 #pragma unroll 1
-        for (uint32_t t = 0; t < args.threshold_count; ++t)
-            add(t, (uint32_t)__popc(__ballot_sync(FULL_WARP, wanted && !near && s.score > args.high[t])));
-        const uint32_t lanes = __ballot_sync(FULL_WARP, near);
-        rechecked += (unsigned long long)__popc(lanes);
-        each_exact<T>(args, s, lanes, [&](uint64_t, uint64_t, double cosine) {
-#pragma unroll 1
-            for (uint32_t t = 0; t < args.threshold_count; ++t) add(t, above(args, cosine, t) ? 1u : 0u);
+                for (uint32_t t = 0; t < args.threshold_count; ++t)
+                    add(t, fast >= args.low[t] && fast <= args.high[t] && above(args, cosine, t) ? 1u : 0u);
+            });
         });
     }
 
@@ -254,13 +278,15 @@ template <class T> struct CountScores {
 template <class T> struct ListScores {
     unsigned long long rechecked = 0;
 
-    __device__ __forceinline__ void visit(const CosineTileArgs& args, const WarpScores& s) {
-        const bool wanted = s.wanted(args), near = wanted && s.score <= args.high[0];
-        if (wanted && !near) emit(args, s.row_of(lane_id()), s.column_of(lane_id()), clamp_score(s.score));
-        const uint32_t lanes = __ballot_sync(FULL_WARP, near);
-        rechecked += (unsigned long long)__popc(lanes);
-        each_exact<T>(args, s, lanes, [&](uint64_t i, uint64_t j, double cosine) {
-            if (lane_id() == 0 && above(args, cosine, 0)) emit(args, i, j, (float)cosine);
+    __device__ __forceinline__ void visit(const CosineTileArgs& args, const GroupScores& s) {
+        each_score(s, [&](int e, float score) {
+            if (score > args.high[0])
+                emit(args, s.row_of(lane_id()), s.column_of(lane_id(), e), clamp_score(score));
+            const uint32_t lanes = __ballot_sync(FULL_WARP, score >= args.lowest && score <= args.high[0]);
+            rechecked += (unsigned long long)__popc(lanes);
+            each_exact<T>(args, s, e, lanes, [&](int, uint64_t i, uint64_t j, double cosine) {
+                if (lane_id() == 0 && above(args, cosine, 0)) emit(args, i, j, (float)cosine);
+            });
         });
     }
 
@@ -269,30 +295,27 @@ template <class T> struct ListScores {
     }
 };
 
-// Every score of the groups of `mask` to work.visit, 32 at a time. `row`: of the warp's first sum.
+// The scores of the groups of `mask` to work.visit. `row`: of the warp's first sum.
 template <class Work>
 BDHS_DEVICE void visit_groups(const CosineTileArgs& args, const float (&c)[128], uint32_t mask, const float* scales,
                               const float (&rows)[2], uint64_t row, uint64_t column, Work& work) {
 #pragma unroll 1
     for (; mask; mask &= mask - 1) {
-        const int group = __ffs((int)mask) - 1;
-        float sums[8] = {};
+        const int group = __ffs((int)mask) - 1, first = group / 2 * 32;
+        GroupScores s = {row + (uint64_t)(group % 2 * 8), column + (uint64_t)first, {}};
 #pragma unroll
         for (int g = 0; g < 16; ++g) {
             if (g != group) continue;
 #pragma unroll
-            for (int e = 0; e < 8; ++e) sums[e] = c[sum_at(g, e)];
+            for (int e = 0; e < 8; ++e) s.score[e] = c[sum_at(g, e)];
         }
         const float scale = group % 2 ? rows[1] : rows[0];
-        // Not unrolled: the code for one score is long. The sums move up instead, since registers have no index.
-#pragma unroll 1
-        for (int e = 0; e < 8; ++e) {
-            const int at = group / 2 * 32 + e / 2 * 8 + e % 2;
-            const float score = sums[0] * (scale * scales[at + lane_id() % 4 * 2]);
-            work.visit(args, {row + (uint64_t)(group % 2 * 8), column + (uint64_t)at, score});
 #pragma unroll
-            for (int i = 0; i < 7; ++i) sums[i] = sums[i + 1];
+        for (int e = 0; e < 8; ++e) {
+            const int at = first + e / 2 * 8 + lane_id() % 4 * 2 + e % 2;
+            s.score[e] = s.wanted(args, e) ? s.score[e] * (scale * scales[at]) : NAN;
         }
+        work.visit(args, s);
     }
     __syncwarp();
 }

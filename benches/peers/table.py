@@ -49,6 +49,7 @@ def peer(name, p):
 def cell(row):
     micro = {name: f"{seconds * 1e6:.4g}" for name, seconds in row["ours"].items()}
     rate = f"{row['rate'] / 1e12:.0f} TFLOP/s" if row["flops"] else f"{row['rate'] / 1e9:.0f} GB/s"
+    rate = rate if row["rate"] else "-"
     share = f"{100 * row['share']:.0f} % of {row['ceiling']}" if row["share"] is not None else ""
     peers = "; ".join(peer(name, p) for name, p in row["peers"].items()) or "-"
     return f"| {row['case']} | {micro['median']} [{micro['p20']}, {micro['p80']}] | {rate} | {share} | {peers} |"

@@ -9,9 +9,6 @@ use crate::{Error, Result};
 /// CUDA devices get a stream of their own rather than the thread's default one, so that work from
 /// several host threads is ordered by the device and not by accident. All ops run there, and with them the networks.
 ///
-/// Events between streams, which cudarc otherwise records for every buffer of every launch, are turned off for that GPU: work
-/// that a caller puts on other streams of it has to be ordered by the caller.
-///
 /// # Errors
 /// An unknown name, a build without CUDA, a GPU that the driver does not report, and a GPU or driver that this
 /// build's kernels do not run on; the message says what to do.
@@ -26,13 +23,7 @@ pub fn open(name: &str) -> Result<Device> {
     // First, since candle's own start on an unfit driver fails without a reason.
     #[cfg(feature = "cuda")]
     crate::ops::cuda::probe(ordinal)?;
-    let device = Device::new_cuda_with_stream(ordinal)?;
-    #[cfg(feature = "cuda")]
-    // SAFETY: all work on this device is on its one stream, which orders it; the documentation asks the same of callers.
-    unsafe {
-        device.as_cuda_device()?.disable_event_tracking()
-    };
-    Ok(device)
+    Ok(Device::new_cuda_with_stream(ordinal)?)
 }
 
 /// The number of the GPU that a device name means; `None` for `cpu`.
