@@ -5,6 +5,8 @@ mod golden;
 mod gradients;
 mod memory;
 mod online;
+#[path = "../common/place.rs"]
+mod place;
 mod runs;
 
 use std::collections::HashMap;
@@ -15,7 +17,7 @@ use bdhs::train::{Example, Pair, Settings, Trainer, read_pairs};
 use candle_core::{DType, Device, Tensor};
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    place::root().join("tests/golden").join(name)
 }
 
 fn pairs() -> Vec<Pair> {
@@ -59,7 +61,7 @@ fn base() -> &'static Path {
 }
 
 fn trainer(settings: &Settings) -> Trainer {
-    Trainer::new(base(), &Device::Cpu, DType::F32, settings).unwrap()
+    Trainer::new(base(), &place::device(), DType::F32, settings).unwrap()
 }
 
 /// The base's log-probabilities are known before the golden adapter is put in.
