@@ -12,7 +12,7 @@
 //! * Each element depends on nothing else: results do not depend on shape, batch or thread count.
 //! * Bytes: `bias_act` reads and writes each element once, `silu_mul` reads two and writes one.
 //! * Gradients are real, in f32 (on a GPU made of candle's ops): of x, bias, gate and up. At 0 the slope of relu is 0.
-//! * On a GPU a call is one launch, within the same bounds (not the CPU's bits). A backward pass there is an error.
+//! * On a GPU a call is one launch, within the same bounds (not the CPU's bits).
 //!
 //! Sources: GELU (Hendrycks & Gimpel 2016) by erf and by tanh, quick GELU as in CLIP, SiLU; erf from fits of our own.
 

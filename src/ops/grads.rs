@@ -13,13 +13,11 @@ pub(crate) fn as_f32<const N: usize>(
 ) -> candle_core::Result<[Vec<f32>; N]> {
     let mut all = [const { Vec::new() }; N];
     for (values, tensor) in all.iter_mut().zip(tensors) {
-        if !tensor.device().is_cpu() {
-            let place = tensor.device().location();
-            bail!("{op}: gradients of this op are computed on the CPU only, not on {place:?}")
-        }
         let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
         let (storage, layout) = tensor.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { bail!("{op}: an operand left the CPU") };
+        let Storage::Cpu(storage) = &*storage else {
+            bail!("{op}: the backward pass is on the CPU only")
+        };
         *values = contiguous::<f32>(storage, layout, op)?.to_vec();
     }
     Ok(all)

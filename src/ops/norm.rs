@@ -19,7 +19,6 @@
 //! * Gradients are real, in f32 (on a GPU made of candle's ops): for x, the residual, weight and biases. Where any of them is tracked, the
 //!   sum before the normalisation is an op of its own (and rounded to the dtype), so that each has its gradient.
 //! * On a GPU a call is one launch (without gradients); the norm is within the same bound, the sum the CPU's bit for bit.
-//!   A backward pass there is an error.
 //!
 //! Sources: layer normalisation (Ba et al. 2016), RMSNorm (Zhang & Sennrich 2019).
 
