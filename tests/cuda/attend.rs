@@ -5,7 +5,10 @@ use bdhs::ops::cuda;
 use candle_core::{DType, Device, Tensor, Var};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
-use super::{FLOATS, Random, assert_close, both, candle_runs, gpu, roundoff, stream, values};
+use super::{
+    FLOATS, Random, assert_close, both, candle_runs, gpu, roundoff, stream, stream_to_capture,
+    values,
+};
 
 /// `bias(head, key - query)` is added to the scaled score.
 fn reference(
@@ -293,14 +296,7 @@ fn a_plan_serves_many_calls() {
 /// Workspace and tickets of chunks are the graph's own, so that it can run again and again.
 #[test]
 fn a_call_is_captured_into_a_graph() {
-    if gpu().is_none() {
-        return;
-    }
-    let context = cudarc::driver::CudaContext::new(0).unwrap();
-    // SAFETY: everything below is on one stream.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().unwrap();
-    cuda::load(&context).unwrap();
+    let Some(stream) = stream_to_capture() else { return };
     let (mut random, dim) = (Random(37), 32);
     let shared = cuda::attend::Plan::new(&stream, &plan(), ROWS, SLOTS, 1).unwrap();
     let kv = random.vec(SLOTS * dim);

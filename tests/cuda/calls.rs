@@ -11,7 +11,10 @@ use candle_core::{DType, Device, Tensor};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::f16;
 
-use super::{FLOATS, LENGTHS, Random, assert_close, both, gpu, packed_rows, stream, values};
+use super::{
+    FLOATS, LENGTHS, Random, assert_close, both, gpu, packed_rows, stream, stream_to_capture,
+    values,
+};
 
 #[test]
 fn two_host_threads_share_a_gpu() {
@@ -43,14 +46,7 @@ fn two_host_threads_share_a_gpu() {
 /// Pooling, scoring and sampling in one graph, replayed on new values.
 #[test]
 fn calls_are_captured_into_a_graph() {
-    if gpu().is_none() {
-        return;
-    }
-    let context = cudarc::driver::CudaContext::new(0).unwrap();
-    // SAFETY: everything below is on one stream.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().unwrap();
-    cuda::load(&context).unwrap();
+    let Some(stream) = stream_to_capture() else { return };
     let (cu, _) = packed_rows();
     let (tokens, hidden, batch) = (cu[cu.len() - 1] as usize, 32, LENGTHS.len());
     let mut random = Random(13);

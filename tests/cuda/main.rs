@@ -42,6 +42,17 @@ fn is_slow() -> bool {
         || cuda::probe(0).is_ok_and(|gpu| gpu.name.starts_with("host shim"))
 }
 
+/// A stream that can be captured into a graph, the kernels loaded: without events, so all work has to be on it.
+fn stream_to_capture() -> Option<Arc<CudaStream>> {
+    gpu()?;
+    let context = cudarc::driver::CudaContext::new(0).unwrap();
+    // SAFETY: callers put everything on the one stream.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().unwrap();
+    cuda::load(&context).unwrap();
+    Some(stream)
+}
+
 fn stream(device: &Device) -> Arc<CudaStream> {
     device.as_cuda_device().unwrap().cuda_stream()
 }
