@@ -132,3 +132,22 @@ def put_between(path, begin, end, lines):
     tail = rest.split(end)[1]
     with open(path, "w") as file:
         file.write(head + begin + "\n" + "\n".join(lines) + "\n" + end + tail)
+
+
+def warpers(setting):
+    """The sampler settings of benches/token.rs as transformers' processors, in order; `ImportError` without it."""
+    from transformers.generation import logits_process as hf
+
+    return {
+        "greedy": [],
+        "temperature": [hf.TemperatureLogitsWarper(0.7)],
+        "top-k 50": [hf.TopKLogitsWarper(50)],
+        "top-p 0.9": [hf.TopPLogitsWarper(0.9)],
+        "all": [
+            hf.RepetitionPenaltyLogitsProcessor(1.1),
+            hf.TemperatureLogitsWarper(0.7),
+            hf.TopKLogitsWarper(50),
+            hf.TopPLogitsWarper(0.9),
+            hf.MinPLogitsWarper(0.05),
+        ],
+    }[setting]

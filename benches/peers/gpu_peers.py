@@ -8,7 +8,7 @@ import re
 
 import torch
 import torch.nn.functional as F
-from common import THRESHOLDS, Peer, digest, pool_lengths
+from common import THRESHOLDS, Peer, digest, pool_lengths, warpers
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 HIDDEN = 768
@@ -478,23 +478,11 @@ def token_peers(name, what, shape, dtype, place):
     peers = [GpuPeer(place, "torch", sets, own, read)]
     peers += [GpuPeer(place, f"torch compiled ({mode})", sets, compiled(own, mode), read) for mode in place.modes(name)]
     try:
-        from transformers.generation import logits_process as hf
+        from transformers import LogitsProcessorList
+
+        process = LogitsProcessorList(warpers(setting))
     except ImportError:
         return peers
-    chain = {
-        "greedy": [],
-        "temperature": [hf.TemperatureLogitsWarper(0.7)],
-        "top-k 50": [hf.TopKLogitsWarper(50)],
-        "top-p 0.9": [hf.TopPLogitsWarper(0.9)],
-        "all": [
-            hf.RepetitionPenaltyLogitsProcessor(1.1),
-            hf.TemperatureLogitsWarper(0.7),
-            hf.TopKLogitsWarper(50),
-            hf.TopPLogitsWarper(0.9),
-            hf.MinPLogitsWarper(0.05),
-        ],
-    }[setting]
-    process = hf.LogitsProcessorList(chain)
     return [*peers, GpuPeer(place, "transformers + multinomial", sets, lambda logits: drawn(process(history, logits.float()), greedy), read)]
 
 

@@ -24,7 +24,7 @@ import numkong
 import numpy as np
 import simsimd
 import torch
-from common import THRESHOLDS, Ours, Peer, cpu, difference, digest, load, pool_lengths, put_between, quantiles, ratios, values, write
+from common import THRESHOLDS, Ours, Peer, cpu, difference, digest, load, pool_lengths, put_between, quantiles, ratios, values, warpers, write
 from threadpoolctl import threadpool_limits
 
 TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -255,28 +255,15 @@ def mask_peers(parts, threads):
 
 
 def token_peers(parts, threads):
-    from transformers.generation import logits_process as hf
-
     setting, shape, dtype = parts
     rows, vocab = map(int, shape.split(" x "))
     sets = [(torch.from_numpy(values(s, rows * vocab)).reshape(rows, vocab) * 5).to(TORCH[dtype]) for s in range(COLD_SETS)]
     history = torch.arange(200)[None].expand(rows, -1)
-    chain = {
-        "temperature": [hf.TemperatureLogitsWarper(0.7)],
-        "top-k 50": [hf.TopKLogitsWarper(50)],
-        "top-p 0.9": [hf.TopPLogitsWarper(0.9)],
-        "all": [
-            hf.RepetitionPenaltyLogitsProcessor(1.1),
-            hf.TemperatureLogitsWarper(0.7),
-            hf.TopKLogitsWarper(50),
-            hf.TopPLogitsWarper(0.9),
-            hf.MinPLogitsWarper(0.05),
-        ],
-    }
+    chain = warpers(setting)
 
     def generate(logits):
         scores = logits.float()
-        for step in chain.get(setting, []):
+        for step in chain:
             scores = step(history, scores)
         if setting == "greedy":
             token = scores.argmax(1, keepdim=True)
