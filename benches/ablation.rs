@@ -102,7 +102,7 @@ fn bench(c: &mut Criterion) {
         ablation::stages(&config, &plan, &[stage], share, &Device::Cpu, &()).expect("a stage");
     };
     for (i, model) in plan.models.iter().enumerate() {
-        if model.pairs.is_some() {
+        if model.training.is_some() {
             let (name, own) = (format!("train/{}", model.name), model_folder(&out, &model.name));
             // Each pays for its own reference log-probabilities, as one that is trained alone does.
             let clear = || {

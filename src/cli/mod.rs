@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod embed;
 mod eval;
+mod merge;
 mod report;
 mod sample;
 mod score;
@@ -45,6 +46,8 @@ enum Command {
     Score(score::Score),
     /// Train an adapter on pairs: LoRA and DPO
     Train(train::Train),
+    /// Write an adapter and its base as one checkpoint
+    Merge(merge::Merge),
     /// The embedded demo's models
     Demo(demo::Demo),
     /// Write report.html of a run folder anew
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Embed(command) => command.run(&cli.global),
         Command::Score(command) => command.run(&cli.global),
         Command::Train(command) => command.run(&cli.global),
+        Command::Merge(command) => command.run(&cli.global),
         Command::Demo(command) => command.run(&cli.global),
         Command::Report(command) => command.run(&cli.global),
         Command::Eval(command) => command.run(&cli.global),

@@ -31,6 +31,7 @@ impl Sample {
             None => config.grid.encoders.truncate(1),
         }
         config.grid.thresholds = vec![self.threshold];
+        config.variants.clear();
         finish(&config, Shard::WHOLE, global)
     }
 }

@@ -86,7 +86,7 @@ impl Sweep {
         let device = global.device()?;
         let bars = Bars::new(global);
         let options = Options { device: device.clone(), shard: Shard::WHOLE };
-        match sweep::run(&config, &options, &bars)? {
+        match sweep::run_all(&config, &options, &bars)? {
             Some(summary) => ablate(&config, &summary, self.eval, &device, global, &bars),
             None => Ok(()),
         }
@@ -147,7 +147,7 @@ pub(super) fn finish(config: &Config, shard: Shard, global: &Global) -> Result<(
     let device = global.device()?;
     let bars = Bars::new(global);
     let config = &config.clone().resolved()?;
-    let summary = sweep::run(config, &Options { device, shard }, &bars)?;
+    let summary = sweep::run_all(config, &Options { device, shard }, &bars)?;
     bars.clear();
     match (summary, global.json) {
         (Some(summary), true) => print_json(&summary),

@@ -164,6 +164,11 @@ impl Adapter {
         Ok(Some(Self { weights, changes }))
     }
 
+    /// Whether the adapter changes a tensor of the base.
+    pub(super) fn changes(&self, name: &str) -> bool {
+        self.changes.contains_key(&canonical(name))
+    }
+
     /// A tensor of the base, changed if the adapter changes it. `read` gives the base's in a dtype.
     pub(super) fn apply(
         &self,

@@ -174,6 +174,33 @@ impl Weights {
         names
     }
 
+    /// The files, and the full names of the tensors in each in the order of their bytes.
+    pub(super) fn shards(&self) -> Vec<(&Path, Vec<&str>)> {
+        let names = |shard: usize| {
+            let of = self.files.entries.iter().filter(|(_, entry)| entry.shard == shard);
+            let mut names: Vec<(usize, &str)> =
+                of.map(|(name, entry)| (entry.start, &name[..])).collect();
+            names.sort_unstable();
+            names.into_iter().map(|(_, name)| name).collect()
+        };
+        let files = self.files.shards.iter().enumerate();
+        files.map(|(i, (path, _))| (path.as_path(), names(i))).collect()
+    }
+
+    /// Type, shape and bytes of a tensor in its file, by full name.
+    pub(super) fn stored(&self, name: &str) -> Result<(Dtype, &[usize], &[u8])> {
+        let Some(entry) = self.files.entries.get(name) else {
+            return Err(Error::invalid(&self.files.path, format!("tensor {name}"), "absent"));
+        };
+        let bytes = &self.files.shards[entry.shard].1[entry.start..entry.end];
+        Ok((entry.dtype, &entry.shape, bytes))
+    }
+
+    /// Whether an adapter changes the tensor of this full name.
+    pub(super) fn is_changed(&self, name: &str) -> bool {
+        self.adapter.as_ref().is_some_and(|adapter| adapter.changes(name))
+    }
+
     /// The file or folder that was opened.
     pub fn path(&self) -> &Path {
         &self.files.path
@@ -354,6 +381,12 @@ fn open_folder(dir: &Path) -> Result<Files> {
         refuse_pickle(path)?;
     }
     Err(Error::invalid(dir, "", format!("no weights found, expected {SINGLE} or {INDEX}")))
+}
+
+/// Whether a file holds weights, ours or another framework's, by its extension.
+pub(super) fn is_weight_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "safetensors")
+        || refuse_pickle(path).is_err()
 }
 
 /// Refuses weight files of other frameworks and formats, by their extension.

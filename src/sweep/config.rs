@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::variant::Variant;
 use crate::{
     Error, Result, ablation,
     data::TurnChoice,
@@ -34,6 +35,9 @@ pub struct Config {
     pub eval: ablation::Eval,
     /// What trained cells are compared with.
     pub ablation: ablation::Compared,
+    /// Further rows of the ablation: the default cell under other settings.
+    #[serde(rename = "variant")]
+    pub variants: Vec<Variant>,
 }
 
 /// The multimodal LLM.
@@ -142,20 +146,24 @@ impl Config {
             Error::invalid(path, at.unwrap_or_default(), error.message())
         })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        let relative = |p: &mut PathBuf| {
-            if !p.as_os_str().is_empty() && !is_embedded(p) {
-                *p = base.join(&*p);
-            }
-        };
-        relative(&mut config.model.path);
-        relative(&mut config.data.file);
-        config.data.images.as_mut().map(relative);
-        relative(&mut config.eval.data);
-        config.eval.images.as_mut().map(relative);
-        config.train.online.as_mut().map(|online| &mut online.encoder).map(relative);
-        config.grid.encoders.iter_mut().for_each(relative);
-        relative(&mut config.run.out);
+        config.visit_paths(&mut |p| *p = base.join(&*p));
         Ok(config)
+    }
+
+    /// Calls `change` with every path that is set and is no name of the embedded demo's.
+    pub(super) fn visit_paths(&mut self, change: &mut dyn FnMut(&mut PathBuf)) {
+        let paths =
+            [&mut self.model.path, &mut self.data.file, &mut self.eval.data, &mut self.run.out];
+        let online = self.train.online.as_mut().map(|online| &mut online.encoder);
+        let paths = paths.into_iter().chain(&mut self.data.images).chain(&mut self.eval.images);
+        for path in paths.chain(online).chain(&mut self.grid.encoders) {
+            if !path.as_os_str().is_empty() && !is_embedded(path) {
+                change(path);
+            }
+        }
+        for variant in &mut self.variants {
+            variant.visit_paths(change);
+        }
     }
 
     /// Puts the unpacked files in place of the names of the embedded demo's models and scenes.
@@ -168,6 +176,7 @@ impl Config {
         for encoder in &mut self.grid.encoders {
             *encoder = resolve(encoder)?;
         }
+        self.resolve_variants()?;
         Ok(self)
     }
 
@@ -203,7 +212,8 @@ impl Config {
         }
         self.train.validate()?;
         self.ablation.validate()?;
-        self.sampling.validate()
+        self.sampling.validate()?;
+        self.variants().map(|_| ())
     }
 }
 

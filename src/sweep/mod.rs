@@ -11,9 +11,11 @@ mod run;
 mod saved;
 mod score;
 pub mod summary;
+mod variant;
 
 pub use config::{Config, Data, Export, Grid, Model, Run, THRESHOLDS, check_thresholds};
 pub use plan::{blocks, parse_shard};
 pub use run::{Options, load_encoders, run};
 pub use saved::SavedRun;
 pub use score::score;
+pub use variant::{Variant, run_all};

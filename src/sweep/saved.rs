@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Config, atomic::write_json};
-use crate::{Error, Result, demo::embedded::is_embedded, models::llava::PatchMap};
+use crate::{Error, Result, models::llava::PatchMap};
 
 /// Its name in a run folder.
 const FILE: &str = "run.json";
@@ -23,22 +23,11 @@ impl SavedRun {
     /// What is kept of a run.
     pub fn of(config: &Config) -> Self {
         let mut config = config.clone();
-        let paths = [&mut config.model.path, &mut config.data.file, &mut config.run.out];
-        let online = config.train.online.as_mut().map(|online| &mut online.encoder);
-        let paths = paths
-            .into_iter()
-            .chain(&mut config.data.images)
-            .chain([&mut config.eval.data])
-            .chain(&mut config.eval.images)
-            .chain(online);
-        for path in paths.chain(&mut config.grid.encoders) {
-            if path.as_os_str().is_empty() || is_embedded(path) {
-                continue;
-            }
+        config.visit_paths(&mut |path| {
             if let Ok(absolute) = std::path::absolute(&*path) {
                 *path = absolute;
             }
-        }
+        });
         // A drawing aid: a run does not fail for the lack of it.
         let patches = PatchMap::read(&config.model.path).ok();
         Self { config, patches }

@@ -81,7 +81,7 @@ impl Trainer {
     pub fn new(dir: &Path, device: &Device, dtype: DType, settings: &Settings) -> Result<Self> {
         settings.validate()?;
         if adapter::base(dir)? != dir {
-            let message = "merge it into its base first, or train its base";
+            let message = "merge it into its base first (bdhs merge), or train its base";
             return Err(Error::unsupported(
                 format!("training on the adapter {}", dir.display()),
                 message,
