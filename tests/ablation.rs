@@ -78,10 +78,10 @@ fn every_cell_is_trained_judged_and_compared() {
         rows.collect::<Vec<_>>()
     };
     let own = run.join("variants/blind");
-    let file = "cells/mpnet__0.97/pairs.jsonl";
+    let file = "cells/bert__0.97/pairs.jsonl";
     assert_ne!(rejected(&own.join(file)), rejected(&run.join(file)));
     assert!(own.join("report.html").is_file() && !run.join("variants/ipo").exists());
-    assert_eq!(result.variants[1].settings, "train.loss = \"ipo\", train.beta = 0.5");
+    assert_eq!(result.variants[1].settings, "train.beta = 0.5, train.loss = \"ipo\"");
     for name in ["blind", "ipo", "blind__seed1", "ipo__seed1"] {
         let model = result.model(name).unwrap();
         assert_eq!(model.kind, Kind::Variant(name.split("__").next().unwrap().to_owned()));

@@ -198,10 +198,7 @@ pub struct Status {
 /// A file that is malformed.
 pub fn status(config: &Config) -> Result<Status> {
     let run = &config.run.out;
-    let mut folders = vec![run.clone()];
-    let variants = config.variants()?;
-    let own = variants.into_iter().filter(|(variant, _)| variant.samples());
-    folders.extend(own.map(|(_, config)| config.run.out));
+    let folders: Vec<PathBuf> = config.runs()?.into_iter().map(|own| own.run.out).collect();
     let mut stores = Vec::new();
     for folder in folders.iter().filter(|folder| folder.is_dir()) {
         let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;

@@ -157,6 +157,16 @@ impl Config {
         Ok(all)
     }
 
+    /// The run itself, then those of its variants that have pairs of their own.
+    ///
+    /// # Errors
+    /// As [`Config::variants`].
+    pub fn runs(&self) -> Result<Vec<Config>> {
+        let variants = self.variants()?.into_iter();
+        let own = variants.filter(|(variant, _)| variant.samples()).map(|(_, config)| config);
+        Ok(std::iter::once(self.clone()).chain(own).collect())
+    }
+
     /// Puts the unpacked files in place of names of the embedded demo's scenes in variants.
     pub(super) fn resolve_variants(&mut self) -> Result<()> {
         for variant in &mut self.variants {
@@ -182,10 +192,10 @@ pub fn run_all(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Option<Summary>> {
-    let variants = config.variants()?;
+    let runs = config.runs()?;
     let summary = run(config, options, progress)?;
-    for (_, own) in variants.iter().filter(|(variant, _)| variant.samples()) {
-        run(own, options, progress)?;
+    for variant in &runs[1..] {
+        run(variant, options, progress)?;
     }
     Ok(summary)
 }

@@ -40,7 +40,7 @@ fn merged_adapters_equal_peft() {
         {
             let difference = max_difference(&found, &golden[*name]);
             println!("{name}, merged: {difference:e}");
-            assert!(difference <= 5e-3, "{name}: {difference}");
+            assert!(difference <= 2e-2, "{name}: {difference}");
         }
         let [mut base, mut all] = [folder(name), out.clone()].map(|dir| {
             candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu).unwrap()
