@@ -129,7 +129,7 @@ fn every_cell_is_trained_judged_and_compared() {
     assert_eq!(table(&run), before);
 }
 
-/// kill -9 of the command alone, whose workers live on, or of all of them.
+/// kill -9 of the command alone, whose workers end with it, or of all of them.
 fn kill(child: &mut std::process::Child, group: bool) {
     if group {
         let id = format!("-{}", child.id());

@@ -10,7 +10,7 @@ use super::{
     ui::{print_json, print_text},
 };
 use crate::{
-    Result,
+    Error, Result,
     demo::embedded::resolve,
     models::{
         device,
@@ -38,8 +38,9 @@ struct Report {
     threads: usize,
     memory_gib: Option<f64>,
     instructions: Vec<Check>,
-    /// The GPU asked for, else the first; none in a build without CUDA.
-    gpu: Option<Gpu>,
+    /// Every GPU that the driver reports, or why none is; empty in a build without CUDA.
+    gpus: Vec<Gpu>,
+    /// What --device names.
     device: Opened,
     /// What --model names.
     model: Option<Outline>,
@@ -49,6 +50,8 @@ struct Report {
 
 #[derive(Serialize)]
 struct Gpu {
+    /// As --device names it.
+    name: String,
     usable: bool,
     message: String,
 }
@@ -76,27 +79,29 @@ impl Doctor {
     }
 }
 
-fn report(global: &Global) -> Report {
-    let opened = device::open(&global.device).and_then(|device| {
+/// Opens all devices that a name stands for, one after another.
+fn opened(names: &str) -> Result<()> {
+    for name in device::list(names)? {
+        let device = device::open(&name)?;
         // An empty device would pass `open`; a product shows that it computes.
         let x = candle_core::Tensor::ones((8, 8), candle_core::DType::F32, &device)?;
-        Ok(x.matmul(&x)?.sum_all()?.to_scalar::<f32>()?)
-    });
-    let device = match opened {
-        Ok(512.0) => Opened {
-            name: global.device.clone(),
-            usable: true,
-            message: "a product was right".into(),
-        },
-        Ok(sum) => Opened {
-            name: global.device.clone(),
-            usable: false,
-            message: format!("a product of ones summed to {sum}, expected 512"),
-        },
-        Err(error) => {
-            Opened { name: global.device.clone(), usable: false, message: error.to_string() }
+        let sum = x.matmul(&x)?.sum_all()?.to_scalar::<f32>()?;
+        if sum != 512.0 {
+            return Err(Error::unsupported(
+                format!("device {name:?}"),
+                format!("a product of ones summed to {sum}, expected 512"),
+            ));
         }
+    }
+    Ok(())
+}
+
+fn report(global: &Global) -> Report {
+    let (usable, message) = match opened(&global.device) {
+        Ok(()) => (true, "a product was right".to_owned()),
+        Err(error) => (false, error.to_string()),
     };
+    let device = Opened { name: global.device.clone(), usable, message };
     Report {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
@@ -109,7 +114,7 @@ fn report(global: &Global) -> Report {
         threads: rayon::current_num_threads(),
         memory_gib: memory_gib("MemTotal:"),
         instructions: instructions(),
-        gpu: gpu(&global.device),
+        gpus: gpus(),
         device,
         model: None,
         free_gib: memory_gib("MemAvailable:"),
@@ -117,23 +122,31 @@ fn report(global: &Global) -> Report {
 }
 
 #[cfg(feature = "cuda")]
-fn gpu(device: &str) -> Option<Gpu> {
-    let ordinal = device::ordinal(device).ok().flatten().unwrap_or(0);
-    Some(match crate::ops::cuda::probe(ordinal) {
-        Ok(gpu) => Gpu {
-            usable: true,
-            message: format!(
-                "{}, compute capability {}, driver for CUDA {}, kernels {} of CUDA {}",
-                gpu.name, gpu.capability, gpu.driver, gpu.target, gpu.toolkit
+fn gpus() -> Vec<Gpu> {
+    let one = |ordinal: usize| {
+        let (usable, message) = match crate::ops::cuda::probe(ordinal) {
+            Ok(gpu) => (
+                true,
+                format!(
+                    "{}, compute capability {}, driver for CUDA {}, kernels {} of CUDA {}",
+                    gpu.name, gpu.capability, gpu.driver, gpu.target, gpu.toolkit
+                ),
             ),
-        },
-        Err(error) => Gpu { usable: false, message: error.to_string() },
-    })
+            Err(error) => (false, error.to_string()),
+        };
+        Gpu { name: format!("cuda:{ordinal}"), usable, message }
+    };
+    match device::gpus() {
+        Ok(count) => (0..count).map(one).collect(),
+        Err(error) => {
+            vec![Gpu { name: "cuda:all".into(), usable: false, message: error.to_string() }]
+        }
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpu(_: &str) -> Option<Gpu> {
-    None
+fn gpus() -> Vec<Gpu> {
+    Vec::new()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -167,9 +180,12 @@ fn human(report: &Report) -> String {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    let gpu = match &report.gpu {
-        Some(gpu) => gpu.message.as_str(),
-        None => "not looked for: a build without CUDA",
+    let gpus: Vec<String> =
+        report.gpus.iter().map(|gpu| format!("{}: {}", gpu.name, gpu.message)).collect();
+    let gpu = match gpus.is_empty() {
+        true if cfg!(feature = "cuda") => "none".to_owned(),
+        true => "not looked for: a build without CUDA".to_owned(),
+        false => gpus.join("\n              "),
     };
     let memory = report.memory_gib.map_or("unknown".to_owned(), |gib| format!("{gib:.1} GiB"));
     format!(

@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 
+use candle_core::Device;
 use clap::Args;
 
 use super::{
     Global,
-    ablate::ablate,
+    ablate::{Places, ablate},
     ui::{Bars, print_json, print_text},
+    workers,
 };
 use crate::{
     Error, Result,
     ablation::{self, Share, Stage, slurm},
     demo::embedded,
+    models::device,
     store::Shard,
     sweep::{self, Config, Options, SavedRun, parse_shard, summary::Summary},
 };
@@ -59,6 +62,12 @@ pub(super) struct Sweep {
 
 impl Sweep {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
+        if let (true, Some(shard)) = (global.worker, self.shard) {
+            let config = workers::settings()?;
+            let bars = Bars::new(global);
+            let options = Options { device: global.device()?, shard };
+            return sweep::run(&config, &options, &bars).map(|_| ());
+        }
         let mut config = self.run.config()?;
         if !self.encoders.is_empty() {
             config.grid.encoders.clone_from(&self.encoders);
@@ -83,11 +92,15 @@ impl Sweep {
             return finish(&config, self.shard.unwrap_or(Shard::WHOLE), global);
         }
         let config = config.resolved()?;
-        let device = global.device()?;
+        let devices = device::list(&global.device)?;
         let bars = Bars::new(global);
-        let options = Options { device: device.clone(), shard: Shard::WHOLE };
+        let device = generate(&config, &devices, Shard::WHOLE, &bars)?;
+        let options = Options { device, shard: Shard::WHOLE };
         match sweep::run_all(&config, &options, &bars)? {
-            Some(summary) => ablate(&config, &summary, self.eval, &device, global, &bars),
+            Some(summary) => {
+                let places = Places { device: &options.device, devices: &devices };
+                ablate(&config, &summary, self.eval, &places, global, &bars)
+            }
             None => Ok(()),
         }
     }
@@ -95,6 +108,12 @@ impl Sweep {
     /// Submits the run's jobs.
     fn submit(&self, config: &Config, global: &Global) -> Result<()> {
         config.validate()?;
+        if device::list(&global.device)?.len() > 1 {
+            return Err(Error::unsupported(
+                format!("--slurm with --device {:?}", global.device),
+                "a job has one device: give --device cuda, and as many --shards as there are GPUs",
+            ));
+        }
         if self.train && !self.eval {
             let message = "on SLURM, models are trained to be judged: add --eval";
             return Err(Error::unsupported("--slurm --train without --eval", message));
@@ -142,11 +161,26 @@ fn part(text: &str) -> std::result::Result<(usize, usize), String> {
     }
 }
 
+/// With several devices, fills the stores of as many parts. Opens the device that is left to merge and export on, which is the first.
+fn generate(config: &Config, devices: &[String], shard: Shard, bars: &Bars) -> Result<Device> {
+    if devices.len() > 1 {
+        if shard != Shard::WHOLE {
+            return Err(Error::unsupported(
+                format!("--shard with {} devices", devices.len()),
+                "a part runs on one device: give --device and --shard for each",
+            ));
+        }
+        config.runs()?.iter().try_for_each(|run| workers::divide(run, devices, bars))?;
+    }
+    device::open(&devices[0])
+}
+
 /// Runs a configuration and prints its summary.
 pub(super) fn finish(config: &Config, shard: Shard, global: &Global) -> Result<()> {
-    let device = global.device()?;
+    let devices = device::list(&global.device)?;
     let bars = Bars::new(global);
     let config = &config.clone().resolved()?;
+    let device = generate(config, &devices, shard, &bars)?;
     let summary = sweep::run_all(config, &Options { device, shard }, &bars)?;
     bars.clear();
     match (summary, global.json) {

@@ -15,7 +15,7 @@ mod variant;
 
 pub use config::{Config, Data, Export, Grid, Model, Run, THRESHOLDS, check_thresholds};
 pub use plan::{blocks, parse_shard};
-pub use run::{Options, load_encoders, run};
+pub use run::{Options, divide, load_encoders, run, store_path};
 pub use saved::SavedRun;
 pub use score::score;
 pub use variant::{Variant, run_all};

@@ -50,6 +50,12 @@ pub fn run(config: &Config, options: &Options, progress: &dyn Progress) -> Resul
     config.validate()?;
     let mut runner = Runner::new(config, options, progress)?;
     let ranges = blocks(runner.dataset.samples.len(), config.run.block, options.shard);
+    if ranges.is_empty() {
+        let block = config.run.block;
+        progress.warn(&format!(
+            "this part has no block: a run is divided by blocks of run.block = {block} samples"
+        ));
+    }
     for range in ranges {
         runner.block(range)?;
     }
@@ -384,7 +390,7 @@ fn manifest(
 }
 
 /// The store of this part of the run.
-fn store_path(config: &Config, shard: Shard) -> PathBuf {
+pub fn store_path(config: &Config, shard: Shard) -> PathBuf {
     config.run.out.join(match shard {
         Shard::Part { index, count: count @ 2.. } => {
             format!("part-{}-of-{count}.db", index + 1)
@@ -393,27 +399,64 @@ fn store_path(config: &Config, shard: Shard) -> PathBuf {
     })
 }
 
-/// Opens the store of this part; a whole run takes over the stores of finished parts first.
+/// The stores of parts in the run folder, of whatever division.
+fn parts(config: &Config) -> Result<Vec<PathBuf>> {
+    let out = &config.run.out;
+    let is_part = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("part-") && name.ends_with(".db")
+    };
+    let mut parts: Vec<PathBuf> = std::fs::read_dir(out)
+        .map_err(Error::io(out))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(is_part)
+        .collect();
+    parts.sort();
+    // Nothing is in one that was killed as it was made.
+    let begun = parts.iter().map(Store::is_begun).collect::<Result<Vec<bool>>>()?;
+    Ok(parts.into_iter().zip(begun).filter_map(|(part, begun)| begun.then_some(part)).collect())
+}
+
+/// Before a run goes on in `count` parts: what parts of another division hold is put into the whole run's store, which every
+/// part takes over as it begins.
+///
+/// # Errors
+/// Stores that are not of one run, or that another process has open.
+pub fn divide(config: &Config, count: u32) -> Result<()> {
+    if !config.run.out.is_dir() {
+        return Ok(());
+    }
+    let own: Vec<PathBuf> =
+        (0..count).map(|index| store_path(config, Shard::Part { index, count })).collect();
+    let others: Vec<PathBuf> =
+        parts(config)?.into_iter().filter(|part| !own.contains(part)).collect();
+    if !others.is_empty() {
+        store::merge(store_path(config, Shard::WHOLE), &others)?;
+    }
+    Ok(())
+}
+
+/// Opens the store of this part. A whole run takes over the stores of parts first, and a part that of the whole run, so that
+/// nothing is computed again however a run was divided before.
 fn open_store(config: &Config, wanted: &Manifest) -> Result<Store> {
     let out = &config.run.out;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
-    let path = store_path(config, wanted.shard);
+    let (path, whole) = (store_path(config, wanted.shard), store_path(config, Shard::WHOLE));
     if wanted.shard == Shard::WHOLE {
-        let is_part = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("part-") && name.ends_with(".db")
-        };
-        let mut parts: Vec<PathBuf> = std::fs::read_dir(out)
-            .map_err(Error::io(out))?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(is_part)
-            .collect();
-        parts.sort();
+        let parts = parts(config)?;
         if !parts.is_empty() {
             store::merge(&path, &parts)?;
         }
+        return Store::open_or_create(&path, wanted);
     }
-    Store::open_or_create(&path, wanted)
+    if !Store::is_begun(&whole)? {
+        return Store::open_or_create(&path, wanted);
+    }
+    let token_budget = Store::open(&whole)?.manifest().token_budget;
+    let wanted = Manifest { token_budget, ..wanted.clone() };
+    drop(Store::open_or_create(&path, &wanted)?);
+    store::merge(&path, &[whole])?;
+    Store::open_or_create(&path, &wanted)
 }
 
 /// Decodes every image once, so that a broken one is told before hours of work. Where no image token is
