@@ -110,7 +110,7 @@ fn a_full_disk_costs_no_checkpoint() {
     let whole = tempfile::tempdir().unwrap();
     train(&settings, whole.path(), &()).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = Disk::mount(dir.path(), "240k") else { return };
+    let Some(disk) = Disk::mount(dir.path(), "160k") else { return };
     let out = disk.path().join("adapter");
     let message = train(&settings, &out, &()).unwrap_err().to_string();
     println!("{message}");
