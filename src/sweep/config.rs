@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::named;
 use crate::{
     Error, Result, ablation,
     data::TurnChoice,
-    demo::embedded::{is_embedded, resolve},
+    demo::embedded::{self, is_embedded},
+    engine::Progress,
+    models::hub::Kind,
     sampling::SamplingConfig,
     train,
 };
@@ -40,7 +43,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// LLaVA folder in the Hugging Face layout.
+    /// LLaVA folder in the Hugging Face layout, or a name ([`named::model`](super::named::model)).
     pub path: PathBuf,
     /// Storage type of its weights and states: `f32`, `f16` or `bf16`.
     pub dtype: String,
@@ -78,7 +81,7 @@ impl Data {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grid {
-    /// sentence-transformers folders.
+    /// sentence-transformers folders, or names ([`named::encoder`](super::named::encoder)).
     pub encoders: Vec<PathBuf>,
     /// Storage type of the encoders.
     pub dtype: String,
@@ -128,8 +131,8 @@ pub struct Export {
 }
 
 impl Config {
-    /// Reads a TOML file. Relative paths in it are relative to its folder; names of the embedded demo's models and scenes
-    /// stay as they are.
+    /// Reads a TOML file. Relative paths in it are relative to its folder; names of the embedded demo's models and scenes, and
+    /// those of the hub where there is no such folder, stay as they are.
     ///
     /// # Errors
     /// An unreadable file; unknown fields and wrong types, with their line.
@@ -147,27 +150,31 @@ impl Config {
                 *p = base.join(&*p);
             }
         };
-        relative(&mut config.model.path);
+        let named = |p: &mut PathBuf, kind| *p = named::relative(p, kind, base);
+        named(&mut config.model.path, Kind::Model);
+        config.grid.encoders.iter_mut().for_each(|encoder| named(encoder, Kind::Encoder));
+        if let Some(online) = &mut config.train.online {
+            named(&mut online.encoder, Kind::Encoder);
+        }
         relative(&mut config.data.file);
         config.data.images.as_mut().map(relative);
         relative(&mut config.eval.data);
         config.eval.images.as_mut().map(relative);
-        config.train.online.as_mut().map(|online| &mut online.encoder).map(relative);
-        config.grid.encoders.iter_mut().for_each(relative);
         relative(&mut config.run.out);
         Ok(config)
     }
 
-    /// Puts the unpacked files in place of the names of the embedded demo's models and scenes.
+    /// Puts folders in place of names: models of the embedded demo are unpacked, those of the hub fetched where they are not here.
     ///
     /// # Errors
-    /// As [`resolve`].
-    pub fn resolved(mut self) -> Result<Self> {
-        self.model.path = resolve(&self.model.path)?;
-        self.data.file = resolve(&self.data.file)?;
-        for encoder in &mut self.grid.encoders {
-            *encoder = resolve(encoder)?;
+    /// As [`named::model`].
+    pub fn resolved(mut self, progress: &dyn Progress) -> Result<Self> {
+        self.data.file = embedded::resolve(&self.data.file)?;
+        let online = self.train.online.as_mut().map(|online| &mut online.encoder);
+        for encoder in self.grid.encoders.iter_mut().chain(online) {
+            *encoder = named::encoder(encoder, progress)?;
         }
+        self.model.path = named::model(&self.model.path, progress)?;
         Ok(self)
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, atomic::write_json};
+use super::{Config, atomic::write_json, named::recorded};
 use crate::{Error, Result, demo::embedded::is_embedded, models::llava::PatchMap};
 
 /// Its name in a run folder.
@@ -13,7 +13,7 @@ const FILE: &str = "run.json";
 /// How a run was made; written when it ends, beside `summary.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedRun {
-    /// The configuration, its paths absolute.
+    /// The configuration, its paths absolute; what is from the hub by repository and commit.
     pub config: Config,
     /// Where the model's image tokens lie in a picture; none if its settings could not be read.
     pub patches: Option<PatchMap>,
@@ -23,15 +23,16 @@ impl SavedRun {
     /// What is kept of a run.
     pub fn of(config: &Config) -> Self {
         let mut config = config.clone();
-        let paths = [&mut config.model.path, &mut config.data.file, &mut config.run.out];
+        // A drawing aid: a run does not fail for the lack of it.
+        let patches = PatchMap::read(&config.model.path).ok();
         let online = config.train.online.as_mut().map(|online| &mut online.encoder);
-        let paths = paths
-            .into_iter()
-            .chain(&mut config.data.images)
-            .chain([&mut config.eval.data])
-            .chain(&mut config.eval.images)
-            .chain(online);
-        for path in paths.chain(&mut config.grid.encoders) {
+        let named = [&mut config.model.path].into_iter().chain(&mut config.grid.encoders);
+        for path in named.chain(online) {
+            *path = recorded(path);
+        }
+        let paths = [&mut config.data.file, &mut config.run.out, &mut config.eval.data];
+        for path in paths.into_iter().chain(&mut config.data.images).chain(&mut config.eval.images)
+        {
             if path.as_os_str().is_empty() || is_embedded(path) {
                 continue;
             }
@@ -39,8 +40,6 @@ impl SavedRun {
                 *path = absolute;
             }
         }
-        // A drawing aid: a run does not fail for the lack of it.
-        let patches = PatchMap::read(&config.model.path).ok();
         Self { config, patches }
     }
 
