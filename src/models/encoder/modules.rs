@@ -250,7 +250,7 @@ fn read_usage(
         None | Some(Value::Null) if ["", "query", "document"].contains(&name) => String::new(),
         _ => {
             let known: Vec<&String> = file.prompts.keys().collect();
-            let message = format!("the prompt {name:?} is not there, expected one of {known:?}");
+            let message = format!("{name:?} is no prompt here, expected one of {known:?}");
             return Err(Error::invalid(path, format!("field {field}"), message));
         }
     };

@@ -1,11 +1,12 @@
 //! The cache of the hub's clients: `models--ORG--NAME/` with `refs/REVISION` (a commit), `blobs/ETAG` (contents),
-//! `snapshots/COMMIT/PATH` (links to blobs) and `.no_exist/COMMIT/PATH` (files that a commit is known not to have).
+//! `snapshots/COMMIT/PATH` (links to blobs), `.no_exist/COMMIT/PATH` (files that a commit is known not to have), and
+//! `trees/COMMIT.json` (all files that it has, where a client has asked for them).
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Kind, is_commit};
 use crate::models::adapter;
@@ -86,11 +87,25 @@ impl Repo {
             Kind::Model => found.of_model(),
             Kind::Encoder => found.of_encoder(),
         };
+        if let Some(listed) = self.listed(commit) {
+            lacking.unsure.retain(|file| listed.contains_key(file));
+            lacking.required.append(&mut lacking.unsure);
+        }
         // Nobody reads this file: who has it has fetched the repository as a whole.
         if self.snapshot(commit).join(".gitattributes").is_file() {
             lacking.unsure.clear();
         }
         lacking
+    }
+
+    /// All files of a commit, where another client has listed them.
+    fn listed(&self, commit: &str) -> Option<Map<String, Value>> {
+        let path = self.folder().join("trees").join(format!("{commit}.json"));
+        let mut document: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        match (document["format_version"].as_u64(), document["files"].take()) {
+            (Some(1), Value::Object(files)) => Some(files),
+            _ => None,
+        }
     }
 
     /// The lock that clients hold while they fetch a blob; none where the file system has no locks, whose loss is a download
