@@ -118,7 +118,7 @@ def main():
                 sys.exit(f"on the cache of {cache}, bdhs asked for {Hub.asked}")
         print(f"cache of {cache}: no request, no warning")
     print(f"vectors differ by at most {max(worst):.1e}")
-    sys.exit(max(worst) > 2e-6)
+    sys.exit(int(max(worst) > 2e-6))
 
 
 main()

@@ -267,6 +267,8 @@ fn an_adapter_names_its_base_on_the_hub() {
         "tiny/llava",
         "--rank",
         "2",
+        "--batch",
+        "4",
         "--epochs",
         "1",
         "--pairs",
