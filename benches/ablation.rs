@@ -44,7 +44,7 @@ fn configuration() -> Config {
     let samples = variable("BDHS_BENCH_SAMPLES").map(|text| text.parse().expect("a number"));
     config.data.limit = samples.or(config.data.limit).or(Some(24));
     config.ablation.seeds = 1;
-    config.resolved().expect("the embedded files")
+    config.resolved(&()).expect("the embedded files")
 }
 
 /// Seconds of each run of each stage.

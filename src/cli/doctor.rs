@@ -7,22 +7,23 @@ use serde::Serialize;
 
 use super::{
     Global,
-    ui::{print_json, print_text},
+    ui::{Bars, print_json, print_text},
 };
 use crate::{
     Error, Result,
-    demo::embedded::resolve,
     models::{
         device,
+        hub::Origin,
         llava::outline::{Memory, Outline},
     },
+    sweep::named,
 };
 
 /// Arguments of `bdhs doctor`.
 #[derive(Args)]
 pub(super) struct Doctor {
-    /// Also check a LLaVA folder, all but the values of its weights: sizes, memory, what fits here
-    #[arg(long, value_name = "DIR")]
+    /// Also check a LLaVA folder, or its name on the hub, all but the values of its weights: sizes, memory, what fits here
+    #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
     /// Key-value slots of one wave, for the memory that --model needs
     #[arg(long, value_name = "N", default_value_t = 16_384)]
@@ -44,6 +45,8 @@ struct Report {
     device: Opened,
     /// What --model names.
     model: Option<Outline>,
+    /// Where that is from, if it is from the hub.
+    origin: Option<Origin>,
     /// Memory that is free now.
     free_gib: Option<f64>,
 }
@@ -73,7 +76,11 @@ impl Doctor {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
         let mut report = report(global);
         if let Some(model) = &self.model {
-            report.model = Some(Outline::read(&resolve(model)?, self.token_budget)?);
+            let bars = Bars::new(global);
+            let folder = named::model(model, &bars)?;
+            bars.clear();
+            report.model = Some(Outline::read(&folder, self.token_budget)?);
+            report.origin = Origin::of(&folder);
         }
         if global.json { print_json(&report) } else { print_text(&human(&report)) }
     }
@@ -117,6 +124,7 @@ fn report(global: &Global) -> Report {
         gpus: gpus(),
         device,
         model: None,
+        origin: None,
         free_gib: memory_gib("MemAvailable:"),
     }
 }
@@ -200,11 +208,11 @@ fn human(report: &Report) -> String {
         report.device.name,
         if report.device.usable { "usable" } else { "not usable" },
         report.device.message,
-    ) + &report.model.as_ref().map_or(String::new(), |model| outline(model, report.free_gib))
+    ) + &report.model.as_ref().map_or(String::new(), |model| outline(model, report))
 }
 
 /// A checkpoint, for people.
-fn outline(model: &Outline, free_gib: Option<f64>) -> String {
+fn outline(model: &Outline, report: &Report) -> String {
     let count = |count: u64| match count as f64 {
         n if n >= 1e9 => format!("{:.3} B", n / 1e9),
         n => format!("{:.3} M", n / 1e6),
@@ -214,7 +222,7 @@ fn outline(model: &Outline, free_gib: Option<f64>) -> String {
         n if n >= 1.0 => format!("{n:.2} GiB"),
         n => format!("{:.1} MiB", n * 1024.0),
     };
-    let fits = |memory: &Memory| match free_gib {
+    let fits = |memory: &Memory| match report.free_gib {
         Some(free) if gib(memory.total_bytes) <= free => "fits into what is free here",
         Some(_) => "does not fit into what is free here",
         None => "",
@@ -257,6 +265,9 @@ fn outline(model: &Outline, free_gib: Option<f64>) -> String {
             size(memory.total_bytes),
             fits(memory),
         ));
+    }
+    if let Some(Origin { repo, commit }) = &report.origin {
+        text.push_str(&format!("from          {repo}, commit {commit}\n"));
     }
     text + "runs          on the CPU; in a build with the feature cuda on a GPU too"
 }

@@ -22,6 +22,7 @@ use crate::{
         run::{self, Benchmarks, Heard},
     },
     models::{device, llava::Llava},
+    sweep::named,
 };
 
 /// Arguments of `bdhs eval`.
@@ -102,8 +103,8 @@ struct Run {
     /// Folder for answers, replies, result.json, items.jsonl and lmms-eval's layout; an interrupted run continues in it
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// LLaVA folder that answers the questions, instead of --predictions; needs --images and --out
-    #[arg(long, value_name = "DIR", requires_all = ["images", "out"], conflicts_with = "predictions")]
+    /// LLaVA folder, or its name on the hub, that answers the questions, instead of --predictions; needs --images and --out
+    #[arg(long, value_name = "DIR|NAME", requires_all = ["images", "out"], conflicts_with = "predictions")]
     model: Option<PathBuf>,
     /// Folder of the benchmark's images
     #[arg(long, value_name = "DIR")]
@@ -146,8 +147,9 @@ struct Answer {
 }
 
 impl Answer {
-    fn load(&self, model: &std::path::Path, global: &Global) -> Result<Llava> {
-        Llava::load(resolve(model)?, &global.device()?, device::dtype(&self.dtype)?)
+    fn load(&self, model: &std::path::Path, global: &Global, bars: &Bars) -> Result<Llava> {
+        let (device, dtype) = (global.device()?, device::dtype(&self.dtype)?);
+        Llava::load(named::model(model, bars)?, &device, dtype)
     }
 
     fn answering(&self, seed: u64) -> Answering {
@@ -230,8 +232,8 @@ impl Ask {
 /// Arguments of `bdhs eval all`.
 #[derive(Args)]
 struct All {
-    /// LLaVA folder that answers the questions
-    #[arg(long, value_name = "DIR", default_value = folder::LLAVA)]
+    /// LLaVA folder, or its name on the hub, that answers the questions
+    #[arg(long, value_name = "DIR|NAME", default_value = folder::LLAVA)]
     model: PathBuf,
     /// Folder with a folder for each metric, by its name, in the benchmark's own layout
     #[arg(long, value_name = "DIR", default_value = BENCHMARKS)]
@@ -263,7 +265,8 @@ impl All {
     fn run(&self, global: &Global) -> Result<()> {
         let demo = is_embedded(&self.data);
         let data = resolve(&self.data)?;
-        let model = self.answer.load(&self.model, global)?;
+        let bars = Bars::new(global);
+        let model = self.answer.load(&self.model, global, &bars)?;
         let judge = self.judge.judge_model.as_deref().or(demo.then_some(judge::MODEL));
         let judge = judge.map(|name| self.judge.judge(name)).transpose()?;
         let settings = Settings {
@@ -277,7 +280,6 @@ impl All {
         };
         let images = self.images.clone().unwrap_or_else(|| data.join("images"));
         let benchmarks = Benchmarks { data: &data, label: demo.then(|| BENCHMARKS.to_owned()) };
-        let bars = Bars::new(global);
         let run = run::Run {
             model: Some((&model, self.answer.answering(self.bootstrap.seed))),
             judge: judge.as_ref().map(|asked| &asked.judge),
@@ -350,7 +352,8 @@ impl Run {
         let (metric, settings) = (eval::metric(name)?, self.settings());
         metric.spec().protocol(settings.protocol)?;
         let bars = Bars::new(global);
-        let model = self.model.as_ref().map(|model| self.answer.load(model, global)).transpose()?;
+        let load = |model| self.answer.load(model, global, &bars);
+        let model = self.model.as_deref().map(load).transpose()?;
         let judge = self.judge.judge_model.as_deref();
         let judge = judge.map(|name| self.judge.judge(name)).transpose()?;
         let run = run::Run {

@@ -41,7 +41,7 @@ enum Command {
     Sweep(sweep::Sweep),
     /// Make pairs for one encoder and one threshold
     Sample(sample::Sample),
-    /// Embed texts with a sentence-transformers folder
+    /// Embed texts with a sentence-transformers model
     Embed(embed::Embed),
     /// Decide the grid for given references and candidates, without generating
     Score(score::Score),

@@ -25,8 +25,8 @@ use crate::{
 pub(super) struct Sweep {
     #[command(flatten)]
     run: RunArgs,
-    /// sentence-transformers folder, or a demo-* encoder; repeat for several, replaces the file's list
-    #[arg(long = "encoder", value_name = "DIR")]
+    /// sentence-transformers folder, its name on the hub, or a demo-* encoder; repeat for several, replaces the file's list
+    #[arg(long = "encoder", value_name = "DIR|NAME")]
     encoders: Vec<PathBuf>,
     /// Similarity threshold in [-1, 1]; repeat for several, replaces the file's list
     #[arg(long = "threshold", value_name = "X", allow_negative_numbers = true)]
@@ -82,18 +82,22 @@ impl Sweep {
         if self.eval {
             ablation::check(&config)?;
         }
+        let bars = Bars::new(global);
         if let Some(stages) = &self.stages {
-            return self.stages(&config.resolved()?, stages, global);
+            return self.stages(&config.resolved(&bars)?, stages, global, &bars);
         }
         if self.slurm {
-            return self.submit(&config.resolved()?, global);
+            config.validate()?;
+            let config = config.resolved(&bars)?;
+            bars.clear();
+            return self.submit(&config, global);
         }
         if !self.train {
-            return finish(&config, self.shard.unwrap_or(Shard::WHOLE), global);
+            return finish(&config, self.shard.unwrap_or(Shard::WHOLE), global, &bars);
         }
-        let config = config.resolved()?;
         let devices = device::list(&global.device)?;
-        let bars = Bars::new(global);
+        config.validate()?;
+        let config = config.resolved(&bars)?;
         let device = generate(&config, &devices, Shard::WHOLE, &bars)?;
         let options = Options { device, shard: Shard::WHOLE };
         match sweep::run_all(&config, &options, &bars)? {
@@ -107,7 +111,6 @@ impl Sweep {
 
     /// Submits the run's jobs.
     fn submit(&self, config: &Config, global: &Global) -> Result<()> {
-        config.validate()?;
         if device::list(&global.device)?.len() > 1 {
             return Err(Error::unsupported(
                 format!("--slurm with --device {:?}", global.device),
@@ -141,12 +144,17 @@ impl Sweep {
     }
 
     /// One process's share of a decided run's models.
-    fn stages(&self, config: &Config, stages: &[Stage], global: &Global) -> Result<()> {
+    fn stages(
+        &self,
+        config: &Config,
+        stages: &[Stage],
+        global: &Global,
+        bars: &Bars,
+    ) -> Result<()> {
         let summary = Summary::read(&config.run.out)?;
         let plan = ablation::plan(config, &summary)?;
         let share = self.part.map_or(Share::Free, |(index, count)| Share::Part { index, count });
-        let bars = Bars::new(global);
-        ablation::stages(config, &plan, stages, share, &global.device()?, &bars)
+        ablation::stages(config, &plan, stages, share, &global.device()?, bars)
     }
 }
 
@@ -176,12 +184,13 @@ fn generate(config: &Config, devices: &[String], shard: Shard, bars: &Bars) -> R
 }
 
 /// Runs a configuration and prints its summary.
-pub(super) fn finish(config: &Config, shard: Shard, global: &Global) -> Result<()> {
+pub(super) fn finish(config: &Config, shard: Shard, global: &Global, bars: &Bars) -> Result<()> {
     let devices = device::list(&global.device)?;
-    let bars = Bars::new(global);
-    let config = &config.clone().resolved()?;
-    let device = generate(config, &devices, shard, &bars)?;
-    let summary = sweep::run_all(config, &Options { device, shard }, &bars)?;
+    // Before anything is fetched.
+    config.validate()?;
+    let config = &config.clone().resolved(bars)?;
+    let device = generate(config, &devices, shard, bars)?;
+    let summary = sweep::run_all(config, &Options { device, shard }, bars)?;
     bars.clear();
     match (summary, global.json) {
         (Some(summary), true) => print_json(&summary),
@@ -202,8 +211,8 @@ pub(super) struct RunArgs {
     /// Take all settings from a run folder's run.json, and go on with that run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "out", "paper"])]
     from_run: Option<PathBuf>,
-    /// LLaVA folder in the Hugging Face layout, or demo-llava
-    #[arg(long, value_name = "DIR")]
+    /// LLaVA folder in the Hugging Face layout, its name on the hub (org/repo[@revision]), or demo-llava
+    #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
     /// Conversations: LLaVA's JSON, or JSONL, or demo-scenes
     #[arg(long, value_name = "FILE")]

@@ -1,8 +1,8 @@
 //! LoRA adapters in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`), merged into the weights of their base as
 //! those are loaded: W + (alpha / r) B A, computed in f32. Fully trained modules (`modules_to_save`) take the base's place.
 //!
-//! An adapter's folder is named wherever a model's is; the base is the folder that `base_model_name_or_path` says. PEFT names
-//! tensors as the model class did when it was trained, checkpoints as it did when they were saved: both are brought to one
+//! An adapter's folder is named wherever a model's is; the base is the folder that `base_model_name_or_path` says, or the
+//! repository of the hub, at the commit that `revision` says. PEFT names tensors as the model class did when it was trained, checkpoints as it did when they were saved: both are brought to one
 //! form ([`canonical`]).
 
 use std::collections::HashMap;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
+use super::hub::{self, Kind, Name};
 use super::weights::Weights;
 use crate::{Error, Result};
 
@@ -23,6 +24,8 @@ const PREFIX: &str = "base_model.model.";
 struct Config {
     peft_type: String,
     base_model_name_or_path: Option<String>,
+    /// Of the base, on the hub.
+    revision: Option<String>,
     #[serde(default)]
     lora_alpha: f64,
     #[serde(default)]
@@ -59,23 +62,64 @@ pub struct Adapter {
     changes: HashMap<String, Change>,
 }
 
-/// The folder of a model's configuration and base weights: `dir`, or the base of the adapter in it.
-///
-/// # Errors
-/// If the adapter's configuration is malformed, or its base is no folder here.
-pub fn base(dir: &Path) -> Result<PathBuf> {
+/// Where an adapter's base is.
+enum Base {
+    Folder(PathBuf),
+    Hub(Name),
+}
+
+/// The base that the adapter in a folder names; none if there is no adapter.
+fn named_base(dir: &Path) -> Result<Option<Base>> {
     let path = dir.join(CONFIG);
     if !path.is_file() {
-        return Ok(dir.to_owned());
+        return Ok(None);
     }
-    let name = Config::read(&path)?.base_model_name_or_path.unwrap_or_default();
+    let config = Config::read(&path)?;
+    let name = config.base_model_name_or_path.unwrap_or_default();
     let candidates = [PathBuf::from(&name), dir.join(&name)];
-    let found = candidates.into_iter().find(|base| !name.is_empty() && base.is_dir());
-    found.ok_or_else(|| {
-        let message = format!(
-            "is {name:?}, expected the folder of the base model (absolute, or relative to here or to the adapter)"
-        );
-        Error::invalid(path, "field base_model_name_or_path", message)
+    if let Some(folder) = candidates.into_iter().find(|base| !name.is_empty() && base.is_dir()) {
+        return Ok(Some(Base::Folder(folder)));
+    }
+    let revision = config.revision.map_or_else(String::new, |revision| format!("@{revision}"));
+    match Name::parse(&format!("{name}{revision}"), Kind::Model) {
+        Some(name) => Ok(Some(Base::Hub(name))),
+        None => {
+            let message = format!(
+                "is {name:?}, expected the folder of the base model (absolute, or relative to here or to the adapter), \
+                 or its repository on the hub"
+            );
+            Err(Error::invalid(path, "field base_model_name_or_path", message))
+        }
+    }
+}
+
+/// The folder of a model's configuration and base weights: `dir`, or the base of the adapter in it. Nothing is fetched:
+/// [`base_on_hub`] tells what to fetch.
+///
+/// # Errors
+/// If the adapter's configuration is malformed, or its base is neither a folder here nor in the hub's cache.
+pub fn base(dir: &Path) -> Result<PathBuf> {
+    match named_base(dir)? {
+        None => Ok(dir.to_owned()),
+        Some(Base::Folder(folder)) => Ok(folder),
+        Some(Base::Hub(name)) => hub::cached(&name, Kind::Model).ok_or_else(|| {
+            let message = format!(
+                "is {name}, which is no folder here or beside the adapter, and not in the hub's cache: {}",
+                hub::advice(&name)
+            );
+            Error::invalid(dir.join(CONFIG), "field base_model_name_or_path", message)
+        }),
+    }
+}
+
+/// The repository that the base of the adapter in `dir` is to be fetched from; none if it is a folder, or there is no adapter.
+///
+/// # Errors
+/// If the adapter's configuration is malformed.
+pub fn base_on_hub(dir: &Path) -> Result<Option<Name>> {
+    Ok(match named_base(dir)? {
+        Some(Base::Hub(name)) => Some(name),
+        _ => None,
     })
 }
 

@@ -3,6 +3,8 @@
 pub mod adapter;
 pub mod device;
 pub mod encoder;
+mod files;
+pub mod hub;
 pub mod llava;
 pub mod lora;
 pub mod merge;

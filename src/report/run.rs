@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     ablation::{self, Ablation},
     data::json::read_document,
-    models::llava::PatchMap,
+    models::{hub, llava::PatchMap},
     sampling::SamplingConfig,
     store::{EncoderInfo, Key, Manifest, Score, Store, Wave},
     sweep::{
@@ -158,12 +158,16 @@ impl Run {
             .find(|cell| cell.encoder == encoder && cell.threshold == threshold)
     }
 
-    /// The model folder's name.
+    /// The model folder's name, or its repository's.
     pub fn model_name(&self) -> String {
         let path = match &self.saved {
             Some(saved) => saved.config.model.path.clone(),
             None => PathBuf::from(&self.manifest.model_path),
         };
+        if let Some(name) = path.to_str().and_then(|text| hub::Name::parse(text, hub::Kind::Model))
+        {
+            return name.repo().to_owned();
+        }
         path.file_name()
             .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
     }

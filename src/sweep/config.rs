@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::variant::Variant;
+use super::{named, variant::Variant};
 use crate::{
     Error, Result, ablation,
     data::TurnChoice,
-    demo::embedded::{is_embedded, resolve},
+    demo::embedded::{self, is_embedded},
+    engine::Progress,
+    models::hub::Kind,
     sampling::SamplingConfig,
     train,
 };
@@ -40,11 +42,14 @@ pub struct Config {
     pub variants: Vec<Variant>,
 }
 
+/// What [`Config::visit_paths`] calls.
+pub(super) type Visit<'a> = &'a mut dyn FnMut(&mut PathBuf, Option<Kind>);
+
 /// The multimodal LLM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// LLaVA folder in the Hugging Face layout.
+    /// LLaVA folder in the Hugging Face layout, or a name ([`named::model`](super::named::model)).
     pub path: PathBuf,
     /// Storage type of its weights and states: `f32`, `f16` or `bf16`.
     pub dtype: String,
@@ -82,7 +87,7 @@ impl Data {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grid {
-    /// sentence-transformers folders.
+    /// sentence-transformers folders, or names ([`named::encoder`](super::named::encoder)).
     pub encoders: Vec<PathBuf>,
     /// Storage type of the encoders.
     pub dtype: String,
@@ -132,8 +137,8 @@ pub struct Export {
 }
 
 impl Config {
-    /// Reads a TOML file. Relative paths in it are relative to its folder; names of the embedded demo's models and scenes
-    /// stay as they are.
+    /// Reads a TOML file. Relative paths in it are relative to its folder; names of the embedded demo's models and scenes, and
+    /// those of the hub where there is no such folder, stay as they are.
     ///
     /// # Errors
     /// An unreadable file; unknown fields and wrong types, with their line.
@@ -146,37 +151,51 @@ impl Config {
             Error::invalid(path, at.unwrap_or_default(), error.message())
         })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        config.visit_paths(&mut |p| *p = base.join(&*p));
+        config.visit_paths(&mut |path, kind| {
+            *path = match kind {
+                Some(kind) => named::relative(path, kind, base),
+                None => base.join(&*path),
+            }
+        });
         Ok(config)
     }
 
-    /// Calls `change` with every path that is set and is no name of the embedded demo's.
-    pub(super) fn visit_paths(&mut self, change: &mut dyn FnMut(&mut PathBuf)) {
-        let paths =
-            [&mut self.model.path, &mut self.data.file, &mut self.eval.data, &mut self.run.out];
-        let online = self.train.online.as_mut().map(|online| &mut online.encoder);
-        let paths = paths.into_iter().chain(&mut self.data.images).chain(&mut self.eval.images);
-        for path in paths.chain(online).chain(&mut self.grid.encoders) {
+    /// Calls `change` with every path that is set and is no name of the embedded demo's; with a kind, with what names a model or
+    /// an encoder.
+    pub(super) fn visit_paths(&mut self, change: Visit) {
+        let mut visit = |path: &mut PathBuf, kind| {
             if !path.as_os_str().is_empty() && !is_embedded(path) {
-                change(path);
+                change(path, kind);
             }
+        };
+        visit(&mut self.model.path, Some(Kind::Model));
+        let online = self.train.online.as_mut().map(|online| &mut online.encoder);
+        for encoder in self.grid.encoders.iter_mut().chain(online) {
+            visit(encoder, Some(Kind::Encoder));
+        }
+        let paths = [&mut self.data.file, &mut self.eval.data, &mut self.run.out];
+        for path in paths.into_iter().chain(&mut self.data.images).chain(&mut self.eval.images) {
+            visit(path, None);
         }
         for variant in &mut self.variants {
-            variant.visit_paths(change);
+            variant.visit_paths(&mut visit);
         }
     }
 
-    /// Puts the unpacked files in place of the names of the embedded demo's models and scenes.
+    /// Puts folders in place of names: models of the embedded demo are unpacked, those of the hub fetched where they are not here.
     ///
     /// # Errors
-    /// As [`resolve`].
-    pub fn resolved(mut self) -> Result<Self> {
-        self.model.path = resolve(&self.model.path)?;
-        self.data.file = resolve(&self.data.file)?;
-        for encoder in &mut self.grid.encoders {
-            *encoder = resolve(encoder)?;
+    /// As [`named::model`].
+    pub fn resolved(mut self, progress: &dyn Progress) -> Result<Self> {
+        self.data.file = embedded::resolve(&self.data.file)?;
+        let online = self.train.online.as_mut().map(|online| &mut online.encoder);
+        for encoder in self.grid.encoders.iter_mut().chain(online) {
+            *encoder = named::encoder(encoder, progress)?;
         }
-        self.resolve_variants()?;
+        for variant in &mut self.variants {
+            variant.resolve(progress)?;
+        }
+        self.model.path = named::model(&self.model.path, progress)?;
         Ok(self)
     }
 

@@ -5,6 +5,7 @@ mod config;
 pub mod export;
 mod finish;
 pub mod grid;
+pub mod named;
 pub mod npy;
 mod plan;
 mod run;

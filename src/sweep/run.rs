@@ -18,6 +18,7 @@ use crate::{
     models::{
         device,
         encoder::{Embeddings, SentenceEncoder},
+        hub::Origin,
         llava::Llava,
         weights,
     },
@@ -354,7 +355,10 @@ pub fn load_encoders(grid: &Grid, device: &Device) -> Result<Vec<SentenceEncoder
             return Err(Error::invalid(
                 "configuration",
                 format!("field grid.encoders[{i}]"),
-                format!("{:?} is the name of two encoders; rename one folder", encoder.name()),
+                format!(
+                    "{:?} is the name of two encoders, and so of their cells; give one as a folder or link of another name",
+                    encoder.name()
+                ),
             ));
         }
         encoders.push(encoder);
@@ -378,7 +382,10 @@ fn manifest(
     Manifest {
         bdhs_version: env!("CARGO_PKG_VERSION").into(),
         model_fingerprint,
-        model_path: config.model.path.display().to_string(),
+        model_path: match Origin::of(&config.model.path) {
+            Some(origin) => origin.to_string(),
+            None => config.model.path.display().to_string(),
+        },
         sampling: config.sampling.canonical_generation(),
         seed: config.run.seed,
         token_budget: config.run.token_budget,

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{Config, Options, grid::label, run::run, summary::Summary};
+use super::{Config, Options, config::Visit, grid::label, named, run::run, summary::Summary};
 use crate::{
     Error, Result,
-    demo::embedded::{is_embedded, resolve},
+    demo::embedded,
     engine::Progress,
+    models::{encoder::Choice, hub::Kind},
 };
 
 /// The default cell's row under other settings. What is not named stays as the run has it.
@@ -32,19 +33,35 @@ impl Variant {
         !(self.sampling.is_empty() && self.data.is_empty())
     }
 
-    /// As [`Config::visit_paths`].
-    pub(super) fn visit_paths(&mut self, change: &mut dyn FnMut(&mut PathBuf)) {
+    /// As [`Config::visit_paths`], of all paths that are set.
+    pub(super) fn visit_paths(&mut self, change: Visit) {
         let online = self.train.get_mut("online").and_then(|online| online.get_mut("encoder"));
-        let data =
-            self.data.iter_mut().filter(|(name, _)| ["file", "images"].contains(&name.as_str()));
-        for value in data.map(|(_, value)| value).chain(online) {
-            let Value::String(text) = value else { continue };
-            let mut path = PathBuf::from(&*text);
-            if !is_embedded(&path) {
-                change(&mut path);
+        let names = ["file", "images"];
+        let data = self.data.iter_mut().filter(|(name, _)| names.contains(&name.as_str()));
+        let paths = data.map(|(_, value)| (value, None));
+        for (value, kind) in paths.chain(online.map(|value| (value, Some(Kind::Encoder)))) {
+            if let Value::String(text) = value {
+                let mut path = PathBuf::from(&*text);
+                change(&mut path, kind);
                 *text = path.to_string_lossy().into_owned();
             }
         }
+    }
+
+    /// As [`Config::resolved`].
+    pub(super) fn resolve(&mut self, progress: &dyn Progress) -> Result<()> {
+        let mut done = Ok(());
+        self.visit_paths(&mut |path, kind| {
+            let found = match kind {
+                None => embedded::resolve(path),
+                Some(_) => named::encoder(path, progress),
+            };
+            match found {
+                Ok(found) => *path = found,
+                Err(error) => done = Err(error),
+            }
+        });
+        done
     }
 
     /// What the fields say, in words: `sampling.rho = 1`.
@@ -124,9 +141,8 @@ impl Config {
         if self.variants.is_empty() {
             return Ok(all);
         }
-        let name =
-            |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let names: Vec<String> = self.grid.encoders.iter().map(name).collect();
+        let name = |path: &PathBuf| Choice::parse(path).map(|choice| choice.name());
+        let names = self.grid.encoders.iter().map(name).collect::<Result<Vec<_>>>()?;
         let (encoder, threshold) = self.default_cell(&names)?;
         for variant in &self.variants {
             variant.check_name()?;
@@ -165,16 +181,6 @@ impl Config {
         let variants = self.variants()?.into_iter();
         let own = variants.filter(|(variant, _)| variant.samples()).map(|(_, config)| config);
         Ok(std::iter::once(self.clone()).chain(own).collect())
-    }
-
-    /// Puts the unpacked files in place of names of the embedded demo's scenes in variants.
-    pub(super) fn resolve_variants(&mut self) -> Result<()> {
-        for variant in &mut self.variants {
-            if let Some(Value::String(file)) = variant.data.get_mut("file") {
-                *file = resolve(Path::new(&*file))?.to_string_lossy().into_owned();
-            }
-        }
-        Ok(())
     }
 }
 
