@@ -540,7 +540,7 @@ fn a_full_disk_keeps_committed_waves() {
     }
     let run = || {
         let mut command = sweep(&data, &full.join("run"));
-        command.args(["--rho", "0.5", "--token-budget", "400"]);
+        command.args(["--rho", "0.5", "--token-budget", "100"]);
         command
     };
     let failed = run().output().unwrap();

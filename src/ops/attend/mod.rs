@@ -36,6 +36,7 @@ use super::composed;
 use super::host::{Stored, by_float, contiguous};
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Shape, Tensor, bail};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// The largest D on a GPU.
@@ -153,8 +154,13 @@ pub fn attend(
     }
     plan.check(rows, slots)?;
     let bias = bias.map(|b| check_bias(b, plan, q_heads)).transpose()?;
-    let op = Attend { plan: plan.clone(), scale, bias };
-    Ok(rows_contiguous(q)?.apply_op3(&rows_contiguous(k)?, &rows_contiguous(v)?, op)?)
+    let (q, k, v) = (rows_contiguous(q)?, rows_contiguous(k)?, rows_contiguous(v)?);
+    if [&q, &k, &v].iter().any(|t| t.track_op()) {
+        // The backward pass needs the plan for longer than this call.
+        let op = Attend { plan: Cow::Owned(plan.clone()), scale, bias };
+        return Ok(q.apply_op3(&k, &v, op)?);
+    }
+    Ok(q.apply_op3_no_bwd(&k, &v, &Attend { plan: Cow::Borrowed(plan), scale, bias })?)
 }
 
 /// Lets heads and rows have any pitch, as in a slice of a fused q/k/v product; copies otherwise.
@@ -231,13 +237,13 @@ struct Bias {
     max: usize,
 }
 
-struct Attend {
-    plan: AttendPlan,
+struct Attend<'p> {
+    plan: Cow<'p, AttendPlan>,
     scale: f32,
     bias: Option<Bias>,
 }
 
-impl CustomOp3 for Attend {
+impl CustomOp3 for Attend<'_> {
     fn name(&self) -> &'static str {
         "attend"
     }
