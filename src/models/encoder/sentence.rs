@@ -6,7 +6,7 @@
 //! the vectors is refused, never ignored.
 
 use super::modules::{Dense, Module, Modules, Pooling};
-use super::{Encoder, load_network};
+use super::{Config, Encoder, load_network};
 use crate::models::tokenizer::{Encoding, Tokenizer};
 use crate::models::weights::{self, Weights};
 use crate::ops::act::bias_act;
@@ -16,8 +16,10 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::path::Path;
 
-/// Tokens packed into one forward pass, by default. Large enough for full GEMM speed, small enough for the caches.
+/// Tokens packed into one forward pass, by default: large enough for full GEMM speed; on a CPU, where each thread has its own pass,
+/// small enough for the caches.
 const TOKEN_BUDGET: usize = 2048;
+const TOKEN_BUDGET_ON_CPU: usize = 512;
 
 /// Vectors of some texts, in the order of the texts.
 #[derive(Clone, Debug)]
@@ -43,6 +45,8 @@ pub struct SentenceEncoder {
     max_tokens: usize,
     dim: usize,
     token_budget: usize,
+    on_cpu: bool,
+    products: usize,
 }
 
 enum Head {
@@ -79,6 +83,8 @@ impl SentenceEncoder {
                 Module::Dense(dense) => load_dense(dense, &mut dim, device)?,
             });
         }
+        let config = Config::load(&modules.transformer_dir)?;
+        let (h, wide) = (config.hidden_size, config.intermediate_size);
         let full = dir.canonicalize().map_err(Error::io(dir))?;
         let name = full.file_name().map(|n| n.to_string_lossy().into_owned());
         Ok(Self {
@@ -91,7 +97,9 @@ impl SentenceEncoder {
             prompt: modules.prompt,
             max_tokens,
             dim,
-            token_budget: TOKEN_BUDGET,
+            token_budget: if device.is_cpu() { TOKEN_BUDGET_ON_CPU } else { TOKEN_BUDGET },
+            on_cpu: device.is_cpu(),
+            products: config.num_hidden_layers * (4 * h * h + 2 * h * wide),
         })
     }
 
@@ -112,7 +120,7 @@ impl SentenceEncoder {
         // Longest first, ties by place: a batch then holds sequences of like length, which share rayon's tasks evenly.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(encodings[i].ids.len()));
-        let mut batches = Vec::new();
+        let mut cuts = Vec::new();
         let mut rest = &order[..];
         while !rest.is_empty() {
             let mut tokens = 0;
@@ -122,9 +130,15 @@ impl SentenceEncoder {
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (batch, after) = rest.split_at(count);
-            batches.push(self.embed_batch(batch, &encodings)?);
+            cuts.push(batch);
             rest = after;
         }
+        let embed = |batch: &&[usize]| self.embed_batch(batch, &encodings);
+        // Each thread its own batches: a pass has many small steps, and threads that share them wait for each other at every one.
+        let batches = match self.on_cpu {
+            true => cuts.par_iter().map(embed).collect::<Result<Vec<_>>>()?,
+            false => cuts.iter().map(embed).collect::<Result<Vec<_>>>()?,
+        };
         let vectors = if batches.is_empty() {
             Tensor::zeros((0, self.dim), DType::F32, &Device::Cpu)?
         } else {
@@ -188,6 +202,11 @@ impl SentenceEncoder {
     /// The most tokens of a text that the vector can depend on, prompt and special tokens included.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+
+    /// Weights of the network's dense layers: what each token is multiplied by.
+    pub fn products(&self) -> usize {
+        self.products
     }
 
     /// What identifies the files: see [`weights::fingerprint`].
