@@ -34,7 +34,9 @@ impl Language {
     pub(super) fn load(config: &TextConfig, model: &Weights, head: &Weights) -> Result<Self> {
         let shape = [config.vocab, config.hidden];
         let embedding = model.get(&shape, "embed_tokens.weight")?;
-        let head = if config.tied { embedding.clone() } else { head.get(&shape, "weight")? };
+        // A checkpoint that ties its output layer and yet has one means the one it has, as in transformers.
+        let tied = config.tied && !head.contains("weight");
+        let head = if tied { embedding.clone() } else { head.get(&shape, "weight")? };
         let layers = (0..config.layers)
             .map(|i| Layer::load(config, &model.pp(format!("layers.{i}"))))
             .collect::<Result<_>>()?;
