@@ -81,6 +81,28 @@ fn check(what: &str, found: &Tensor, expected: &Tensor, bound: f32) -> Option<St
     (difference > bound).then(|| format!("{what}: {difference}"))
 }
 
+/// LLaVA-1.6 34B (Yi), whose small likeness is next_yi.
+#[test]
+fn a_34b_configuration_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = json!({
+        "model_type": "llama", "vocab_size": 64_064, "hidden_size": 7168, "intermediate_size": 20_480,
+        "num_hidden_layers": 60, "num_attention_heads": 56, "num_key_value_heads": 8,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 5_000_000.0,
+    });
+    let config = json!({
+        "model_type": "llava_next", "image_token_index": 64_000, "tie_word_embeddings": false,
+        "text_config": text,
+    });
+    write(dir.path(), "config.json", &config);
+    let config = Config::read(dir.path()).unwrap();
+    let text = &config.text;
+    assert_eq!((config.image_token, text.vocab, text.tied), (64_000, 64_064, false));
+    assert_eq!((text.heads, text.kv_heads, text.head_dim, text.layers), (56, 8, 128, 60));
+    assert_eq!((text.rope.theta, text.sliding_window, text.attention_bias), (5e6, None, false));
+    assert_eq!((config.vision.layers, config.vision_layers), (24, vec![23]));
+}
+
 /// transformers' window of w hides position 0 from position w on: from there on we refuse, counting original positions
 /// and not rows, however few of them are kept.
 #[test]
@@ -98,12 +120,15 @@ fn a_window_is_refused_where_it_first_hides_something() {
     assert!(error.contains(&format!("sliding window of {window}")), "{error}");
 }
 
-/// Turns and image sizes of a case.
-fn conversation(case: &Value) -> (Vec<(String, String)>, Vec<(u32, u32)>) {
-    let text = |v: &Value| v.as_str().unwrap().to_owned();
-    let turns = case["turns"].as_array().unwrap().iter().map(|t| (text(&t[0]), text(&t[1])));
-    let sizes = case["sizes"].as_array().unwrap().iter().map(|s| (ids(s)[0], ids(s)[1]));
-    (turns.collect(), sizes.collect())
+/// Turns and image sizes (width, height) of a case.
+fn conversation(case: &Value) -> (Vec<Turn>, Vec<(usize, usize)>) {
+    let turn = |t: &Value| Turn {
+        role: if t[0] == "user" { Role::User } else { Role::Assistant },
+        text: t[1].as_str().unwrap().to_owned(),
+    };
+    let size = |s: &Value| (ids(s)[0] as usize, ids(s)[1] as usize);
+    let turns = case["turns"].as_array().unwrap().iter().map(turn).collect();
+    (turns, case["sizes"].as_array().unwrap().iter().map(size).collect())
 }
 
 /// Regression: a LLaVA that takes one image puts the first one's rows in both places, or fails.
@@ -114,11 +139,8 @@ fn several_images_equal_transformers() {
         let name = case["checkpoint"].as_str().unwrap();
         let model = load(name);
         let (turns, sizes) = conversation(case);
-        let role = |r: &str| if r == "user" { Role::User } else { Role::Assistant };
-        let turns: Vec<Turn> =
-            turns.into_iter().map(|(r, text)| Turn { role: role(&r), text }).collect();
-        let features = |&(w, h): &(u32, u32)| {
-            let pixels = model.preprocess(&picture(w as usize, h as usize)).unwrap();
+        let features = |&(w, h): &(usize, usize)| {
+            let pixels = model.preprocess(&picture(w, h)).unwrap();
             model.image_features(&pixels).unwrap()
         };
         let images: Vec<Tensor> = sizes.iter().map(features).collect();
@@ -154,9 +176,12 @@ fn several_images_go_through_the_whole_engine() {
         let dir = tempfile::tempdir().unwrap();
         let file = |i: usize| format!("{i}.png");
         for (i, &(w, h)) in sizes.iter().enumerate() {
-            picture(w as usize, h as usize).save(dir.path().join(file(i))).unwrap();
+            picture(w, h).save(dir.path().join(file(i))).unwrap();
         }
-        let said = |(role, text): &(String, String)| json!({"from": if role == "user" { "human" } else { "gpt" }, "value": text});
+        let said = |turn: &Turn| {
+            let from = if turn.role == Role::User { "human" } else { "gpt" };
+            json!({"from": from, "value": turn.text})
+        };
         let mut rows: Vec<Value> = turns.iter().map(said).collect();
         rows.push(json!({"from": "gpt", "value": "The first one. It stands near a tree."}));
         let images: Vec<String> = (0..sizes.len()).map(file).collect();
@@ -178,10 +203,8 @@ fn several_images_go_through_the_whole_engine() {
         };
         let answer = run(0.0, false);
         assert_eq!(answer.text.trim(), case["says"].as_str().unwrap().trim(), "{name}");
-        let tokens: Vec<u32> = sizes
-            .iter()
-            .map(|&(w, h)| model.layout(w as usize, h as usize).unwrap().tokens as u32)
-            .collect();
+        let tokens: Vec<u32> =
+            sizes.iter().map(|&(w, h)| model.layout(w, h).unwrap().tokens as u32).collect();
         let masked = run(0.5, true);
         assert_eq!(masked.image_tokens, tokens.iter().sum::<u32>(), "{name}");
         let mut start = 0;

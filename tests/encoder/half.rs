@@ -1,49 +1,18 @@
 //! Sentence encoders in f16 and bf16: at most twice as far from f32 as sentence-transformers (scripts/golden_half.py); and
 //! faults of other implementations that show there.
 
-#![cfg(feature = "toolkit")]
-
-#[path = "common/place.rs"]
-mod place;
-
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
 
-use bdhs::models::encoder::{SentenceEncoder, load_network};
-use bdhs::models::weights::Weights;
-use candle_core::{DType, Device, Tensor, safetensors};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use candle_core::{Tensor, safetensors};
 
-const ALL: [&str; 4] = ["bert", "mpnet", "roberta", "xlm_roberta"];
+use super::*;
+
 const HALF: [(DType, &str); 2] = [(DType::F16, "f16"), (DType::BF16, "bf16")];
 
-fn golden() -> PathBuf {
-    place::root().join("tests/golden")
-}
-
-fn read(path: PathBuf) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn expected(name: &str) -> (Vec<String>, Vec<Vec<f32>>) {
-    let file = read(golden().join(format!("encoders/{name}.expected.json")));
-    let part = |name: &str| file[name].clone();
-    (
-        serde_json::from_value(part("texts")).unwrap(),
-        serde_json::from_value(part("vectors")).unwrap(),
-    )
-}
-
-fn load(dir: &Path, dtype: DType) -> SentenceEncoder {
-    SentenceEncoder::load(dir, &place::device(), dtype).unwrap()
-}
-
 fn embed<S: AsRef<str> + Sync>(encoder: &SentenceEncoder, texts: &[S]) -> Vec<Vec<f32>> {
-    let vectors = encoder.embed(texts).unwrap().vectors;
-    assert_eq!(vectors.dtype(), DType::F32);
-    vectors.to_vec2().unwrap()
+    let embeddings = encoder.embed(texts).unwrap();
+    assert_eq!(embeddings.vectors.dtype(), DType::F32);
+    rows(&embeddings)
 }
 
 /// As in the golden script: the largest difference over the largest value, and the same of root mean squares.
@@ -63,14 +32,15 @@ fn errors(found: &[Vec<f32>], right: &[Vec<f32>]) -> [f64; 2] {
 
 #[test]
 fn half_precision_is_as_close_as_sentence_transformers() {
-    let theirs = read(golden().join("half.json"));
+    let theirs = fs::read_to_string(place::root().join("tests/golden/half.json")).unwrap();
+    let theirs: Value = serde_json::from_str(&theirs).unwrap();
     let mut past = Vec::new();
     println!("model dtype: largest and rms error; sentence-transformers'");
     for name in ALL {
-        let (texts, vectors) = expected(name);
+        let expected = expected(name);
         for (dtype, label) in HALF {
-            let encoder = load(&golden().join("encoders").join(name), dtype);
-            let ours = errors(&embed(&encoder, &texts), &vectors);
+            let encoder = load(&golden().join(name), dtype).unwrap();
+            let ours = errors(&embed(&encoder, &expected.texts), &expected.vectors);
             let bound: [f64; 2] =
                 serde_json::from_value(theirs["encoders"][name][label]["half"].clone()).unwrap();
             let line = format!(
@@ -93,7 +63,7 @@ fn a_short_text_in_a_batch_is_finite_in_half_precision() {
     let long = "The man with the red hat walks near the old house. ".repeat(5);
     for name in ALL {
         for (dtype, label) in HALF {
-            let encoder = load(&golden().join("encoders").join(name), dtype);
+            let encoder = load(&golden().join(name), dtype).unwrap();
             let together = embed(&encoder, &["A dog.", long.as_str(), ""]);
             let alone = [
                 embed(&encoder, &["A dog."]).remove(0),
@@ -105,15 +75,6 @@ fn a_short_text_in_a_batch_is_finite_in_half_precision() {
             assert!(together.iter().all(|v| v.iter().any(|x| x.abs() > 0.05)), "{name} {label}");
         }
     }
-}
-
-fn copy_network(name: &str) -> TempDir {
-    let dir = TempDir::new().unwrap();
-    for file in ["config.json", "model.safetensors"] {
-        let from = golden().join("encoders").join(name).join(file);
-        fs::copy(from, dir.path().join(file)).unwrap();
-    }
-    dir
 }
 
 fn edit_tensors(dir: &TempDir, edit: impl FnOnce(&mut HashMap<String, Tensor>)) {
@@ -139,11 +100,8 @@ fn positions_past_256_are_exact_in_bf16() {
         (0..32).map(|i| ((position * 7919 + i * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
     };
     let network = |position: &dyn Fn(usize) -> usize| {
-        let dir = copy_network("xlm_roberta");
-        let path = dir.path().join("config.json");
-        let mut config = read(path.clone());
-        config["max_position_embeddings"] = json!(ROWS);
-        fs::write(path, config.to_string()).unwrap();
+        let dir = copy("xlm_roberta");
+        edit(&dir, "config.json", |c| c["max_position_embeddings"] = json!(ROWS));
         let table: Vec<f32> = (0..ROWS).flat_map(|p| row(position(p))).collect();
         let table = Tensor::from_vec(table, (ROWS, 32), &Device::Cpu).unwrap();
         edit_tensors(&dir, |tensors| {
@@ -155,7 +113,7 @@ fn positions_past_256_are_exact_in_bf16() {
     let ids: Vec<u32> = (0..500).map(|i| 5 + i % 90).collect();
     let exact = network(&|p| p);
     let right = states(&exact, DType::F32, &ids);
-    let rounded = network(&|p| half::bf16::from_f32(p as f32).to_f32() as usize);
+    let rounded = network(&|p| ::half::bf16::from_f32(p as f32).to_f32() as usize);
     let past = |found: Vec<Vec<f32>>| errors(&found[256..], &right[256..])[1];
     let ours = past(states(&exact, DType::BF16, &ids));
     let fault = past(states(&rounded, DType::F32, &ids));
@@ -164,10 +122,10 @@ fn positions_past_256_are_exact_in_bf16() {
 }
 
 /// Regression: MPNet run as BERT has no bias by relative position. Without its table the vectors of the golden files, which
-/// the network equals (tests/encoder.rs), are missed by far.
+/// the network equals, are missed by far.
 #[test]
 fn mpnet_is_not_bert() {
-    let dir = copy_network("mpnet");
+    let dir = copy("mpnet");
     let ids = [0, 40, 90, 33, 120, 61, 2];
     let right = states(&dir, DType::F32, &ids);
     edit_tensors(&dir, |tensors| {

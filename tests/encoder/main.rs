@@ -2,7 +2,8 @@
 
 #![cfg(feature = "toolkit")]
 
-#[path = "common/place.rs"]
+mod half;
+#[path = "../common/place.rs"]
 mod place;
 
 use bdhs::models::encoder::{Config, Embeddings, SentenceEncoder, load_network};
