@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Writes tests/golden/llava: tiny LLaVA checkpoints with random weights, and what transformers computes with them.
 
-    python scripts/golden_llava.py [output folder]
+    python scripts/golden_llava.py [output folder [checkpoint ...]]
 
-Needs torch, transformers (made with 5.23), tokenizers and Pillow. `cargo test` reads only what it writes.
+With names of checkpoints only those are written; next_yi was. Needs torch, transformers (made with 5.23), tokenizers and Pillow. `cargo test` reads only what it writes.
 
 Each folder is a complete checkpoint in the Hugging Face layout (weights stored in f16, computed with in f32), and
 `expected/` beside the model files holds results: token ids, vision states, image features, final states and logits.
-Between them the four cover: LLaVA-1.5 and NeXT, Llama and Mistral, both generations of tensor names, grouped heads,
+Between them the five cover: LLaVA-1.5 and NeXT, Llama and Mistral, both generations of tensor names, grouped heads,
 a head width that is not hidden/heads, tied and untied outputs, biases, default / linear / llama3 rotary scaling in the
-old and the new spelling, templates of all kinds. `pixels.json` holds sums of preprocessed images at full size.
+old and the new spelling, templates of all kinds. next_yi is LLaVA-1.6 34B in small: ChatML, its own special tokens, the
+image token behind all others, rows of the embedding that no token has, seven query heads a key head. `pixels.json` holds sums of preprocessed images at full size.
 
 So that the models are also good to sample from, one coordinate of the residual stream is a constant that no layer
 writes to; through it the output layer forbids all tokens but whole words and punctuation.
@@ -39,7 +40,9 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 OUT = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "tests/golden/llava")
 TILE, PATCH = 28, 7
 SPECIAL = ["<s>", "</s>", "<pad>", "<image>"]
+YI_SPECIAL = ["<|startoftext|>", "<|im_end|>", "<unk>", "<|im_start|>", "<|endoftext|>"]
 BOS, EOS, PAD, IMAGE = range(4)
+KINDS = ("llava15", "llava15_odd", "next_vicuna", "next_mistral", "next_yi")
 WORDS = (
     "a the and of in on is are with to it no yes this there two man dog cat red blue green white black small large "
     "tree car road sky table cup bird boat house near left right sits stands holds looks wears walks old young happy "
@@ -65,23 +68,27 @@ def picture(width, height):
     return Image.fromarray((value & 255).astype(np.uint8))
 
 
-def tokenizer():
+def tokenizer(kind="llava15"):
     """A byte-level BPE whose merges build the words above, so that any text can be encoded and common words are one token."""
+    special = YI_SPECIAL if kind == "next_yi" else SPECIAL
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=472,
-        special_tokens=SPECIAL,
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     text = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(8)]
     text += [". The" * 4 + ", A" * 2 + " ? ! USER: ASSISTANT: [INST] [/INST]"] * 4
     tok.train_from_iterator(text, trainer)
+    bos = special[BOS]
     tok.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, BOS)]
     )
+    if kind == "next_yi":
+        tok.add_special_tokens(["<image>"])
     return tok
 
 
@@ -127,6 +134,16 @@ def text_config(kind, vocab):
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
             "sliding_window": None,
         },
+        "next_yi": {
+            "rope_theta": 5000000.0,
+            "hidden_size": 28,
+            "intermediate_size": 48,
+            "num_attention_heads": 7,
+            "num_key_value_heads": 1,
+            "head_dim": 4,
+            # As 64064 rows for 64002 tokens.
+            "vocab_size": vocab + 6,
+        },
     }[kind]
     return config
 
@@ -156,6 +173,8 @@ def config(kind, vocab):
         out["model_type"] = "llava_next"
         out["architectures"] = ["LlavaNextForConditionalGeneration"]
         out["image_grid_pinpoints"] = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+    if kind == "next_yi":
+        out["image_token_index"] = vocab - 1
     if kind == "llava15_odd":
         out["tie_word_embeddings"] = True
         out["vision_feature_layer"] = [-2, 1]
@@ -185,6 +204,18 @@ LIST_TEMPLATE = """{% for message in messages %}
 {% endif %}
 {% endfor %}
 {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}
+"""
+CHATML_TEMPLATE = """{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\n' }}
+{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}
+{{ '<image>\n' }}
+{% endfor %}
+{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}
+{{ part['text'] }}
+{% endfor %}
+{{ '<|im_end|>' }}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
 """
 STRING_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -281,6 +312,11 @@ def old_names(name):
     return name.replace("language_model.", "language_model.model.", 1)
 
 
+def token_names(kind):
+    special = YI_SPECIAL if kind == "next_yi" else SPECIAL
+    return {"bos_token": special[BOS], "eos_token": special[EOS], "pad_token": special[PAD]}
+
+
 def write_model(kind, tok):
     folder = OUT / kind
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,7 +325,8 @@ def write_model(kind, tok):
     dump(folder / "preprocessor_config.json", processor_config(kind))
     tok.save(str(folder / "tokenizer.json"), pretty=False)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048, "clean_up_tokenization_spaces": False}
-    settings |= {"bos_token": "<s>", "eos_token": "</s>", "pad_token": {"content": "<pad>", "__type": "AddedToken"}}
+    names = token_names(kind)
+    settings |= names | {"pad_token": {"content": names["pad_token"], "__type": "AddedToken"}}
     if kind == "llava15":
         dump(folder / "chat_template.json", {"chat_template": LIST_TEMPLATE})
         dump(folder / "generation_config.json", {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD})
@@ -298,6 +335,8 @@ def write_model(kind, tok):
         dump(folder / "generation_config.json", {"eos_token_id": [EOS, PAD]})
     elif kind == "next_mistral":
         settings["chat_template"] = STRING_TEMPLATE
+    elif kind == "next_yi":
+        dump(folder / "chat_template.json", {"chat_template": CHATML_TEMPLATE})
     dump(folder / "tokenizer_config.json", settings)
 
     cls = LlavaNextForConditionalGeneration if kind.startswith("next") else LlavaForConditionalGeneration
@@ -323,10 +362,10 @@ def dump(path, value):
 def processor(kind, folder, tok):
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     images = PROCESSORS[settings.pop("image_processor_type")](**settings)
-    hf = PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    hf = PreTrainedTokenizerFast(tokenizer_object=tok, **token_names(kind))
     cls = LlavaNextProcessor if kind.startswith("next") else LlavaProcessor
     strategy = config(kind, 1)["vision_feature_select_strategy"]
-    templates = {"next_mistral": STRING_TEMPLATE, "llava15_odd": None}
+    templates = {"next_mistral": STRING_TEMPLATE, "llava15_odd": None, "next_yi": CHATML_TEMPLATE}
     template = templates.get(kind, LIST_TEMPLATE)
     return cls(
         images,
@@ -379,7 +418,7 @@ def expected(kind, folder, model, tok):
     columns = list(range(0, tok.get_vocab_size(), 32)) + [tok.token_to_id(".")]
     results["columns"] = columns
     for name, (w, h) in VIEWS.items():
-        if kind.startswith("next") or name in ("wide", "tall", "tiny"):
+        if kind in ("next_vicuna", "next_mistral") or name in ("wide", "tall", "tiny"):
             case = run(proc, model, full, picture(w, h), special, columns, tensors, name)
             results["cases"].append({"name": name, "width": w, "height": h} | case)
     results["text_ids"] = proc.tokenizer("The dog, near the tree.", add_special_tokens=True)["input_ids"]
@@ -424,7 +463,8 @@ def run(proc, model, full, image, special, columns, tensors, name):
     tensors[f"{name}.logits"] = logits[:, columns].float().contiguous()
     tensors[f"{name}.logsumexp"] = logits.logsumexp(-1).float()
     ids = inputs["input_ids"][0].tolist()
-    first, count = ids.index(IMAGE), ids.count(IMAGE)
+    image = proc.tokenizer.convert_tokens_to_ids("<image>")
+    first, count = ids.index(image), ids.count(image)
     return {"before": ids[:first], "image": count, "after": ids[first + count :]}
 
 
@@ -490,11 +530,12 @@ def pixel_case(name, cls, settings, w, h):
 def main():
     torch.manual_seed(0)
     OUT.mkdir(parents=True, exist_ok=True)
-    tok = tokenizer()
-    for kind in ("llava15", "llava15_odd", "next_vicuna", "next_mistral"):
+    for kind in sys.argv[2:] or KINDS:
+        tok = tokenizer(kind)
         folder, model = write_model(kind, tok)
         expected(kind, folder, model, tok)
-    pixels()
+    if not sys.argv[2:]:
+        pixels()
 
 
 if __name__ == "__main__":

@@ -31,37 +31,48 @@ fn pixels_of_the_tiny_models_equal_transformers() {
 #[test]
 fn pixels_at_full_size_equal_pillow() {
     let cases = json_file(folder("pixels.json"));
-    let mut worst = 0f32;
-    for case in cases.as_array().unwrap() {
-        let dir = tempfile::tempdir().unwrap();
-        let kind = case["processor"].as_str().unwrap();
-        let mut settings = case["settings"].clone();
-        settings["image_processor_type"] = json!(match kind {
-            "clip" => "CLIPImageProcessor",
-            "llava" => "LlavaImageProcessorFast",
-            _ => "LlavaNextImageProcessor",
-        });
-        write(dir.path(), "preprocessor_config.json", &settings);
-        let model_type = if kind == "next" { "llava_next" } else { "llava" };
-        write(dir.path(), "config.json", &json!({"model_type": model_type}));
-        let config = Config::read(dir.path()).unwrap();
-        let processor = ImageProcessor::read(dir.path(), &config).unwrap();
-        let side = |s: &str| case[s].as_u64().unwrap() as usize;
-        let tiles = processor.preprocess(&picture(side("width"), side("height"))).unwrap().tiles;
-
-        let what = format!("{kind} {}x{} {settings}", side("width"), side("height"));
-        assert_eq!(tiles.dims()[0], side("tiles"), "{what}");
-        let normal = settings["do_normalize"].as_bool().unwrap_or(true);
-        let values: Vec<f32> = tiles.flatten_all().unwrap().to_vec1().unwrap();
-        let expected: u64 = case["checksum"].as_str().unwrap().parse().unwrap();
-        assert_eq!(checksum(&values, normal), expected, "{what}");
-        for spot in case["spots"].as_array().unwrap() {
-            let value = spot[1].as_f64().unwrap() as f32;
-            worst = worst.max((values[spot[0].as_u64().unwrap() as usize] - value).abs());
-        }
-    }
+    let worst = cases.as_array().unwrap().iter().map(check_pixels).fold(0f32, f32::max);
     println!("largest difference after normalisation: {worst:e}");
     assert!(worst <= 1e-6);
+}
+
+/// The processor with a case's settings, at 336 pixels a tile.
+pub(super) fn processor(case: &Value) -> (Config, ImageProcessor) {
+    let dir = tempfile::tempdir().unwrap();
+    let kind = case["processor"].as_str().unwrap();
+    let mut settings = case["settings"].clone();
+    settings["image_processor_type"] = json!(match kind {
+        "clip" => "CLIPImageProcessor",
+        "llava" => "LlavaImageProcessorFast",
+        _ => "LlavaNextImageProcessor",
+    });
+    write(dir.path(), "preprocessor_config.json", &settings);
+    let mut config = json!({"model_type": if kind == "next" { "llava_next" } else { "llava" }});
+    config["image_grid_pinpoints"] = settings["image_grid_pinpoints"].clone();
+    write(dir.path(), "config.json", &config);
+    let config = Config::read(dir.path()).unwrap();
+    let processor = ImageProcessor::read(dir.path(), &config).unwrap();
+    (config, processor)
+}
+
+/// Checks a case's 8-bit values bit for bit; returns the largest difference of the normalised ones that it names.
+pub(super) fn check_pixels(case: &Value) -> f32 {
+    let (_, processor) = processor(case);
+    let side = |s: &str| case[s].as_u64().unwrap() as usize;
+    let tiles = processor.preprocess(&picture(side("width"), side("height"))).unwrap().tiles;
+
+    let settings = &case["settings"];
+    let what = format!("{} {}x{} {settings}", case["processor"], side("width"), side("height"));
+    assert_eq!(tiles.dims()[0], side("tiles"), "{what}");
+    let normal = settings["do_normalize"].as_bool().unwrap_or(true);
+    let values: Vec<f32> = tiles.flatten_all().unwrap().to_vec1().unwrap();
+    let expected: u64 = case["checksum"].as_str().unwrap().parse().unwrap();
+    assert_eq!(checksum(&values, normal), expected, "{what}");
+    let difference = |spot: &Value| {
+        let value = spot[1].as_f64().unwrap() as f32;
+        (values[spot[0].as_u64().unwrap() as usize] - value).abs()
+    };
+    case["spots"].as_array().unwrap().iter().map(difference).fold(0.0, f32::max)
 }
 
 /// As in the golden script: the position-weighted sum of the 8-bit values behind normalised ones.

@@ -1,12 +1,16 @@
 //! LLaVA against transformers, on the tiny checkpoints of scripts/golden_llava.py; and against itself.
 
 mod adapters;
+mod conversations;
 mod errors;
+mod families;
 mod images;
 mod network;
 #[path = "../common/place.rs"]
 mod place;
+mod precision;
 mod prompts;
+mod shapes;
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +20,7 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use serde_json::{Value, json};
 
-const MODELS: [&str; 4] = ["llava15", "llava15_odd", "next_vicuna", "next_mistral"];
+const MODELS: [&str; 5] = ["llava15", "llava15_odd", "next_vicuna", "next_mistral", "next_yi"];
 
 const QUESTION: &str = "<image>\nIs the cat near the old house, or naïve?";
 

@@ -48,7 +48,7 @@ fn fallback_templates_and_system_turns() {
     let odd = load("llava15_odd");
     assert_eq!(odd.format.template_name(), "vicuna_v1");
     let prompt = odd.prompt(std::slice::from_ref(&user)).unwrap();
-    assert!(prompt.text.starts_with("A chat between a curious human"));
+    assert!(prompt.text.starts_with("A chat between a curious user"));
     assert!(
         prompt.text.ends_with("questions. USER: <image>\nWhat is it? ASSISTANT:"),
         "{prompt:?}"

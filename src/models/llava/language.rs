@@ -36,7 +36,9 @@ impl Language {
         let shape = [config.vocab, config.hidden];
         let table = model.get(&shape, "embed_tokens.weight")?;
         let (device, dtype) = (table.device().clone(), table.dtype());
-        let (embedding, head) = match config.tied {
+        // A checkpoint that ties its output layer and yet has one means the one it has, as in transformers.
+        let tied = config.tied && !head.contains("weight");
+        let (embedding, head) = match tied {
             true => (None, Weight::of(model, table)?),
             false => (Some(table), Weight::of(head, head.get(&shape, "weight")?)?),
         };

@@ -229,7 +229,7 @@ impl PromptFormat {
 /// The known template for a checkpoint without one.
 fn fallback(config: &Config, tokenizer: &Tokenizer) -> &'static str {
     if tokenizer.token_id("<|im_start|>").is_some() {
-        "chatml"
+        "chatml_direct"
     } else if config.text.model_type == "mistral" {
         "mistral_instruct"
     } else {

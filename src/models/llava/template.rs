@@ -14,12 +14,12 @@ use serde_json::Value as Json;
 use super::fields::Fields;
 use crate::{Error, Result};
 
-/// Templates used where a checkpoint has none, after the conversations of the LLaVA code.
+/// Templates used where a checkpoint has none: the conversations of the LLaVA code, of the same names.
 const KNOWN: [(&str, &str); 3] = [
     (
         "vicuna_v1",
-        "{% if messages[0]['role'] != 'system' %}{{ \"A chat between a curious human and an artificial intelligence \
-         assistant. The assistant gives helpful, detailed, and polite answers to the human's questions. \" }}{% endif %}\
+        "{% if messages[0]['role'] != 'system' %}{{ \"A chat between a curious user and an artificial intelligence \
+         assistant. The assistant gives helpful, detailed, and polite answers to the user's questions. \" }}{% endif %}\
          {% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + ' ' }}\
          {% elif m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ' }}\
          {% else %}{{ 'ASSISTANT: ' + m['content'] + '</s>' }}{% endif %}{% endfor %}\
@@ -27,14 +27,17 @@ const KNOWN: [(&str, &str); 3] = [
     ),
     (
         "mistral_instruct",
-        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '</s>' }}\
-         {% elif m['role'] == 'system' %}{{ '<<SYS>>\n' + m['content'] + '\n<</SYS>>\n\n' }}\
-         {% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}",
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' </s>' }}\
+         {% elif m['role'] == 'user' %}{{ '[INST] ' }}\
+         {% if loop.index0 == 1 and messages[0]['role'] == 'system' and messages[0]['content'] %}\
+         {{ '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' }}{% endif %}\
+         {{ m['content'] + ' [/INST]' }}{% endif %}{% endfor %}",
     ),
     (
-        "chatml",
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
-         {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "chatml_direct",
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nAnswer the questions.<|im_end|>' }}{% endif %}\
+         {% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     ),
 ];
 
@@ -95,13 +98,13 @@ impl Template {
         Ok(None)
     }
 
-    /// A template by the name of its LLaVA conversation: `vicuna_v1`, `mistral_instruct` or `chatml`.
+    /// A template by the name of its LLaVA conversation: `vicuna_v1`, `mistral_instruct` or `chatml_direct`.
     pub fn known(name: &str, tokenizer: Option<&Fields>) -> Result<Self> {
         let source = KNOWN.iter().find(|(n, _)| *n == name).map(|(_, source)| *source);
         let source = source.ok_or_else(|| {
             Error::unsupported(
                 format!("chat template \"{name}\""),
-                "known are vicuna_v1, mistral_instruct and chatml",
+                "known are vicuna_v1, mistral_instruct and chatml_direct",
             )
         })?;
         Self::new(name.to_owned(), source.to_owned(), tokenizer)
@@ -187,12 +190,18 @@ fn message(message: &Message, image: &str, parts: bool) -> Value {
         return context! { role, content => message.text };
     }
     let mut content = Vec::new();
-    for (i, piece) in message.text.split(image).enumerate() {
-        if i > 0 {
+    let mut pieces = message.text.split(image).peekable();
+    let mut first = true;
+    while let Some(mut piece) = pieces.next() {
+        // Line breaks beside a placeholder belong to LLaVA's data format; the template writes its own.
+        if !first {
             content.push(context! { type => "image" });
+            piece = piece.trim_start_matches('\n');
         }
-        // Line breaks around a placeholder belong to LLaVA's data format; the template writes its own.
-        let piece = if message.text.contains(image) { piece.trim_matches('\n') } else { piece };
+        if pieces.peek().is_some() {
+            piece = piece.trim_end_matches('\n');
+        }
+        first = false;
         if !piece.is_empty() {
             content.push(context! { type => "text", text => piece });
         }
@@ -256,7 +265,9 @@ fn python_method(
     }
     let Some(text) = value.as_str() else { return Err(unknown()) };
     let arg = |i: usize| args.get(i).and_then(Value::as_str);
-    let set = |c: char| arg(0).map_or(c.is_whitespace(), |set| set.contains(c));
+    // Python counts the four separator characters as white space, Unicode does not.
+    let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
+    let set = |c: char| arg(0).map_or(space(c), |set| set.contains(c));
     Ok(match (method, args.len()) {
         ("upper", 0) => Value::from(text.to_uppercase()),
         ("lower", 0) => Value::from(text.to_lowercase()),
@@ -269,7 +280,7 @@ fn python_method(
         ("replace", 2) => {
             Value::from(text.replace(arg(0).ok_or_else(unknown)?, arg(1).ok_or_else(unknown)?))
         }
-        ("split", 0) => text.split_whitespace().map(Value::from).collect(),
+        ("split", 0) => text.split(space).filter(|s| !s.is_empty()).map(Value::from).collect(),
         ("split", 1) => text.split(arg(0).ok_or_else(unknown)?).map(Value::from).collect(),
         ("split", 2) => {
             let times = args[1].as_usize().ok_or_else(unknown)?;
