@@ -2,7 +2,7 @@
 """`bdhs sample` and `bdhs sweep` beside BDHS written with transformers, on this machine's CPU, in one run.
 
     sample.py --bdhs PROGRAM --model LLAVA_1_5 --anyres LLAVA_1_6 --encoder DIR --encoder DIR --scratch DIR
-              [--json FILE] [--table FILE] [--dtype f32] [--hidden 6,2] [--dropped 20,10] [--only 576]
+              [--json FILE] [--table FILE] [--dtype f32] [--hidden 4,2] [--dropped 20,10] [--only 576]
 
 `scripts/bench-sample` prepares all of it and calls this. Both sides take the ten photos of examples/photos with their references and
 the settings of its sweep.toml. The LLaVA-1.5 gives 576 image tokens a picture. The LLaVA-1.6 gets the photos' centre squares,
@@ -31,6 +31,7 @@ import resource
 import sqlite3
 import statistics
 import subprocess
+import sys
 import time
 import tomllib
 from datetime import date
@@ -46,7 +47,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "photos"
 THRESHOLD = 0.97
 SIDE = 480
-TIMES = 3
 QUANTILES = [0.05, 0.25, 0.5, 0.75, 0.95]
 # The end of a sentence that is being written: marks, a blank, and no lower-case letter behind it; or a blank line.
 END = re.compile(r"[.!?]+[\"')\]*_”’]*(?=\s+[^\sa-z])|(?<=\S)(?=\s*\n\s*\n)")
@@ -74,20 +74,21 @@ class Ours:
         self.common = [PHOTOS / "sweep.toml", "--model", model, "--data", data, "--images", images, "--dtype", args.dtype]
         self.program, self.scratch, self.runs = args.bdhs, scratch, 0
 
-    def run(self, what, *options, times=TIMES):
+    def run(self, what, *options, times):
         """The same run in new folders."""
         seconds, peak = [], 0
         for _ in range(times):
             self.runs += 1
+            print(f"{what} {' '.join(map(str, options))}", file=sys.stderr, flush=True)
             out = self.scratch / f"run-{self.runs}"
             wall, bytes_, summary = command([self.program, what, *self.common, *options], out)
             seconds, peak = [*seconds, wall], max(peak, bytes_)
         return {"seconds": statistics.median(seconds), "each": seconds, "peak_bytes": peak, "summary": summary}, out
 
     def every_attempt(self, encoders):
-        """All attempts at all samples, since nothing is below a threshold of -1."""
+        """Two guided attempts at each sample, since nothing is below a threshold of -1, and an unguided one."""
         options = [word for encoder in encoders for word in ("--encoder", encoder)]
-        run, out = self.run("sweep", *options, "--threshold", -1, times=1)
+        run, out = self.run("sweep", *options, "--threshold", -1, "--attempts", 3, times=1)
         store = sqlite3.connect(out / "store.db")
         attempts = [
             {"guided": bool(guided), "tokens": [part["tokens"] for part in json.loads(parts)], "image_tokens": image_tokens}
@@ -198,8 +199,12 @@ class Photos(plain.Bench):
         """After a short one that does not count."""
         self.settings, whole = self.settings | {"max_sentence_tokens": 2, "max_response_tokens": 2}, self.settings
         self.attempt(0, way, guided)
-        self.settings = whole
-        return [self.attempt(number, way, guided) for number in range(count)]
+        self.settings, found = whole, []
+        for number in range(count):
+            found.append(self.attempt(number, way, guided))
+            what = "" if guided else ", unguided"
+            print(f"{self.tokens} image tokens, {way}{what}: {found[-1]['seconds']:.1f} s, {found[-1]['tokens']} tokens", file=sys.stderr, flush=True)
+        return found
 
 
 class Phi:
@@ -242,8 +247,8 @@ def per_attempt(attempts, steps):
     }
 
 
-def theirs(args, model_folder, data, settings, counts):
-    """Seconds of attempts by way, tokens and phis."""
+def theirs(args, model_folder, data, settings, counts, unguided):
+    """Seconds of attempts by way, tokens and phis; of unguided ones where some cell came to them."""
     begin = time.perf_counter()
     model, _ = plain.load(model_folder, torch.device("cpu"), plain.TYPES[args.dtype])
     tokenizer = plain.AutoTokenizer.from_pretrained(model_folder)
@@ -253,9 +258,13 @@ def theirs(args, model_folder, data, settings, counts):
     loaded = time.perf_counter() - begin
     hidden, dropped = counts
     watched = {way: bench.attempts_of(way, count) for way, count in (("dropped/static", dropped), ("hidden/static", hidden))}
-    free = {way: bench.attempts_of(way, count, guided=False) for way, count in (("dropped/static", 3), ("hidden/static", 1))}
-    steps = statistics.fmean(one["steps"] for attempts in watched.values() for one in attempts)
-    free_steps = statistics.fmean(one["steps"] for attempts in free.values() for one in attempts)
+    mean_steps = lambda by_way: statistics.fmean(one["steps"] for attempts in by_way.values() for one in attempts)
+    steps = mean_steps(watched)
+    ways = {way.split("/")[0]: {"guided": per_attempt(attempts, steps)} for way, attempts in watched.items()}
+    if unguided:
+        free = {way: bench.attempts_of(way, count, guided=False) for way, count in (("dropped/static", 3), ("hidden/static", 1))}
+        for way, attempts in free.items():
+            ways[way.split("/")[0]]["unguided"] = per_attempt(attempts, mean_steps(free))
     every = [one for attempts in watched.values() for one in attempts]
     scored = {phi.name: phi.of(every) for phi in phis}
     return {
@@ -263,7 +272,7 @@ def theirs(args, model_folder, data, settings, counts):
         "load_seconds": loaded,
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "steps": steps,
-        "ways": {way.split("/")[0]: {"guided": per_attempt(watched[way], steps), "unguided": per_attempt(free[way], free_steps)} for way in watched},
+        "ways": ways,
         "phi_seconds": {name: seconds for name, (_, seconds) in scored.items()},
         "tokens": [one["tokens"] for one in every],
         "phis": {name: values for name, (values, _) in scored.items()},
@@ -275,7 +284,9 @@ def project(way, phi_seconds, cells):
     total = 0.0
     for cell in cells:
         guided, unguided = used([cell])
-        total += guided * way["guided"]["seconds"] + unguided * way["unguided"]["seconds"]
+        total += guided * way["guided"]["seconds"]
+        if unguided:
+            total += unguided * way["unguided"]["seconds"]
         total += (guided + unguided) * phi_seconds[cell["encoder"].removesuffix(AGAIN)]
     return total
 
@@ -350,11 +361,12 @@ def compare(args, model, data, counts, scratch):
     ours = Ours(args, model, data / "photos.json", data, scratch)
     encoders = [word for encoder in args.encoder for word in ("--encoder", encoder)]
     twins = [word for encoder in args.encoder for word in ("--encoder", args.again[encoder])]
-    one, _ = ours.run("sample", "--encoder", args.encoder[0], "--threshold", THRESHOLD)
-    grid, _ = ours.run("sweep", *encoders)
-    wide, _ = ours.run("sweep", *encoders, *twins)
+    one, _ = ours.run("sample", "--encoder", args.encoder[0], "--threshold", THRESHOLD, times=3)
+    grid, _ = ours.run("sweep", *encoders, times=1)
+    wide, _ = ours.run("sweep", *encoders, *twins, times=3)
+    unguided = any(used(run["summary"]["cells"])[1] for run in (one, grid, wide))
     attempts, phis, rate = ours.every_attempt(args.encoder)
-    peer = theirs(args, model, data / "photos.json", settings["sampling"], counts)
+    peer = theirs(args, model, data / "photos.json", settings["sampling"], counts, unguided)
     if {one_["image_tokens"] for one_ in attempts} != {peer["image_tokens"]}:
         raise SystemExit(f"{peer['image_tokens']} image tokens, ours {sorted({a['image_tokens'] for a in attempts})}")
     rows = []
@@ -411,8 +423,8 @@ def main():
     parser.add_argument("--encoder", type=Path, action="append", required=True, help="the first decides in `bdhs sample`")
     parser.add_argument("--scratch", type=Path, required=True, help="an empty folder for runs")
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
-    parser.add_argument("--hidden", default="6,2", help="attempts to watch, of each model")
-    parser.add_argument("--dropped", default="30,20")
+    parser.add_argument("--hidden", default="4,2", help="attempts to watch, of each model")
+    parser.add_argument("--dropped", default="20,10")
     parser.add_argument("--only", choices=["576", "2928"], help="image tokens")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--table", metavar="FILE")
