@@ -15,8 +15,6 @@
 pub mod ceilings;
 #[cfg(feature = "cuda")]
 pub mod gpu;
-#[cfg(feature = "toolkit")]
-pub mod llava;
 mod nvtx;
 
 use std::hint::black_box;
