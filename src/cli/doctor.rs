@@ -14,7 +14,10 @@ use crate::{
     demo::embedded::resolve,
     models::{
         device,
-        llava::outline::{Memory, Outline},
+        llava::{
+            Source,
+            outline::{Memory, Outline},
+        },
     },
 };
 
@@ -24,6 +27,9 @@ pub(super) struct Doctor {
     /// Also check a LLaVA folder, all but the values of its weights: sizes, memory, what fits here
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// With --model: a LoRA adapter's folder that changes it
+    #[arg(long, value_name = "DIR", requires = "model")]
+    adapter: Option<PathBuf>,
     /// Key-value slots of one wave, for the memory that --model needs
     #[arg(long, value_name = "N", default_value_t = 16_384)]
     token_budget: usize,
@@ -70,7 +76,8 @@ impl Doctor {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
         let mut report = report(global);
         if let Some(model) = &self.model {
-            report.model = Some(Outline::read(&resolve(model)?, self.token_budget)?);
+            let source = Source::new(&resolve(model)?, self.adapter.as_deref())?;
+            report.model = Some(Outline::read(&source, self.token_budget)?);
         }
         if global.json { print_json(&report) } else { print_text(&human(&report)) }
     }
@@ -214,11 +221,12 @@ fn outline(model: &Outline, free_gib: Option<f64>) -> String {
         .map(|(width, height, tokens)| format!("{width}x{height}: {tokens}"))
         .collect();
     let mut text = format!(
-        "\n\nmodel         {} around {}, {} parameters (language {}, vision {}, projector {})\n\
+        "\n\nmodel         {} around {}, {} layout, {} parameters (language {}, vision {}, projector {})\n\
          language      {} layers of {}, {} heads ({} for keys and values), {} tokens, context {}\n\
          stored        {}\nimage tokens  {}\n",
         model.family,
         model.language,
+        model.layout,
         count(model.language_parameters + model.vision_parameters + model.projector_parameters),
         count(model.language_parameters),
         count(model.vision_parameters),

@@ -21,7 +21,10 @@ use crate::{
         judge::{Cost, Endpoint, Judge},
         run::{self, Benchmarks, Heard},
     },
-    models::{device, llava::Llava},
+    models::{
+        device,
+        llava::{Llava, Source},
+    },
 };
 
 /// Arguments of `bdhs eval`.
@@ -131,6 +134,9 @@ struct Bootstrap {
 /// How a model answers.
 #[derive(Args)]
 struct Answer {
+    /// LoRA adapter's folder, in PEFT's layout, that changes the model
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Storage type of the model: f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: String,
@@ -147,7 +153,8 @@ struct Answer {
 
 impl Answer {
     fn load(&self, model: &std::path::Path, global: &Global) -> Result<Llava> {
-        Llava::load(resolve(model)?, &global.device()?, device::dtype(&self.dtype)?)
+        let source = Source::new(&resolve(model)?, self.adapter.as_deref())?;
+        Llava::open(&source, &global.device()?, device::dtype(&self.dtype)?)
     }
 
     fn answering(&self, seed: u64) -> Answering {
@@ -349,6 +356,10 @@ impl Run {
     fn run(&self, name: &'static str, global: &Global) -> Result<()> {
         let (metric, settings) = (eval::metric(name)?, self.settings());
         metric.spec().protocol(settings.protocol)?;
+        if let (None, Some(adapter)) = (&self.model, &self.answer.adapter) {
+            let expected = "a --model beside it";
+            return Err(Error::argument("eval", "--adapter", adapter.display(), expected));
+        }
         let bars = Bars::new(global);
         let model = self.model.as_ref().map(|model| self.answer.load(model, global)).transpose()?;
         let judge = self.judge.judge_model.as_deref();

@@ -70,6 +70,10 @@ impl Sweep {
             let status = slurm::status(&config)?;
             return if global.json { print_json(&status) } else { print_text(&status.text()) };
         }
+        if self.train {
+            // Told before hours of sampling, not after.
+            config.clone().resolved()?.model.source()?.unadapted()?;
+        }
         if self.eval {
             ablation::check(&config)?;
         }
@@ -168,9 +172,12 @@ pub(super) struct RunArgs {
     /// Take all settings from a run folder's run.json, and go on with that run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "out", "paper"])]
     from_run: Option<PathBuf>,
-    /// LLaVA folder in the Hugging Face layout, or demo-llava
+    /// LLaVA folder, or demo-llava
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// LoRA adapter's folder, in PEFT's layout, that changes the model
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Conversations: LLaVA's JSON, or JSONL, or demo-scenes
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -240,6 +247,9 @@ impl RunArgs {
         set(&mut config.sampling.attempts, &self.attempts);
         set(&mut config.sampling.max_sentence_tokens, &self.max_sentence_tokens);
         set(&mut config.sampling.max_response_tokens, &self.max_response_tokens);
+        if self.adapter.is_some() {
+            config.model.adapter.clone_from(&self.adapter);
+        }
         if self.images.is_some() {
             config.data.images.clone_from(&self.images);
         }

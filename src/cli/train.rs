@@ -12,7 +12,6 @@ use super::{
 use crate::{
     Result,
     demo::embedded::{self, is_embedded, resolve},
-    models::weights::fingerprint,
     sweep::Config,
     train::{self, Loss, Online, Options},
 };
@@ -108,10 +107,12 @@ impl Train {
         settings.projector |= self.projector_learning_rate.is_some();
         let device = global.device()?;
         let bars = Bars::new(global);
-        let model = resolve(&config.model.path)?;
+        config.model.path = resolve(&config.model.path)?;
+        let source = config.model.source()?;
+        let model = source.unadapted()?;
         let options = Options {
-            model: &model,
-            base: &fingerprint(&model)?,
+            model,
+            base: &source.fingerprint()?,
             device: &device,
             dtype: &config.model.dtype,
             out: &self.out,

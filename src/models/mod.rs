@@ -5,5 +5,6 @@ pub mod device;
 pub mod encoder;
 pub mod llava;
 pub mod lora;
+pub mod sentencepiece;
 pub mod tokenizer;
 pub mod weights;

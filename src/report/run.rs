@@ -18,7 +18,7 @@ use crate::{
     sampling::SamplingConfig,
     store::{EncoderInfo, Key, Manifest, Score, Store, Wave},
     sweep::{
-        SavedRun,
+        Model, SavedRun,
         grid::{Attempts, Cell, ScoreTable, decide_cells},
         summary::{CellSummary, Summary},
     },
@@ -160,12 +160,12 @@ impl Run {
 
     /// The model folder's name.
     pub fn model_name(&self) -> String {
-        let path = match &self.saved {
-            Some(saved) => saved.config.model.path.clone(),
-            None => PathBuf::from(&self.manifest.model_path),
-        };
-        path.file_name()
-            .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        match &self.saved {
+            Some(saved) => saved.config.model.name(),
+            None => {
+                Model { path: PathBuf::from(&self.manifest.model_path), ..Model::default() }.name()
+            }
+        }
     }
 
     /// The threshold of the grid that is nearest to the paper's.

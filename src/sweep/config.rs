@@ -8,6 +8,7 @@ use crate::{
     Error, Result, ablation,
     data::TurnChoice,
     demo::embedded::{is_embedded, resolve},
+    models::llava::Source,
     sampling::SamplingConfig,
     train,
 };
@@ -40,15 +41,37 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// LLaVA folder in the Hugging Face layout.
+    /// LLaVA folder, or an adapter's that names its base.
     pub path: PathBuf,
+    /// Folder of an adapter that changes it.
+    pub adapter: Option<PathBuf>,
     /// Storage type of its weights and states: `f32`, `f16` or `bf16`.
     pub dtype: String,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { path: PathBuf::new(), dtype: "f32".into() }
+        Self { path: PathBuf::new(), adapter: None, dtype: "f32".into() }
+    }
+}
+
+impl Model {
+    /// Where the model is read from.
+    ///
+    /// # Errors
+    /// As [`Source::new`].
+    pub fn source(&self) -> Result<Source> {
+        Source::new(&self.path, self.adapter.as_deref())
+    }
+
+    /// What the model is called: its folder's name, and its adapter's.
+    pub fn name(&self) -> String {
+        let name = |path: &Path| match path.file_name() {
+            Some(name) => name.to_string_lossy().into_owned(),
+            None => path.display().to_string(),
+        };
+        let adapter = self.adapter.as_deref().map(|adapter| format!(" + {}", name(adapter)));
+        name(&self.path) + &adapter.unwrap_or_default()
     }
 }
 
@@ -148,6 +171,7 @@ impl Config {
             }
         };
         relative(&mut config.model.path);
+        config.model.adapter.as_mut().map(relative);
         relative(&mut config.data.file);
         config.data.images.as_mut().map(relative);
         relative(&mut config.eval.data);

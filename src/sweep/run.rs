@@ -19,7 +19,6 @@ use crate::{
         device,
         encoder::{Embeddings, SentenceEncoder},
         llava::Llava,
-        weights,
     },
     ops::cosine,
     sampling::{Attempt, Candidate, CandidateKey, acceptance::resolved, attempts::attempts},
@@ -93,7 +92,7 @@ impl<'a> Runner<'a> {
             .collect::<Result<_>>()?;
         let dtype = &config.model.dtype;
         device::dtype(dtype)?;
-        let fingerprint = format!("{}:{dtype}", weights::fingerprint(&config.model.path)?);
+        let fingerprint = format!("{}:{dtype}", config.model.source()?.fingerprint()?);
         let model_hash = *blake3::hash(fingerprint.as_bytes()).as_bytes();
         if !store_path(config, options.shard).exists() {
             check_images(&dataset, config.sampling.rho)?;
@@ -234,7 +233,7 @@ impl<'a> Runner<'a> {
         self.progress.begin("loading the model", None);
         let begun = Instant::now();
         let dtype = device::dtype(&self.config.model.dtype)?;
-        let model = Llava::load(&self.config.model.path, &self.device, dtype)?;
+        let model = Llava::open(&self.config.model.source()?, &self.device, dtype)?;
         // A sample that the model has no room for is told before hours of work, not after.
         let engine = Engine::new(&model, self.config.sampling.clone(), self.config.run.seed)?;
         for guided in [self.config.sampling.guidance, false] {
@@ -372,7 +371,13 @@ fn manifest(
     Manifest {
         bdhs_version: env!("CARGO_PKG_VERSION").into(),
         model_fingerprint,
-        model_path: config.model.path.display().to_string(),
+        model_path: config
+            .model
+            .adapter
+            .as_ref()
+            .unwrap_or(&config.model.path)
+            .display()
+            .to_string(),
         sampling: config.sampling.canonical_generation(),
         seed: config.run.seed,
         token_budget: config.run.token_budget,

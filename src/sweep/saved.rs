@@ -27,6 +27,7 @@ impl SavedRun {
         let online = config.train.online.as_mut().map(|online| &mut online.encoder);
         let paths = paths
             .into_iter()
+            .chain(&mut config.model.adapter)
             .chain(&mut config.data.images)
             .chain([&mut config.eval.data])
             .chain(&mut config.eval.images)

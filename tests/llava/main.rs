@@ -4,9 +4,11 @@ mod adapters;
 mod errors;
 mod images;
 mod network;
+mod original;
 #[path = "../common/place.rs"]
 mod place;
 mod prompts;
+mod sentencepiece;
 
 use std::path::{Path, PathBuf};
 
