@@ -44,7 +44,7 @@ fn configuration() -> Config {
     let samples = variable("BDHS_BENCH_SAMPLES").map(|text| text.parse().expect("a number"));
     config.data.limit = samples.or(config.data.limit).or(Some(24));
     config.ablation.seeds = 1;
-    config.resolved().expect("the embedded files")
+    config.resolved(&()).expect("the embedded files")
 }
 
 /// Seconds of each run of each stage.
@@ -102,7 +102,7 @@ fn bench(c: &mut Criterion) {
         ablation::stages(&config, &plan, &[stage], share, &Device::Cpu, &()).expect("a stage");
     };
     for (i, model) in plan.models.iter().enumerate() {
-        if model.pairs.is_some() {
+        if model.training.is_some() {
             let (name, own) = (format!("train/{}", model.name), model_folder(&out, &model.name));
             // Each pays for its own reference log-probabilities, as one that is trained alone does.
             let clear = || {

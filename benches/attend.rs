@@ -8,15 +8,14 @@ use bdhs::ops::attend::{AttendPlan, Block, Segment, attend};
 use candle_core::DType;
 use common::{COLD_SETS, Case, FLOATS, Output, rotate, tensor};
 
-const DIM: usize = 128;
-
-/// Rows, slots, heads of q, k and v, and who sees what.
+/// Rows, slots, heads of q, k and v and their size, and who sees what.
 #[derive(Clone)]
 struct Shape {
     name: String,
     rows: usize,
     slots: usize,
     heads: usize,
+    dim: usize,
     plan: Rc<AttendPlan>,
 }
 
@@ -24,7 +23,17 @@ struct Shape {
 fn prefill(batch: usize, len: usize, heads: usize) -> Shape {
     let cu: Vec<u32> = (0..=batch).map(|i| (i * len) as u32).collect();
     let (rows, plan) = (batch * len, Rc::new(AttendPlan::ragged(&cu, true)));
-    Shape { name: format!("{batch} x {len}, {heads} heads"), rows, slots: rows, heads, plan }
+    let name = format!("{batch} x {len}, {heads} heads");
+    Shape { name, rows, slots: rows, heads, dim: 128, plan }
+}
+
+/// `batch` texts of `len` tokens, as an encoder of the size of all-distilroberta-v1 reads them.
+#[cfg(feature = "flash-attn")]
+fn texts(batch: usize, len: usize) -> Shape {
+    let cu: Vec<u32> = (0..=batch).map(|i| (i * len) as u32).collect();
+    let (rows, plan) = (batch * len, Rc::new(AttendPlan::ragged(&cu, false)));
+    let name = format!("{batch} texts of {len}, 12 heads of 64");
+    Shape { name, rows, slots: rows, heads: 12, dim: 64, plan }
 }
 
 /// One row each of `forks` forks a prefix, which see it and a slot of their own.
@@ -40,16 +49,16 @@ fn decode(prefixes: usize, len: usize, forks: usize, heads: usize) -> Shape {
     };
     let plan = Rc::new(AttendPlan { blocks: (0..rows).map(block).collect() });
     let name = format!("{rows} forks of {prefixes} x {len}, {heads} heads");
-    Shape { name, rows, slots: shared + rows, heads, plan }
+    Shape { name, rows, slots: shared + rows, heads, dim: 128, plan }
 }
 
 impl Shape {
     fn q(&self) -> usize {
-        self.rows * self.heads * DIM
+        self.rows * self.heads * self.dim
     }
 
     fn kv(&self) -> usize {
-        self.slots * self.heads * DIM
+        self.slots * self.heads * self.dim
     }
 
     /// Each value of q, k, v and out once, whoever shares it.
@@ -63,7 +72,7 @@ impl Shape {
             let (rows, keys) = (block.rows.len(), block.keys.iter().map(|s| s.len).sum::<usize>());
             rows * keys - if block.causal { rows * (rows - 1) / 2 } else { 0 }
         };
-        4 * DIM * self.heads * self.plan.blocks.iter().map(pairs).sum::<usize>()
+        4 * self.dim * self.heads * self.plan.blocks.iter().map(pairs).sum::<usize>()
     }
 
     /// Bytes and operations of a case: decoding is bound by bytes.
@@ -84,7 +93,7 @@ fn main() {
                 let own = own.clone();
                 let input = |set: usize| {
                     let part = |i: usize, rows| {
-                        tensor((3 * set + i) as u64, &[rows, own.heads, DIM], dtype)
+                        tensor((3 * set + i) as u64, &[rows, own.heads, own.dim], dtype)
                     };
                     [part(0, own.rows), part(1, own.slots), part(2, own.slots)]
                 };
@@ -98,6 +107,8 @@ fn main() {
     }
     #[cfg(feature = "cuda")]
     cases.extend(common::gpu::first().into_iter().flat_map(|stream| launches(&stream)));
+    #[cfg(feature = "flash-attn")]
+    cases.extend(common::gpu::first().into_iter().flat_map(|stream| beside_flash(&stream)));
     common::main(cases);
 }
 
@@ -120,7 +131,8 @@ fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
         let what = if decoding { "decode" } else { "prefill" };
         let name = format!("attend/gpu {what} {kept}/{}/bf16", shape.name);
         let size = shape.size(DType::BF16, decoding);
-        let (rows, slots, width) = (shape.rows, shape.slots, shape.heads * DIM);
+        let (rows, slots, dim, width) =
+            (shape.rows, shape.slots, shape.dim, shape.heads * shape.dim);
         let inputs = move |stream: &common::gpu::Stream| {
             let input = |set| {
                 let buffer = |i, n| Buffer::new(stream, (3 * set + i) as u64, n, DType::BF16);
@@ -136,11 +148,57 @@ fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
                 q: q.rows(rows, width),
                 k: k.rows(slots, width),
                 v: v.rows(slots, width),
-                dim: DIM,
+                dim,
             };
             let out = &mut *out.borrow_mut();
             attend::<bf16>(stream, &operands, plan, 0.088, None, out).unwrap();
         }));
+    }
+    cases
+}
+
+/// The op on candle tensors, by our kernels and by candle-flash-attn's: both make their output anew in each call.
+#[cfg(feature = "flash-attn")]
+fn beside_flash(stream: &common::gpu::Stream) -> Vec<Case> {
+    use bdhs::ops::attend::flash;
+    use candle_core::Tensor;
+    use common::gpu::{case, device, sets};
+
+    type Op = fn(&[Tensor; 3], &AttendPlan) -> Tensor;
+    let own: Op = |[q, k, v], plan| attend(q, k, v, plan, 0.088, None).unwrap();
+    let flash: Op = |[q, k, v], plan| flash::attend(q, k, v, plan, 0.088).unwrap();
+    // `attend` is ours only as long as the environment does not ask for flash.
+    assert_eq!(flash::Kernels::of_environment().unwrap(), flash::Kernels::Own);
+    let shapes = [
+        ("hot", prefill(2, 90, 2)),
+        ("cold", prefill(16, 700, 32)),
+        ("cold", prefill(128, 90, 32)),
+        ("cold", texts(512, 40)),
+    ];
+    let mut cases = vec![];
+    for (kept, shape) in shapes {
+        for (whose, op) in [("ours", own), ("flash", flash)] {
+            let name = format!("attend/gpu op {kept}, {whose}/{}/bf16", shape.name);
+            let size = shape.size(DType::BF16, false);
+            let shape = shape.clone();
+            let inputs = move |_: &common::gpu::Stream| {
+                let gpu = device().expect("a GPU");
+                let input = |set: usize| {
+                    let part = |i: usize, rows| {
+                        let dims = [rows, shape.heads, shape.dim];
+                        let host = tensor((3 * set + i) as u64, &dims, DType::BF16);
+                        host.to_device(gpu).expect("memory")
+                    };
+                    let operands =
+                        [part(0, shape.rows), part(1, shape.slots), part(2, shape.slots)];
+                    (operands, shape.plan.clone())
+                };
+                (0..sets(kept, shape.bytes(DType::BF16))).map(input).collect()
+            };
+            cases.push(case(stream, name, size, inputs, move |_, (operands, plan)| {
+                op(operands, plan);
+            }));
+        }
     }
     cases
 }

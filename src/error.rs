@@ -75,6 +75,17 @@ pub enum Error {
         message: String,
     },
 
+    /// A process that had a part of a run failed.
+    #[error("{worker}: {message}")]
+    Worker {
+        /// Its device and its part.
+        worker: String,
+        /// What it said, or how it ended.
+        message: String,
+        /// Its exit code; none if a signal ended it.
+        code: Option<i32>,
+    },
+
     /// The user interrupted the run; everything committed so far is kept.
     #[error("interrupted; what was finished is kept, the same command resumes")]
     Interrupted,

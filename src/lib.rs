@@ -43,5 +43,8 @@ pub mod train;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+#[cfg(feature = "toolkit")]
+mod progress;
+
 mod error;
 pub use error::{Error, Result};

@@ -16,6 +16,10 @@ use common::{
     bdhs, json, llava, succeed,
 };
 
+fn json_line(line: &str) -> serde_json::Value {
+    serde_json::from_str(line).unwrap()
+}
+
 fn adapter(run: &Path, model: &str) -> Vec<u8> {
     std::fs::read(run.join("models").join(model).join("adapter_model.safetensors")).unwrap()
 }
@@ -35,10 +39,7 @@ fn every_cell_is_trained_judged_and_compared() {
     let pairs = |cell: &str| {
         let text =
             std::fs::read_to_string(run.join("cells").join(cell).join("pairs.jsonl")).unwrap();
-        let rows = text.lines().map(|line| {
-            let row: serde_json::Value = serde_json::from_str(line).unwrap();
-            row["rejected"].to_string()
-        });
+        let rows = text.lines().map(|line| json_line(line)["rejected"].to_string());
         rows.collect::<Vec<_>>()
     };
     for a in &result.cells {
@@ -70,6 +71,28 @@ fn every_cell_is_trained_judged_and_compared() {
     assert!(
         result.seeds.iter().all(|s| s.default.values.len() == 2 && s.default.interval.is_some())
     );
+    // Variants: one with pairs of its own, one trained otherwise on the default cell's.
+    let rejected = |file: &Path| {
+        let text = std::fs::read_to_string(file).unwrap();
+        let rows = text.lines().map(|line| json_line(line)["rejected"].to_string());
+        rows.collect::<Vec<_>>()
+    };
+    let own = run.join("variants/blind");
+    let file = "cells/bert__0.97/pairs.jsonl";
+    assert_ne!(rejected(&own.join(file)), rejected(&run.join(file)));
+    assert!(own.join("report.html").is_file() && !run.join("variants/ipo").exists());
+    assert_eq!(result.variants[1].settings, "train.beta = 0.5, train.loss = \"ipo\"");
+    for name in ["blind", "ipo", "blind__seed1", "ipo__seed1"] {
+        let model = result.model(name).unwrap();
+        assert_eq!(model.kind, Kind::Variant(name.split("__").next().unwrap().to_owned()));
+        assert_ne!(adapter(&run, name), adapter(&run, &result.default));
+        assert!(
+            model.scores.iter().all(|score| {
+                score.baseline.is_some_and(|difference| difference.p_holm.is_none())
+            })
+        );
+    }
+    assert!(result.seeds.iter().all(|s| s.variants.iter().all(|v| v.values.len() == 2)));
     // The baseline is the model itself, answering again in this run.
     let plain = bdhs()
         .args([
@@ -106,7 +129,7 @@ fn every_cell_is_trained_judged_and_compared() {
     assert_eq!(table(&run), before);
 }
 
-/// kill -9 of the command alone, whose workers live on, or of all of them.
+/// kill -9 of the command alone, whose workers end with it, or of all of them.
 fn kill(child: &mut std::process::Child, group: bool) {
     if group {
         let id = format!("-{}", child.id());
@@ -203,6 +226,14 @@ fn what_does_not_fit_is_refused_by_name() {
     refused(&mut ablate(&config, &run), &["ablation.seeds", "at least 1"]);
     change("metrics = [", "metrics = [\"chess\", ");
     refused(&mut ablate(&config, &run), &["chess"]);
+    change("rho = 1.0", "shade = 1.0");
+    refused(&mut ablate(&config, &run), &["variant \"blind\", sampling", "shade"]);
+    change("rho = 1.0", "rho = 1.5");
+    refused(&mut ablate(&config, &run), &["variant \"blind\"", "rho", "1.5"]);
+    change("\"ipo\"\ntrain", "\"blind\"\ntrain");
+    refused(&mut ablate(&config, &run), &["variant.name", "\"blind\" is given twice"]);
+    change("\"blind\"", "\"control\"");
+    refused(&mut ablate(&config, &run), &["variant.name", "control"]);
     change("[eval]", "[eval]\njury = 3");
     refused(&mut ablate(&config, &run), &["sweep.toml", "jury"]);
     change("batch = 4", "batch = 9");

@@ -381,3 +381,83 @@ fn refuses_unknown_architectures_and_options() {
     edit(&dir, "modules.json", |m| m[1]["path"] = json!("../elsewhere"));
     refused(&dir, &["modules.json", "../elsewhere"]);
 }
+
+/// An encoder's folder with options behind its name.
+fn variant(dir: &Path, options: &str) -> bdhs::Result<SentenceEncoder> {
+    load(Path::new(&format!("{}{options}", dir.display())), DType::F32)
+}
+
+/// `prompt=NAME` and `default_prompt_name` are the same thing, and what sentence-transformers gave with the latter.
+#[test]
+fn prompts_by_name() {
+    let expected = expected("roberta");
+    let dir = copy("roberta");
+    edit(&dir, "config_sentence_transformers.json", |c| c["default_prompt_name"] = json!(null));
+    let named = variant(dir.path(), ",prompt=caption").unwrap();
+    let vectors = rows(&named.embed(&expected.texts).unwrap());
+    assert!(difference(&vectors, &expected.vectors).0 <= 2e-6);
+    let without = load(dir.path(), DType::F32).unwrap();
+    assert!(difference(&rows(&without.embed(&expected.texts).unwrap()), &vectors).0 > 1e-3);
+    // None, and the two that every model has.
+    let plain = rows(&without.embed(&expected.texts).unwrap());
+    for none in [",prompt=", ",prompt=query", ",prompt=document"] {
+        let none = variant(&golden().join("roberta"), none).unwrap();
+        assert!(difference(&rows(&none.embed(&expected.texts).unwrap()), &plain).0 <= 1e-6);
+    }
+    let fingerprints = [named.fingerprint(), without.fingerprint()];
+    assert_ne!(fingerprints[0], fingerprints[1]);
+    assert!(named.name().ends_with(",prompt=caption"), "{}", named.name());
+}
+
+/// sentence-transformers truncates what its modules give, without another normalisation.
+#[test]
+fn vectors_are_truncated() {
+    for name in ALL {
+        let expected = expected(name);
+        let width = expected.vectors[0].len();
+        let dir = copy(name);
+        let encoder = variant(&golden().join(name), ",dim=5").unwrap();
+        assert_eq!((encoder.dim(), encoder.name()), (5, format!("{name},dim=5").as_str()));
+        let cut: Vec<Vec<f32>> = expected.vectors.iter().map(|v| v[..5].to_vec()).collect();
+        let vectors = rows(&encoder.embed(&expected.texts).unwrap());
+        let scale = cut.iter().flatten().fold(1f32, |m, x| m.max(x.abs()));
+        assert!(difference(&vectors, &cut).0 <= 2e-6 * scale, "{name}");
+        assert_eq!(encoder.embed::<&str>(&[]).unwrap().vectors.dims(), [0, 5]);
+        // As its file says it, and more than there is.
+        for (said, kept) in [(7, 7), (10_000, width)] {
+            let file = dir.path().join("config_sentence_transformers.json");
+            fs::write(file, json!({"truncate_dim": said}).to_string()).unwrap();
+            assert_eq!(load(dir.path(), DType::F32).unwrap().dim(), kept);
+        }
+        // What is asked for comes before what the file says.
+        assert_eq!(variant(dir.path(), ",dim=3").unwrap().dim(), 3);
+    }
+}
+
+#[test]
+fn options_that_do_not_hold_are_refused() {
+    let dir = golden().join("roberta");
+    for (options, parts) in [
+        (",dim=0", ["dim=0", "positive"]),
+        (",dim=x", ["dim=x", "positive"]),
+        (",dim=4096", ["4096", "at most the"]),
+        (",dim=4,dim=5", ["dim=5", "twice"]),
+        (",prompt=a,prompt=b", ["prompt=b", "twice"]),
+        (",prompt=passage", ["\"passage\" is no prompt", "caption"]),
+        (",dims=4", ["dims=4", "dim=N and prompt=NAME"]),
+        (",", ["no option", "no folder"]),
+    ] {
+        let error = variant(&dir, options).err().expect("refused").to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{options}: {error}");
+    }
+    let dir = copy("bert");
+    fs::write(dir.path().join("config_sentence_transformers.json"), "{\"truncate_dim\": -1}")
+        .unwrap();
+    let error = load(dir.path(), DType::F32).err().expect("refused").to_string();
+    assert!(error.contains("field truncate_dim: -1"), "{error}");
+    // A folder of that very name is a folder.
+    let dir = tempfile::tempdir().unwrap();
+    let odd = dir.path().join("bert,dim=4");
+    std::os::unix::fs::symlink(golden().join("bert"), &odd).unwrap();
+    assert_eq!(load(&odd, DType::F32).unwrap().dim(), 32);
+}

@@ -13,11 +13,13 @@ mod text;
 use candle_core::Device;
 
 pub use config::{Ablation as Compared, Eval};
-pub use plan::{BASELINE, CONTROL, CellModel, Kind, Model, Plan};
+pub use plan::{BASELINE, CONTROL, CellModel, Kind, Model, Plan, Training};
 pub use run::{
     Share, Stage, check, done, judged, judged_folder, model_folder, stages, trained, workers,
 };
-pub use table::{Ablation, Difference, ModelResult, Score, Seeds, Spread, Statistic, table};
+pub use table::{
+    Ablation, Changed, Difference, ModelResult, Score, Seeds, Spread, Statistic, table,
+};
 
 use crate::engine::Progress;
 use crate::sweep::atomic::{write_file, write_json};

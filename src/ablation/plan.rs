@@ -1,14 +1,15 @@
 //! Which models an ablation trains and judges: one a set of pairs, not one a cell.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
+use crate::sampling::SamplingConfig;
 use crate::sweep::Config;
 use crate::sweep::grid::label;
 use crate::train::{Loss, Pair, Settings, read_pairs};
-use crate::{Error, Result};
 
 /// What a model of the ablation is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,8 @@ pub enum Kind {
     Cells(Vec<String>),
     /// Trained on the default cell's chosen answers alone.
     Control,
+    /// The default cell under the settings of the variant of this name.
+    Variant(String),
 }
 
 /// A model to be trained and judged.
@@ -31,8 +34,45 @@ pub struct Model {
     pub kind: Kind,
     /// Seed of its training.
     pub seed: u64,
-    /// Its pairs' file, unless it is the baseline.
-    pub pairs: Option<PathBuf>,
+    /// What it is trained on, and how; none for the baseline.
+    pub training: Option<Training>,
+}
+
+/// A model's training.
+#[derive(Clone, Debug)]
+pub struct Training {
+    /// The pairs' file.
+    pub pairs: PathBuf,
+    /// The folder that its image paths are relative to.
+    pub images: PathBuf,
+    /// Settings, the seed among them.
+    pub settings: Settings,
+    /// The method's settings, for `train.online`.
+    pub sampling: SamplingConfig,
+}
+
+impl Training {
+    /// On a cell's pairs of a run, by the run's settings.
+    fn of(config: &Config, cell: &str) -> Self {
+        Self {
+            pairs: config.run.out.join("cells").join(cell).join("pairs.jsonl"),
+            images: config.data.image_folder().to_owned(),
+            settings: config.train.clone(),
+            sampling: config.sampling.clone(),
+        }
+    }
+
+    fn read(&self) -> Result<Vec<Pair>> {
+        read_pairs(&self.pairs, Some(&self.images))
+    }
+
+    /// The control: the chosen answers alone.
+    fn supervised(mut self, learning_rate: Option<f64>) -> Self {
+        self.settings.loss = Loss::Sft;
+        self.settings.online = None;
+        self.settings.learning_rate = learning_rate.unwrap_or(self.settings.learning_rate);
+        self
+    }
 }
 
 /// A cell of the grid and the model that answers for it.
@@ -68,87 +108,95 @@ impl Plan {
     /// The plan for a decided run: reads the pairs of every cell. `encoders` are the grid's, by name.
     ///
     /// # Errors
-    /// A cell without pairs (the run is not decided), or a default cell that the grid does not have.
+    /// A cell without pairs (the run is not decided), a default cell that the grid does not have, a variant that does not fit.
     pub fn new(config: &Config, encoders: &[String]) -> Result<Self> {
-        let mut models =
-            vec![Model { name: BASELINE.to_owned(), kind: Kind::Baseline, seed: 0, pairs: None }];
-        let mut cells = Vec::new();
+        let baseline =
+            Model { name: BASELINE.to_owned(), kind: Kind::Baseline, seed: 0, training: None };
+        let (encoder, threshold) = config.default_cell(encoders)?;
+        let default = encoder * config.grid.thresholds.len() + threshold;
+        let mut plan = Self { models: vec![baseline], cells: Vec::new(), default: String::new() };
         // Model by what its training would be made of.
         let mut known: HashMap<blake3::Hash, usize> = HashMap::new();
         for encoder in encoders {
             for &threshold in &config.grid.thresholds {
                 let cell = label(encoder, threshold);
-                let path = pairs_file(&config.run.out, &cell);
-                let pairs = read_pairs(&path, Some(config.data.image_folder()))?;
-                let next = models.len();
-                let place = *known.entry(content(&pairs, &config.train)).or_insert(next);
+                let training = Training::of(config, &cell);
+                let next = plan.models.len();
+                let pairs = content(&training.read()?, &config.train);
+                let place = *known.entry(pairs).or_insert(next);
                 if place == next {
-                    let (kind, seed) = (Kind::Cells(Vec::new()), config.train.seed);
-                    models.push(Model { name: cell.clone(), kind, seed, pairs: Some(path) });
+                    plan.add(&cell, 0, Kind::Cells(Vec::new()), training);
                 }
-                if let Kind::Cells(cells) = &mut models[place].kind {
+                if let Kind::Cells(cells) = &mut plan.models[place].kind {
                     cells.push(cell.clone());
                 }
-                let (encoder, model) = (encoder.clone(), models[place].name.clone());
-                cells.push(CellModel { cell, encoder, threshold, model });
+                let (encoder, model) = (encoder.clone(), plan.models[place].name.clone());
+                plan.cells.push(CellModel { cell, encoder, threshold, model });
             }
         }
-        let default = default_cell(config, &cells)?;
-        let mut plan = Self { default: cells[default].model.clone(), models, cells };
-        plan.repeat(config, default);
+        plan.default = plan.cells[default].model.clone();
+        plan.repeat(config, default)?;
         Ok(plan)
     }
 
-    /// Adds the other seeds of the default cell, and the control.
-    fn repeat(&mut self, config: &Config, default: usize) {
+    /// Adds the other seeds of the default cell, the control, and the variants.
+    fn repeat(&mut self, config: &Config, default: usize) -> Result<()> {
         let cell = self.cells[default].cell.clone();
-        let pairs = Some(pairs_file(&config.run.out, &cell));
-        let mut add = |stem: &str, kind: &Kind, skip: u32| {
-            for more in skip..config.ablation.seeds {
-                let seed = config.train.seed + u64::from(more);
-                let name = seeded(stem, more);
-                self.models.push(Model { name, kind: kind.clone(), seed, pairs: pairs.clone() });
-            }
-        };
-        add(&self.default.clone(), &Kind::Cells(vec![cell]), 1);
+        let training = Training::of(config, &cell);
+        let (stem, kind) = (self.default.clone(), Kind::Cells(vec![cell.clone()]));
+        for more in 1..config.ablation.seeds {
+            self.add(&stem, more, kind.clone(), training.clone());
+        }
         if config.ablation.control {
-            add(CONTROL, &Kind::Control, 0);
-        }
-    }
-
-    /// Models of the default cell, one a seed.
-    pub fn defaults(&self, seeds: u32) -> Vec<String> {
-        (0..seeds).map(|more| seeded(&self.default, more)).collect()
-    }
-
-    /// Models of the control, one a seed.
-    pub fn controls(&self, seeds: u32) -> Vec<String> {
-        let names = (0..seeds).map(|more| seeded(CONTROL, more));
-        names.filter(|name| self.models.iter().any(|model| model.name == *name)).collect()
-    }
-}
-
-impl Model {
-    /// The settings of its training.
-    pub fn settings(&self, config: &Config) -> Settings {
-        let mut settings = Settings { seed: self.seed, ..config.train.clone() };
-        if self.kind == Kind::Control {
-            settings.loss = Loss::Sft;
-            settings.online = None;
-            if let Some(rate) = config.ablation.control_learning_rate {
-                settings.learning_rate = rate;
+            let training = training.supervised(config.ablation.control_learning_rate);
+            for more in 0..config.ablation.seeds {
+                self.add(CONTROL, more, Kind::Control, training.clone());
             }
         }
-        settings
+        for (variant, own) in config.variants()? {
+            let training = Training::of(&own, &cell);
+            training.read()?;
+            for more in 0..config.ablation.seeds {
+                self.add(
+                    &variant.name,
+                    more,
+                    Kind::Variant(variant.name.clone()),
+                    training.clone(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a model with the seed that is `more` than the training's.
+    fn add(&mut self, stem: &str, more: u32, kind: Kind, mut training: Training) {
+        training.settings.seed += u64::from(more);
+        let (name, seed) = (seeded(stem, more), training.settings.seed);
+        self.models.push(Model { name, kind, seed, training: Some(training) });
+    }
+
+    /// Models of a stem, one a seed: of [`Plan::default`], [`CONTROL`] or a variant. None if there are none.
+    pub fn seeds(&self, stem: &str) -> Vec<String> {
+        let names = (0..).map(|more| seeded(stem, more));
+        names.take_while(|name| self.models.iter().any(|model| model.name == *name)).collect()
+    }
+
+    /// Names of the variants, in order.
+    pub fn variants(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for model in &self.models {
+            if let Kind::Variant(name) = &model.kind
+                && !names.contains(name)
+            {
+                names.push(name.clone());
+            }
+        }
+        names
     }
 }
 
 fn seeded(stem: &str, more: u32) -> String {
     if more == 0 { stem.to_owned() } else { format!("{stem}__seed{more}") }
-}
-
-fn pairs_file(run: &Path, cell: &str) -> PathBuf {
-    run.join("cells").join(cell).join("pairs.jsonl")
 }
 
 /// A hash of what a training on pairs sees of them.
@@ -159,19 +207,4 @@ fn content(pairs: &[Pair], settings: &Settings) -> blake3::Hash {
         hasher.update(&(all.len() as u64).to_le_bytes()).update(all.as_bytes());
     }
     hasher.finalize()
-}
-
-fn default_cell(config: &Config, cells: &[CellModel]) -> Result<usize> {
-    /// The paper's threshold.
-    const EPS: f64 = 0.97;
-    if let Some(name) = &config.ablation.default_cell {
-        return cells.iter().position(|cell| cell.cell == *name).ok_or_else(|| {
-            let all: Vec<&str> = cells.iter().map(|cell| cell.cell.as_str()).collect();
-            let message = format!("is {name:?}, expected one of {}", all.join(", "));
-            Error::invalid("configuration", "field ablation.default_cell", message)
-        });
-    }
-    let first = config.grid.thresholds.len();
-    let away = |i: &usize| (cells[*i].threshold - EPS).abs();
-    Ok((0..first).min_by(|a, b| away(a).total_cmp(&away(b))).unwrap_or(0))
 }

@@ -196,7 +196,7 @@ pub fn done(config: &Config, plan: &Plan) -> Result<[usize; 2]> {
     let run = &config.run.out;
     let mut done = [0, 0];
     for model in &plan.models {
-        done[0] += usize::from(model.pairs.is_none() || trained(run, model)?.is_some());
+        done[0] += usize::from(model.training.is_none() || trained(run, model)?.is_some());
         done[1] += usize::from(judged(run, model)?.is_some());
     }
     Ok(done)
@@ -210,8 +210,8 @@ fn train(
     device: &Device,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let Some(file) = &model.pairs else { return Ok(()) };
-    let pairs = train::read_pairs(file, Some(config.data.image_folder()))?;
+    let Some(training) = &model.training else { return Ok(()) };
+    let pairs = train::read_pairs(&training.pairs, Some(&training.images))?;
     let reference = config.run.out.join("reference.jsonl");
     let options = train::Options {
         model: &config.model.path,
@@ -219,11 +219,11 @@ fn train(
         device,
         dtype: &config.model.dtype,
         out: &model_folder(&config.run.out, &model.name),
-        file,
-        sampling: &config.sampling,
+        file: &training.pairs,
+        sampling: &training.sampling,
         reference: Some(&reference),
     };
-    train::run(&pairs, &model.settings(config), &options, progress).map(|_| ())
+    train::run(&pairs, &training.settings, &options, progress).map(|_| ())
 }
 
 /// Checks that models can be judged: benchmarks are there and whole, judged metrics have a judge.

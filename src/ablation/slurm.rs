@@ -72,7 +72,8 @@ pub fn jobs(config: &Config, cluster: &Cluster) -> Vec<Job> {
     // Which cells share a model is known once they are decided; no more models than this can come of them.
     let cells = config.grid.encoders.len() * config.grid.thresholds.len();
     let seeds = config.ablation.seeds as usize;
-    let models = cells + seeds + if config.ablation.control { seeds } else { 0 };
+    let repeated = 1 + usize::from(config.ablation.control) + config.variants.len();
+    let models = cells + repeated * seeds;
     let part = |text: &str, n: usize| format!("{text} $SLURM_ARRAY_TASK_ID/{n}");
     let shards = cluster.shards as usize;
     let mut jobs = vec![
@@ -197,9 +198,10 @@ pub struct Status {
 /// A file that is malformed.
 pub fn status(config: &Config) -> Result<Status> {
     let run = &config.run.out;
+    let folders: Vec<PathBuf> = config.runs()?.into_iter().map(|own| own.run.out).collect();
     let mut stores = Vec::new();
-    if run.is_dir() {
-        let entries = std::fs::read_dir(run).map_err(Error::io(run))?;
+    for folder in folders.iter().filter(|folder| folder.is_dir()) {
+        let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
         let mut paths: Vec<PathBuf> =
             entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.sort();
@@ -208,7 +210,7 @@ pub fn status(config: &Config) -> Result<Status> {
             stores.push((path, candidates));
         }
     }
-    let decided = run.join("summary.json").is_file();
+    let decided = folders.iter().all(|folder| folder.join("summary.json").is_file());
     let (mut models, mut counts) = (0, [0, 0]);
     if decided {
         let plan: Plan = plan(config, &Summary::read(run)?)?;
@@ -224,8 +226,10 @@ impl Status {
     /// A few lines for people.
     pub fn text(&self) -> String {
         let mut text = String::new();
+        let run = self.stores.first().and_then(|(path, _)| path.parent());
         for (path, candidates) in &self.stores {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let inside = run.and_then(|run| path.strip_prefix(run).ok()).unwrap_or(path);
+            let name = inside.to_string_lossy();
             let _ = writeln!(text, "{name:<28} {candidates} candidates");
         }
         let yes = |yes: bool| if yes { "yes" } else { "no" };

@@ -7,12 +7,12 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::plan::{BASELINE, CellModel, Kind, Model, Plan};
+use super::plan::{BASELINE, CONTROL, CellModel, Kind, Model, Plan};
 use super::run::{judged, judged_folder, trained};
 use crate::eval::compare::{self, Comparison, compare};
 use crate::eval::run::Summary;
 use crate::eval::tally::Estimate;
-use crate::sweep::Config;
+use crate::sweep::{Config, Variant};
 use crate::train::Means;
 use crate::{Error, Result};
 
@@ -32,12 +32,24 @@ pub struct Ablation {
     pub default: String,
     /// Cells in the grid's order, and who answers for each.
     pub cells: Vec<CellModel>,
+    /// The default cell under other settings.
+    #[serde(default)]
+    pub variants: Vec<Changed>,
     /// Every model, the baseline first.
     pub models: Vec<ModelResult>,
-    /// Over seeds: default cell and control against the baseline, one for each statistic.
+    /// Over seeds: default cell, control and variants beside the baseline, one for each statistic.
     pub seeds: Vec<Seeds>,
     /// What a reader must know about the tests.
     pub notes: Vec<String>,
+}
+
+/// A variant: the default cell under other settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// Its name, and that of its first model.
+    pub name: String,
+    /// The settings, as `sampling.rho = 1`.
+    pub settings: String,
 }
 
 /// A column: a metric's score or a statistic beside it.
@@ -105,6 +117,9 @@ pub struct Seeds {
     pub default: Spread,
     /// The control's models.
     pub control: Option<Spread>,
+    /// Each variant's, in the order of [`Ablation::variants`].
+    #[serde(default)]
+    pub variants: Vec<Spread>,
 }
 
 /// Values of several seeds.
@@ -198,8 +213,11 @@ pub fn table(config: &Config, plan: &Plan) -> Result<Ablation> {
         });
     }
     adjust(&mut models, plan);
-    let seeds = (0..statistics.len()).filter_map(|i| seeds(&models, plan, config, i)).collect();
+    let seeds = (0..statistics.len()).filter_map(|i| seeds(&models, plan, i)).collect();
+    let changed =
+        |variant: &Variant| Changed { name: variant.name.clone(), settings: variant.changes() };
     Ok(Ablation {
+        variants: config.variants.iter().map(changed).collect(),
         data: summaries[0].0.data.clone(),
         statistics,
         default: plan.default.clone(),
@@ -294,17 +312,17 @@ fn adjust(models: &mut [ModelResult], plan: &Plan) {
     }
 }
 
-fn seeds(models: &[ModelResult], plan: &Plan, config: &Config, i: usize) -> Option<Seeds> {
+fn seeds(models: &[ModelResult], plan: &Plan, i: usize) -> Option<Seeds> {
     let value = |name: &String| {
         let model = models.iter().find(|model| model.name == *name)?;
         model.scores[i].value?.value
     };
-    let spread = |names: Vec<String>| Spread::of(names.iter().filter_map(value).collect());
-    let count = config.ablation.seeds;
+    let spread = |stem: &str| Spread::of(plan.seeds(stem).iter().filter_map(value).collect());
     Some(Seeds {
         baseline: value(&BASELINE.to_owned()),
-        default: spread(plan.defaults(count))?,
-        control: spread(plan.controls(count)),
+        default: spread(&plan.default)?,
+        control: spread(CONTROL),
+        variants: plan.variants().iter().filter_map(|name| spread(name)).collect(),
     })
 }
 
@@ -332,6 +350,13 @@ fn notes(plan: &Plan, config: &Config) -> Vec<String> {
         notes.push(
             "The control is trained on the chosen answers of the default cell alone, for as many steps: what it gains \
              needs no rejected answers."
+                .to_owned(),
+        );
+    }
+    if !config.variants.is_empty() {
+        notes.push(
+            "Variants are the default cell under other settings, trained as it is; those with other pairs have runs of \
+             their own in variants/. They stand outside the grid, and Holm's adjustment is not over them."
                 .to_owned(),
         );
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::plan::{BASELINE, Kind};
-use super::table::{Ablation, Difference, ModelResult, Score, Spread};
+use super::table::{Ablation, Difference, ModelResult, Score, Seeds, Spread};
 use crate::eval::layout::new_table;
 
 impl ModelResult {
@@ -12,6 +12,7 @@ impl ModelResult {
         match &self.kind {
             Kind::Baseline => "baseline".to_owned(),
             Kind::Control => format!("control (SFT), seed {}", self.seed),
+            Kind::Variant(name) => format!("{name}, seed {}", self.seed),
             Kind::Cells(cells) => match self.name.contains("__seed") {
                 true => format!("{}, seed {}", cells[0], self.seed),
                 false => cells.join(" = "),
@@ -138,14 +139,34 @@ impl Ablation {
         }
     }
 
-    fn seeds_markdown(&self) -> String {
-        let mut text =
-            "| statistic | baseline | default cell | control (SFT) |\n|---|---|---|---|\n"
-                .to_owned();
-        for (head, seeds) in self.heads().iter().zip(&self.seeds) {
+    /// Titles of the columns over seeds.
+    pub fn seed_heads(&self) -> Vec<String> {
+        let own = ["statistic", "baseline", "default cell", "control (SFT)"].map(str::to_owned);
+        own.into_iter().chain(self.variants.iter().map(|variant| variant.name.clone())).collect()
+    }
+
+    /// Values over seeds: a row a statistic, in the order of [`Ablation::seed_heads`].
+    pub fn seed_rows(&self) -> Vec<Vec<String>> {
+        let row = |(head, seeds): (String, &Seeds)| {
             let baseline = seeds.baseline.map_or_else(dash, |x| format!("{x:.2}"));
             let control = seeds.control.as_ref().map_or_else(dash, Spread::to_string);
-            let _ = writeln!(text, "| {head} | {baseline} | {} | {control} |", seeds.default);
+            let own = [head, baseline, seeds.default.to_string(), control];
+            own.into_iter().chain(seeds.variants.iter().map(Spread::to_string)).collect()
+        };
+        self.heads().into_iter().zip(&self.seeds).map(row).collect()
+    }
+
+    fn seeds_markdown(&self) -> String {
+        let heads = self.seed_heads();
+        let mut text = format!("| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
+        for row in self.seed_rows() {
+            let _ = writeln!(text, "| {} |", row.join(" | "));
+        }
+        if !self.variants.is_empty() {
+            text.push_str("\nVariants of the default cell:\n\n");
+        }
+        for variant in &self.variants {
+            let _ = writeln!(text, "- {}: {}", variant.name, variant.settings);
         }
         text
     }

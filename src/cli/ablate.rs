@@ -1,37 +1,52 @@
 //! What `bdhs sweep --train` does after the sweep: models by several processes, then the result.
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-
 use candle_core::Device;
 
 use super::{
     Global,
     ui::{Bars, print_json, print_text},
+    workers::{Workers, threads},
 };
 use crate::{
     Error, Result,
     ablation::{self, Plan, Share, Stage},
-    engine::{Progress, checkpoint},
+    engine::Progress,
     sweep::{Config, summary::Summary},
 };
+
+/// Where models are trained and judged.
+pub(super) struct Places<'a> {
+    /// The first of the devices, open.
+    pub(super) device: &'a Device,
+    /// All that `--device` names.
+    pub(super) devices: &'a [String],
+}
+
+impl Places<'_> {
+    /// The processes that share the work: one a device, or of one CPU as many as do it soonest, each with its threads.
+    fn workers(&self, config: &Config) -> Result<Vec<(String, usize)>> {
+        let devices = match self.devices {
+            [one] => vec![one.clone(); ablation::workers(config, self.device)?],
+            several => several.to_vec(),
+        };
+        let count = devices.len();
+        Ok(devices.into_iter().zip(threads(count)).collect())
+    }
+}
 
 /// Trains, and judges if asked to; prints what there is then.
 pub(super) fn ablate(
     config: &Config,
     summary: &Summary,
     eval: bool,
-    device: &Device,
+    places: &Places,
     global: &Global,
     bars: &Bars,
 ) -> Result<()> {
+    let device = places.device;
     let plan = ablation::plan(config, summary)?;
     let stages: &[Stage] = if eval { &[Stage::Train, Stage::Judge] } else { &[Stage::Train] };
-    let workers = ablation::workers(config, device)?;
-    if workers > 1 {
-        share(config, &plan, stages, workers, global, bars)?;
-    }
+    share(config, &plan, stages, places, bars)?;
     // Whatever is left, and the errors of what failed.
     if !eval {
         bars.begin("training", None);
@@ -53,66 +68,42 @@ pub(super) fn ablate(
     }
 }
 
-/// Has several processes of one thread each work on the models, and waits for them. What one of them fails at is left.
+/// Has several processes work on the models, and waits for them. What one of them fails at is left.
 fn share(
     config: &Config,
     plan: &Plan,
     stages: &[Stage],
-    workers: usize,
-    global: &Global,
+    places: &Places,
     bars: &Bars,
 ) -> Result<()> {
     let judged = usize::from(stages.contains(&Stage::Judge));
     let missing = plan.models.len() - ablation::done(config, plan)?[judged];
-    if missing < 2 {
+    let places = places.workers(config)?;
+    if missing < 2 || places.len() < 2 {
         return Ok(());
+    }
+    let names = stages.iter().map(|stage| stage.name()).collect::<Vec<_>>().join(",");
+    let run = config.run.out.as_os_str();
+    let arguments = ["--from-run".as_ref(), run, "--stage".as_ref(), names.as_ref()];
+    let mut workers = Workers::new();
+    for (device, threads) in places.into_iter().take(missing) {
+        workers.start(device.clone(), &device, threads, &arguments, None)?;
     }
     let what = if judged == 1 { "training and judging models" } else { "training models" };
     bars.begin(what, Some(plan.models.len() as u64));
-    let mut children = Children(Vec::new());
-    for _ in 0..workers.min(missing) {
-        children.0.push(worker(&config.run.out, stages, global)?);
-    }
     let mut seen = 0;
-    while children.working()? {
-        std::thread::sleep(Duration::from_millis(200));
-        let now = ablation::done(config, plan)?[judged];
+    let ended = workers.watch(bars, &mut |told| {
+        if told.is_some() {
+            return;
+        }
+        // What cannot be counted now is counted by the next look.
+        let now = ablation::done(config, plan).map_or(seen, |done| done[judged]);
         bars.advance((now - seen) as u64);
         seen = now;
-        checkpoint(bars)?;
-    }
-    Ok(())
-}
-
-fn worker(run: &Path, stages: &[Stage], global: &Global) -> Result<Child> {
-    let program = std::env::current_exe().map_err(Error::io("this program"))?;
-    let mut command = Command::new(&program);
-    command.args(["sweep", "--quiet", "--threads", "1", "--device", &global.device]);
-    command.arg("--from-run").arg(run).arg("--stage");
-    command.arg(stages.iter().map(|stage| stage.name()).collect::<Vec<_>>().join(","));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().map_err(Error::io(program))
-}
-
-/// Processes at work; those that still are when this is dropped are ended: what they finished is kept.
-struct Children(Vec<Child>);
-
-impl Children {
-    fn working(&mut self) -> Result<bool> {
-        let mut working = false;
-        for child in &mut self.0 {
-            working |= child.try_wait().map_err(Error::io("a worker"))?.is_none();
-        }
-        Ok(working)
-    }
-}
-
-impl Drop for Children {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            // One that has ended already cannot be ended again, which is as good.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    });
+    match ended {
+        // Whoever does what is left meets it again, and names the model.
+        Err(Error::Worker { .. }) => Ok(()),
+        ended => ended,
     }
 }

@@ -13,12 +13,13 @@ use crate::{
     Error, Result,
     demo::{
         benchmarks,
-        embedded::{resolve, write_scenes},
+        embedded::write_scenes,
         figures, folder,
         scene::Split,
         train::{self, Settings},
     },
     models::llava::Llava,
+    sweep::named,
 };
 
 /// Arguments of `bdhs demo`.
@@ -131,9 +132,10 @@ impl Demo {
 impl FiguresArgs {
     fn run(&self, global: &Global) -> Result<()> {
         let rhos = if self.rhos.is_empty() { &[0.0, 0.9, 1.0] } else { &self.rhos[..] };
-        let model = Llava::load(resolve(&self.model)?, &global.device()?, DType::F32)?;
-        let work = std::env::temp_dir().join(format!("bdhs-figures-{}", std::process::id()));
         let bars = Bars::new(global);
+        let model = named::model(&self.model, &bars)?;
+        let model = Llava::load(model, &global.device()?, DType::F32)?;
+        let work = std::env::temp_dir().join(format!("bdhs-figures-{}", std::process::id()));
         let figures = figures::figures(&model, self.scenes, rhos, &work, &bars);
         bars.clear();
         std::fs::remove_dir_all(&work).map_err(Error::io(&work))?;

@@ -7,25 +7,26 @@ use serde::Serialize;
 
 use super::{
     Global,
-    ui::{print_json, print_text},
+    ui::{Bars, print_json, print_text},
 };
 use crate::{
-    Result,
-    demo::embedded::resolve,
+    Error, Result,
     models::{
         device,
+        hub::Origin,
         llava::{
             Source,
             outline::{Memory, Outline},
         },
     },
+    sweep::named,
 };
 
 /// Arguments of `bdhs doctor`.
 #[derive(Args)]
 pub(super) struct Doctor {
-    /// Also check a LLaVA folder, all but the values of its weights: sizes, memory, what fits here
-    #[arg(long, value_name = "DIR")]
+    /// Also check a LLaVA folder, or its name on the hub, all but the values of its weights: sizes, memory, what fits here
+    #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
     /// With --model: a LoRA adapter's folder that changes it
     #[arg(long, value_name = "DIR", requires = "model")]
@@ -44,17 +45,22 @@ struct Report {
     threads: usize,
     memory_gib: Option<f64>,
     instructions: Vec<Check>,
-    /// The GPU asked for, else the first; none in a build without CUDA.
-    gpu: Option<Gpu>,
+    /// Every GPU that the driver reports, or why none is; empty in a build without CUDA.
+    gpus: Vec<Gpu>,
+    /// What --device names.
     device: Opened,
     /// What --model names.
     model: Option<Outline>,
+    /// Where that is from, if it is from the hub.
+    origin: Option<Origin>,
     /// Memory that is free now.
     free_gib: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct Gpu {
+    /// As --device names it.
+    name: String,
     usable: bool,
     message: String,
 }
@@ -76,34 +82,41 @@ impl Doctor {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
         let mut report = report(global);
         if let Some(model) = &self.model {
-            let source = Source::new(&resolve(model)?, self.adapter.as_deref())?;
+            let bars = Bars::new(global);
+            let folder = named::model(model, &bars)?;
+            let adapter = self.adapter.as_deref().map(|path| named::adapter(path, &bars));
+            bars.clear();
+            let source = Source::new(&folder, adapter.transpose()?.as_deref())?;
             report.model = Some(Outline::read(&source, self.token_budget)?);
+            report.origin = Origin::of(&folder);
         }
         if global.json { print_json(&report) } else { print_text(&human(&report)) }
     }
 }
 
-fn report(global: &Global) -> Report {
-    let opened = device::open(&global.device).and_then(|device| {
+/// Opens all devices that a name stands for, one after another.
+fn opened(names: &str) -> Result<()> {
+    for name in device::list(names)? {
+        let device = device::open(&name)?;
         // An empty device would pass `open`; a product shows that it computes.
         let x = candle_core::Tensor::ones((8, 8), candle_core::DType::F32, &device)?;
-        Ok(x.matmul(&x)?.sum_all()?.to_scalar::<f32>()?)
-    });
-    let device = match opened {
-        Ok(512.0) => Opened {
-            name: global.device.clone(),
-            usable: true,
-            message: "a product was right".into(),
-        },
-        Ok(sum) => Opened {
-            name: global.device.clone(),
-            usable: false,
-            message: format!("a product of ones summed to {sum}, expected 512"),
-        },
-        Err(error) => {
-            Opened { name: global.device.clone(), usable: false, message: error.to_string() }
+        let sum = x.matmul(&x)?.sum_all()?.to_scalar::<f32>()?;
+        if sum != 512.0 {
+            return Err(Error::unsupported(
+                format!("device {name:?}"),
+                format!("a product of ones summed to {sum}, expected 512"),
+            ));
         }
+    }
+    Ok(())
+}
+
+fn report(global: &Global) -> Report {
+    let (usable, message) = match opened(&global.device) {
+        Ok(()) => (true, "a product was right".to_owned()),
+        Err(error) => (false, error.to_string()),
     };
+    let device = Opened { name: global.device.clone(), usable, message };
     Report {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
@@ -116,31 +129,40 @@ fn report(global: &Global) -> Report {
         threads: rayon::current_num_threads(),
         memory_gib: memory_gib("MemTotal:"),
         instructions: instructions(),
-        gpu: gpu(&global.device),
+        gpus: gpus(),
         device,
         model: None,
+        origin: None,
         free_gib: memory_gib("MemAvailable:"),
     }
 }
 
 #[cfg(feature = "cuda")]
-fn gpu(device: &str) -> Option<Gpu> {
-    let ordinal = device::ordinal(device).ok().flatten().unwrap_or(0);
-    Some(match crate::ops::cuda::probe(ordinal) {
-        Ok(gpu) => Gpu {
-            usable: true,
-            message: format!(
-                "{}, compute capability {}, driver for CUDA {}, kernels {} of CUDA {}",
-                gpu.name, gpu.capability, gpu.driver, gpu.target, gpu.toolkit
+fn gpus() -> Vec<Gpu> {
+    let one = |ordinal: usize| {
+        let (usable, message) = match crate::ops::cuda::probe(ordinal) {
+            Ok(gpu) => (
+                true,
+                format!(
+                    "{}, compute capability {}, driver for CUDA {}, kernels {} of CUDA {}",
+                    gpu.name, gpu.capability, gpu.driver, gpu.target, gpu.toolkit
+                ),
             ),
-        },
-        Err(error) => Gpu { usable: false, message: error.to_string() },
-    })
+            Err(error) => (false, error.to_string()),
+        };
+        Gpu { name: format!("cuda:{ordinal}"), usable, message }
+    };
+    match device::gpus() {
+        Ok(count) => (0..count).map(one).collect(),
+        Err(error) => {
+            vec![Gpu { name: "cuda:all".into(), usable: false, message: error.to_string() }]
+        }
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpu(_: &str) -> Option<Gpu> {
-    None
+fn gpus() -> Vec<Gpu> {
+    Vec::new()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -174,9 +196,12 @@ fn human(report: &Report) -> String {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    let gpu = match &report.gpu {
-        Some(gpu) => gpu.message.as_str(),
-        None => "not looked for: a build without CUDA",
+    let gpus: Vec<String> =
+        report.gpus.iter().map(|gpu| format!("{}: {}", gpu.name, gpu.message)).collect();
+    let gpu = match gpus.is_empty() {
+        true if cfg!(feature = "cuda") => "none".to_owned(),
+        true => "not looked for: a build without CUDA".to_owned(),
+        false => gpus.join("\n              "),
     };
     let memory = report.memory_gib.map_or("unknown".to_owned(), |gib| format!("{gib:.1} GiB"));
     format!(
@@ -191,11 +216,11 @@ fn human(report: &Report) -> String {
         report.device.name,
         if report.device.usable { "usable" } else { "not usable" },
         report.device.message,
-    ) + &report.model.as_ref().map_or(String::new(), |model| outline(model, report.free_gib))
+    ) + &report.model.as_ref().map_or(String::new(), |model| outline(model, report))
 }
 
 /// A checkpoint, for people.
-fn outline(model: &Outline, free_gib: Option<f64>) -> String {
+fn outline(model: &Outline, report: &Report) -> String {
     let count = |count: u64| match count as f64 {
         n if n >= 1e9 => format!("{:.3} B", n / 1e9),
         n => format!("{:.3} M", n / 1e6),
@@ -205,7 +230,7 @@ fn outline(model: &Outline, free_gib: Option<f64>) -> String {
         n if n >= 1.0 => format!("{n:.2} GiB"),
         n => format!("{:.1} MiB", n * 1024.0),
     };
-    let fits = |memory: &Memory| match free_gib {
+    let fits = |memory: &Memory| match report.free_gib {
         Some(free) if gib(memory.total_bytes) <= free => "fits into what is free here",
         Some(_) => "does not fit into what is free here",
         None => "",
@@ -249,6 +274,9 @@ fn outline(model: &Outline, free_gib: Option<f64>) -> String {
             size(memory.total_bytes),
             fits(memory),
         ));
+    }
+    if let Some(Origin { repo, commit }) = &report.origin {
+        text.push_str(&format!("from          {repo}, commit {commit}\n"));
     }
     text + "runs          on the CPU; in a build with the feature cuda on a GPU too"
 }

@@ -12,10 +12,9 @@ use super::{
 use crate::{
     Result,
     data::read_texts,
-    demo::embedded::resolve,
     engine::{Progress, checkpoint},
     models::{device, encoder::SentenceEncoder},
-    sweep::npy::MatrixWriter,
+    sweep::{named, npy::MatrixWriter},
 };
 
 /// Texts that are embedded between two looks at the progress bar.
@@ -24,8 +23,8 @@ const CHUNK: usize = 1024;
 /// Arguments of `bdhs embed`.
 #[derive(Args)]
 pub(super) struct Embed {
-    /// sentence-transformers folder
-    #[arg(long, value_name = "DIR")]
+    /// sentence-transformers folder, its name on the hub, or a demo-* encoder
+    #[arg(long, value_name = "DIR|NAME")]
     encoder: PathBuf,
     /// Rows {"id", "text"}, JSONL or a JSON array
     #[arg(long, value_name = "FILE")]
@@ -53,12 +52,9 @@ impl Embed {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
         let rows = read_texts(&self.input)?;
         let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
-        let encoder = SentenceEncoder::load(
-            resolve(&self.encoder)?,
-            &global.device()?,
-            device::dtype(&self.dtype)?,
-        )?;
+        let (device, dtype) = (global.device()?, device::dtype(&self.dtype)?);
         let bars = Bars::new(global);
+        let encoder = SentenceEncoder::load(named::encoder(&self.encoder, &bars)?, &device, dtype)?;
         bars.begin("embedding", Some(texts.len() as u64));
         let begun = std::time::Instant::now();
         let mut writer = MatrixWriter::create(&self.output, texts.len(), encoder.dim())?;

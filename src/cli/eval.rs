@@ -25,6 +25,7 @@ use crate::{
         device,
         llava::{Llava, Source},
     },
+    sweep::named,
 };
 
 /// Arguments of `bdhs eval`.
@@ -105,8 +106,8 @@ struct Run {
     /// Folder for answers, replies, result.json, items.jsonl and lmms-eval's layout; an interrupted run continues in it
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// LLaVA folder that answers the questions, instead of --predictions; needs --images and --out
-    #[arg(long, value_name = "DIR", requires_all = ["images", "out"], conflicts_with = "predictions")]
+    /// LLaVA folder, or its name on the hub, that answers the questions, instead of --predictions; needs --images and --out
+    #[arg(long, value_name = "DIR|NAME", requires_all = ["images", "out"], conflicts_with = "predictions")]
     model: Option<PathBuf>,
     /// Folder of the benchmark's images
     #[arg(long, value_name = "DIR")]
@@ -152,9 +153,11 @@ struct Answer {
 }
 
 impl Answer {
-    fn load(&self, model: &std::path::Path, global: &Global) -> Result<Llava> {
-        let source = Source::new(&resolve(model)?, self.adapter.as_deref())?;
-        Llava::open(&source, &global.device()?, device::dtype(&self.dtype)?)
+    fn load(&self, model: &std::path::Path, global: &Global, bars: &Bars) -> Result<Llava> {
+        let (device, dtype) = (global.device()?, device::dtype(&self.dtype)?);
+        let adapter = self.adapter.as_deref().map(|path| named::adapter(path, bars)).transpose()?;
+        let source = Source::new(&named::model(model, bars)?, adapter.as_deref())?;
+        Llava::open(&source, &device, dtype)
     }
 
     fn answering(&self, seed: u64) -> Answering {
@@ -237,8 +240,8 @@ impl Ask {
 /// Arguments of `bdhs eval all`.
 #[derive(Args)]
 struct All {
-    /// LLaVA folder that answers the questions
-    #[arg(long, value_name = "DIR", default_value = folder::LLAVA)]
+    /// LLaVA folder, or its name on the hub, that answers the questions
+    #[arg(long, value_name = "DIR|NAME", default_value = folder::LLAVA)]
     model: PathBuf,
     /// Folder with a folder for each metric, by its name, in the benchmark's own layout
     #[arg(long, value_name = "DIR", default_value = BENCHMARKS)]
@@ -270,7 +273,8 @@ impl All {
     fn run(&self, global: &Global) -> Result<()> {
         let demo = is_embedded(&self.data);
         let data = resolve(&self.data)?;
-        let model = self.answer.load(&self.model, global)?;
+        let bars = Bars::new(global);
+        let model = self.answer.load(&self.model, global, &bars)?;
         let judge = self.judge.judge_model.as_deref().or(demo.then_some(judge::MODEL));
         let judge = judge.map(|name| self.judge.judge(name)).transpose()?;
         let settings = Settings {
@@ -284,7 +288,6 @@ impl All {
         };
         let images = self.images.clone().unwrap_or_else(|| data.join("images"));
         let benchmarks = Benchmarks { data: &data, label: demo.then(|| BENCHMARKS.to_owned()) };
-        let bars = Bars::new(global);
         let run = run::Run {
             model: Some((&model, self.answer.answering(self.bootstrap.seed))),
             judge: judge.as_ref().map(|asked| &asked.judge),
@@ -361,7 +364,8 @@ impl Run {
             return Err(Error::argument("eval", "--adapter", adapter.display(), expected));
         }
         let bars = Bars::new(global);
-        let model = self.model.as_ref().map(|model| self.answer.load(model, global)).transpose()?;
+        let load = |model| self.answer.load(model, global, &bars);
+        let model = self.model.as_deref().map(load).transpose()?;
         let judge = self.judge.judge_model.as_deref();
         let judge = judge.map(|name| self.judge.judge(name)).transpose()?;
         let run = run::Run {

@@ -5,12 +5,14 @@ mod demo;
 mod doctor;
 mod embed;
 mod eval;
+mod merge;
 mod report;
 mod sample;
 mod score;
 mod sweep;
 mod train;
 mod ui;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -39,12 +41,14 @@ enum Command {
     Sweep(sweep::Sweep),
     /// Make pairs for one encoder and one threshold
     Sample(sample::Sample),
-    /// Embed texts with a sentence-transformers folder
+    /// Embed texts with a sentence-transformers model
     Embed(embed::Embed),
     /// Decide the grid for given references and candidates, without generating
     Score(score::Score),
     /// Train an adapter on pairs: LoRA and DPO
     Train(train::Train),
+    /// Write an adapter and its base as one checkpoint
+    Merge(merge::Merge),
     /// The embedded demo's models
     Demo(demo::Demo),
     /// Write report.html of a run folder anew
@@ -58,7 +62,7 @@ enum Command {
 /// Options that every command takes.
 #[derive(Args)]
 struct Global {
-    /// cpu, cuda or cuda:N
+    /// cpu, cuda or cuda:N; sweep and sample also several, as cuda:0,1 or cuda:all
     #[arg(long, global = true, default_value = "cpu")]
     device: String,
     /// Worker threads [default: all cores]
@@ -70,11 +74,24 @@ struct Global {
     /// No progress bars
     #[arg(long, short, global = true)]
     quiet: bool,
+    /// Work for the process that started this one (see workers.rs)
+    #[arg(long, global = true, hide = true)]
+    worker: bool,
 }
 
 impl Global {
+    /// The one device of a command that takes one.
     fn device(&self) -> Result<candle_core::Device> {
-        device::open(&self.device)
+        match device::list(&self.device)?.as_slice() {
+            [one] => device::open(one),
+            several => Err(Error::unsupported(
+                format!("--device {:?} of this command", self.device),
+                format!(
+                    "it runs on one device, as --device {}; sweep and sample divide a run among several",
+                    several.first().map_or("cpu", String::as_str)
+                ),
+            )),
+        }
     }
 }
 
@@ -91,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Embed(command) => command.run(&cli.global),
         Command::Score(command) => command.run(&cli.global),
         Command::Train(command) => command.run(&cli.global),
+        Command::Merge(command) => command.run(&cli.global),
         Command::Demo(command) => command.run(&cli.global),
         Command::Report(command) => command.run(&cli.global),
         Command::Eval(command) => command.run(&cli.global),
@@ -111,6 +129,7 @@ fn exit_code(error: &Error) -> u8 {
         Error::Io { .. } => 4,
         Error::Store { .. } => 5,
         Error::Interrupted => 130,
+        Error::Worker { code, .. } => code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
         Error::Candle(_) | Error::Device { .. } => 1,
     }
 }

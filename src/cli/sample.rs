@@ -7,6 +7,7 @@ use clap::Args;
 use super::{
     Global,
     sweep::{RunArgs, finish},
+    ui::Bars,
 };
 use crate::{Result, store::Shard};
 
@@ -15,8 +16,8 @@ use crate::{Result, store::Shard};
 pub(super) struct Sample {
     #[command(flatten)]
     run: RunArgs,
-    /// sentence-transformers folder that decides [default: the configuration's first]
-    #[arg(long, value_name = "DIR")]
+    /// sentence-transformers folder, or its name on the hub, that decides [default: the configuration's first]
+    #[arg(long, value_name = "DIR|NAME")]
     encoder: Option<PathBuf>,
     /// A candidate is accepted if its similarity to the reference is below X
     #[arg(long, value_name = "X", default_value_t = 0.97, allow_negative_numbers = true)]
@@ -31,6 +32,7 @@ impl Sample {
             None => config.grid.encoders.truncate(1),
         }
         config.grid.thresholds = vec![self.threshold];
-        finish(&config, Shard::WHOLE, global)
+        config.variants.clear();
+        finish(&config, Shard::WHOLE, global, &Bars::new(global))
     }
 }

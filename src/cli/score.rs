@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Result,
-    sweep::{self, Config, THRESHOLDS},
+    sweep::{self, Config, THRESHOLDS, named},
 };
 
 /// Arguments of `bdhs score`.
@@ -22,8 +22,8 @@ pub(super) struct Score {
     /// Candidates by the same ids; the k-th file holds attempt k
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     candidates: Vec<PathBuf>,
-    /// sentence-transformers folders
-    #[arg(long = "encoder", value_name = "DIR", num_args = 1.., required = true)]
+    /// sentence-transformers folders, their names on the hub, or demo-* encoders
+    #[arg(long = "encoder", value_name = "DIR|NAME", num_args = 1.., required = true)]
     encoders: Vec<PathBuf>,
     /// Similarity thresholds in [-1, 1] [default: 0.9 0.93 0.95 0.97 0.99]
     #[arg(long = "threshold", value_name = "X", num_args = 1.., allow_negative_numbers = true)]
@@ -40,9 +40,12 @@ impl Score {
         let mut config = Config::default();
         config.grid.encoders.clone_from(&self.encoders);
         config.grid.dtype.clone_from(&self.dtype);
-        let config = config.resolved()?;
-        let encoders = sweep::load_encoders(&config.grid, &global.device()?)?;
+        let device = global.device()?;
         let bars = Bars::new(global);
+        for encoder in &mut config.grid.encoders {
+            *encoder = named::encoder(encoder, &bars)?;
+        }
+        let encoders = sweep::load_encoders(&config.grid, &device)?;
         let summary =
             sweep::score(&self.references, &self.candidates, &encoders, thresholds, &bars)?;
         bars.clear();

@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 
+use candle_core::Device;
 use clap::Args;
 
 use super::{
     Global,
-    ablate::ablate,
+    ablate::{Places, ablate},
     ui::{Bars, print_json, print_text},
+    workers,
 };
 use crate::{
     Error, Result,
     ablation::{self, Share, Stage, slurm},
     demo::embedded,
+    models::device,
     store::Shard,
     sweep::{self, Config, Options, SavedRun, parse_shard, summary::Summary},
 };
@@ -22,8 +25,8 @@ use crate::{
 pub(super) struct Sweep {
     #[command(flatten)]
     run: RunArgs,
-    /// sentence-transformers folder, or a demo-* encoder; repeat for several, replaces the file's list
-    #[arg(long = "encoder", value_name = "DIR")]
+    /// sentence-transformers folder, its name on the hub, or a demo-* encoder; repeat for several, replaces the file's list
+    #[arg(long = "encoder", value_name = "DIR|NAME")]
     encoders: Vec<PathBuf>,
     /// Similarity threshold in [-1, 1]; repeat for several, replaces the file's list
     #[arg(long = "threshold", value_name = "X", allow_negative_numbers = true)]
@@ -59,6 +62,12 @@ pub(super) struct Sweep {
 
 impl Sweep {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
+        if let (true, Some(shard)) = (global.worker, self.shard) {
+            let config = workers::settings()?;
+            let bars = Bars::new(global);
+            let options = Options { device: global.device()?, shard };
+            return sweep::run(&config, &options, &bars).map(|_| ());
+        }
         let mut config = self.run.config()?;
         if !self.encoders.is_empty() {
             config.grid.encoders.clone_from(&self.encoders);
@@ -70,35 +79,49 @@ impl Sweep {
             let status = slurm::status(&config)?;
             return if global.json { print_json(&status) } else { print_text(&status.text()) };
         }
-        if self.train {
-            // Told before hours of sampling, not after.
-            config.clone().resolved()?.model.source()?.unadapted()?;
-        }
         if self.eval {
             ablation::check(&config)?;
         }
+        let bars = Bars::new(global);
         if let Some(stages) = &self.stages {
-            return self.stages(&config.resolved()?, stages, global);
+            return self.stages(&config.resolved(&bars)?, stages, global, &bars);
         }
         if self.slurm {
-            return self.submit(&config.resolved()?, global);
+            config.validate()?;
+            let config = config.resolved(&bars)?;
+            bars.clear();
+            if self.train {
+                config.model.source()?.unadapted()?;
+            }
+            return self.submit(&config, global);
         }
         if !self.train {
-            return finish(&config, self.shard.unwrap_or(Shard::WHOLE), global);
+            return finish(&config, self.shard.unwrap_or(Shard::WHOLE), global, &bars);
         }
-        let config = config.resolved()?;
-        let device = global.device()?;
-        let bars = Bars::new(global);
-        let options = Options { device: device.clone(), shard: Shard::WHOLE };
-        match sweep::run(&config, &options, &bars)? {
-            Some(summary) => ablate(&config, &summary, self.eval, &device, global, &bars),
+        let devices = device::list(&global.device)?;
+        config.validate()?;
+        let config = config.resolved(&bars)?;
+        // Told before hours of sampling, not after.
+        config.model.source()?.unadapted()?;
+        let device = generate(&config, &devices, Shard::WHOLE, &bars)?;
+        let options = Options { device, shard: Shard::WHOLE };
+        match sweep::run_all(&config, &options, &bars)? {
+            Some(summary) => {
+                let places = Places { device: &options.device, devices: &devices };
+                ablate(&config, &summary, self.eval, &places, global, &bars)
+            }
             None => Ok(()),
         }
     }
 
     /// Submits the run's jobs.
     fn submit(&self, config: &Config, global: &Global) -> Result<()> {
-        config.validate()?;
+        if device::list(&global.device)?.len() > 1 {
+            return Err(Error::unsupported(
+                format!("--slurm with --device {:?}", global.device),
+                "a job has one device: give --device cuda, and as many --shards as there are GPUs",
+            ));
+        }
         if self.train && !self.eval {
             let message = "on SLURM, models are trained to be judged: add --eval";
             return Err(Error::unsupported("--slurm --train without --eval", message));
@@ -126,12 +149,17 @@ impl Sweep {
     }
 
     /// One process's share of a decided run's models.
-    fn stages(&self, config: &Config, stages: &[Stage], global: &Global) -> Result<()> {
+    fn stages(
+        &self,
+        config: &Config,
+        stages: &[Stage],
+        global: &Global,
+        bars: &Bars,
+    ) -> Result<()> {
         let summary = Summary::read(&config.run.out)?;
         let plan = ablation::plan(config, &summary)?;
         let share = self.part.map_or(Share::Free, |(index, count)| Share::Part { index, count });
-        let bars = Bars::new(global);
-        ablation::stages(config, &plan, stages, share, &global.device()?, &bars)
+        ablation::stages(config, &plan, stages, share, &global.device()?, bars)
     }
 }
 
@@ -146,12 +174,28 @@ fn part(text: &str) -> std::result::Result<(usize, usize), String> {
     }
 }
 
+/// With several devices, fills the stores of as many parts. Opens the device that is left to merge and export on, which is the first.
+fn generate(config: &Config, devices: &[String], shard: Shard, bars: &Bars) -> Result<Device> {
+    if devices.len() > 1 {
+        if shard != Shard::WHOLE {
+            return Err(Error::unsupported(
+                format!("--shard with {} devices", devices.len()),
+                "a part runs on one device: give --device and --shard for each",
+            ));
+        }
+        config.runs()?.iter().try_for_each(|run| workers::divide(run, devices, bars))?;
+    }
+    device::open(&devices[0])
+}
+
 /// Runs a configuration and prints its summary.
-pub(super) fn finish(config: &Config, shard: Shard, global: &Global) -> Result<()> {
-    let device = global.device()?;
-    let bars = Bars::new(global);
-    let config = &config.clone().resolved()?;
-    let summary = sweep::run(config, &Options { device, shard }, &bars)?;
+pub(super) fn finish(config: &Config, shard: Shard, global: &Global, bars: &Bars) -> Result<()> {
+    let devices = device::list(&global.device)?;
+    // Before anything is fetched.
+    config.validate()?;
+    let config = &config.clone().resolved(bars)?;
+    let device = generate(config, &devices, shard, bars)?;
+    let summary = sweep::run_all(config, &Options { device, shard }, bars)?;
     bars.clear();
     match (summary, global.json) {
         (Some(summary), true) => print_json(&summary),
@@ -172,8 +216,8 @@ pub(super) struct RunArgs {
     /// Take all settings from a run folder's run.json, and go on with that run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "out", "paper"])]
     from_run: Option<PathBuf>,
-    /// LLaVA folder, or demo-llava
-    #[arg(long, value_name = "DIR")]
+    /// LLaVA folder, its name on the hub (org/repo[@revision]), or demo-llava
+    #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
     /// LoRA adapter's folder, in PEFT's layout, that changes the model
     #[arg(long, value_name = "DIR")]

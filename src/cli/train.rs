@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     Result,
-    demo::embedded::{self, is_embedded, resolve},
-    sweep::Config,
+    demo::embedded::{self, is_embedded},
+    sweep::{Config, named},
     train::{self, Loss, Online, Options},
 };
 
@@ -28,8 +28,8 @@ pub(super) struct Train {
     /// Folder that image paths are relative to [default: the pairs' own]
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// LLaVA folder in the Hugging Face layout, or demo-llava
-    #[arg(long, value_name = "DIR")]
+    /// LLaVA folder in the Hugging Face layout, its name on the hub (org/repo[@revision]), or demo-llava
+    #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
     /// Folder of the adapter, in PEFT's layout; an interrupted training continues in it
     #[arg(long, value_name = "DIR", default_value = "runs/train")]
@@ -58,8 +58,8 @@ pub(super) struct Train {
     /// Pairs an optimiser step
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Draw rejected answers from the model in training, accepted by this sentence-transformers folder, or demo-* encoder
-    #[arg(long, value_name = "DIR")]
+    /// Draw rejected answers from the model in training, accepted by this encoder: a folder, a name on the hub, or demo-*
+    #[arg(long, value_name = "DIR|NAME")]
     online: Option<PathBuf>,
     /// Weight of the drawn answer beside the pair's own; 1 = drawn answers alone
     #[arg(long, value_name = "G", requires = "online")]
@@ -107,9 +107,12 @@ impl Train {
         settings.projector |= self.projector_learning_rate.is_some();
         let device = global.device()?;
         let bars = Bars::new(global);
-        config.model.path = resolve(&config.model.path)?;
+        config.model.path = named::model(&config.model.path, &bars)?;
         let source = config.model.source()?;
         let model = source.unadapted()?;
+        if let Some(online) = &mut config.train.online {
+            online.encoder = named::encoder(&online.encoder, &bars)?;
+        }
         let options = Options {
             model,
             base: &source.fingerprint()?,

@@ -11,13 +11,17 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::Global;
+use super::{
+    Global,
+    workers::{Told, end_with_stdin},
+};
 use crate::{Error, Result, engine::Progress};
 
-/// Progress bars on a terminal, silence elsewhere; hears Ctrl-C.
+/// Progress bars on a terminal, lines for another process in a worker, silence elsewhere; hears Ctrl-C.
 pub(super) struct Bars {
     bar: Mutex<Option<ProgressBar>>,
     visible: bool,
+    worker: bool,
     stop: Arc<AtomicBool>,
 }
 
@@ -34,8 +38,12 @@ impl Bars {
             }
             eprintln!("stopping at the next safe point; once more ends at once");
         });
-        let visible = !global.quiet && !global.json && std::io::stderr().is_terminal();
-        Self { bar: Mutex::new(None), visible, stop }
+        if global.worker {
+            end_with_stdin();
+        }
+        let visible =
+            !global.quiet && !global.json && !global.worker && std::io::stderr().is_terminal();
+        Self { bar: Mutex::new(None), visible, worker: global.worker, stop }
     }
 
     /// Removes the bar, before a result is printed.
@@ -71,6 +79,9 @@ impl Progress for Bars {
     }
 
     fn advance(&self, steps: u64) {
+        if self.worker {
+            Told::Advance(steps).tell();
+        }
         if let Ok(bar) = self.bar.lock()
             && let Some(bar) = bar.as_ref()
         {
@@ -79,6 +90,9 @@ impl Progress for Bars {
     }
 
     fn warn(&self, message: &str) {
+        if self.worker {
+            return Told::Warn(message.to_owned()).tell();
+        }
         match self.bar.lock() {
             Ok(bar) if bar.is_some() => {
                 if let Some(bar) = bar.as_ref() {

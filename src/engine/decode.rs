@@ -3,9 +3,8 @@
 use candle_core::Tensor;
 
 use super::{
-    Engine,
+    Engine, Progress, checkpoint,
     prepare::{Entry, Fork, Prepared},
-    progress::{Progress, checkpoint},
     text::Detokenizer,
 };
 use crate::{

@@ -9,7 +9,6 @@
 mod answer;
 mod decode;
 mod prepare;
-mod progress;
 mod text;
 mod vision;
 mod waves;
@@ -19,10 +18,10 @@ use candle_core::Tensor;
 pub use answer::{Answer, Answering, Question, answer};
 pub(crate) use prepare::{Entry, entries};
 pub use prepare::{Prepared, Request};
-pub use progress::{Progress, checkpoint};
 pub use vision::Images;
 pub use waves::waves;
 
+pub use crate::progress::{Progress, checkpoint};
 use crate::{
     Result,
     models::llava::Llava,

@@ -2,22 +2,25 @@
 //! those are loaded: W + (alpha / r) B A, computed in f32. Fully trained modules (`modules_to_save`, or
 //! `non_lora_trainables.safetensors` beside them, as the original LLaVA code has it) take the base's place.
 //!
-//! PEFT names tensors as the model class did when it was trained, checkpoints as it did when they were saved, and the original
-//! LLaVA code has names of its own: all are brought to one form ([`canonical`]).
+//! An adapter's folder is named wherever a model's is, or beside a base; else the base is the folder that
+//! `base_model_name_or_path` says, or the repository of the hub, at the commit that `revision` says. PEFT names tensors as the
+//! model class did when it was trained, checkpoints as it did when they were saved, and the original LLaVA code has names of its
+//! own: all are brought to one form ([`canonical`]).
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
+use super::hub::{self, Kind, Name};
 use super::weights::{Weights, refuse_pickle};
 use crate::{Error, Result};
 
 pub(crate) const CONFIG: &str = "adapter_config.json";
 pub(crate) const TENSORS: &str = "adapter_model.safetensors";
 /// What the original LLaVA code trains whole beside an adapter.
-const WHOLE: &str = "non_lora_trainables.safetensors";
+pub(super) const WHOLE: &str = "non_lora_trainables.safetensors";
 /// What PEFT puts before every name.
 const PREFIX: &str = "base_model.model.";
 
@@ -25,6 +28,8 @@ const PREFIX: &str = "base_model.model.";
 struct Config {
     peft_type: String,
     base_model_name_or_path: Option<String>,
+    /// Of the base, on the hub.
+    revision: Option<String>,
     #[serde(default)]
     lora_alpha: f64,
     #[serde(default)]
@@ -67,12 +72,65 @@ pub fn is_adapter(dir: &Path) -> bool {
     dir.join(CONFIG).is_file()
 }
 
-/// What the adapter in a folder says its base is: a folder, or a name.
+/// Where an adapter's base is.
+enum Base {
+    Folder(PathBuf),
+    Hub(Name),
+}
+
+/// The base that the adapter in a folder names; none if there is no adapter.
+fn named_base(dir: &Path) -> Result<Option<Base>> {
+    if !is_adapter(dir) {
+        return Ok(None);
+    }
+    let path = dir.join(CONFIG);
+    let config = Config::read(&path)?;
+    let name = config.base_model_name_or_path.unwrap_or_default();
+    let candidates = [PathBuf::from(&name), dir.join(&name)];
+    if let Some(folder) = candidates.into_iter().find(|base| !name.is_empty() && base.is_dir()) {
+        return Ok(Some(Base::Folder(folder)));
+    }
+    let revision = config.revision.map_or_else(String::new, |revision| format!("@{revision}"));
+    match Name::parse(&format!("{name}{revision}"), Kind::Model) {
+        Some(name) => Ok(Some(Base::Hub(name))),
+        None => {
+            let message = format!(
+                "is {name:?}, expected the folder of the base model (absolute, or relative to here or to the adapter), \
+                 or its repository on the hub; or give the base as the model, and this folder as its adapter"
+            );
+            Err(Error::invalid(path, "field base_model_name_or_path", message))
+        }
+    }
+}
+
+/// The folder of a model's configuration and base weights: `dir`, or the base of the adapter in it. Nothing is fetched:
+/// [`base_on_hub`] tells what to fetch.
+///
+/// # Errors
+/// If the adapter's configuration is malformed, or its base is neither a folder here nor in the hub's cache.
+pub fn base(dir: &Path) -> Result<PathBuf> {
+    match named_base(dir)? {
+        None => Ok(dir.to_owned()),
+        Some(Base::Folder(folder)) => Ok(folder),
+        Some(Base::Hub(name)) => hub::cached(&name, Kind::Model).ok_or_else(|| {
+            let message = format!(
+                "is {name}, which is no folder here or beside the adapter, and not in the hub's cache: {}",
+                hub::advice(&name)
+            );
+            Error::invalid(dir.join(CONFIG), "field base_model_name_or_path", message)
+        }),
+    }
+}
+
+/// The repository that the base of the adapter in `dir` is to be fetched from; none if it is a folder, or there is no adapter.
 ///
 /// # Errors
 /// If the adapter's configuration is malformed.
-pub fn named_base(dir: &Path) -> Result<String> {
-    Ok(Config::read(&dir.join(CONFIG))?.base_model_name_or_path.unwrap_or_default())
+pub fn base_on_hub(dir: &Path) -> Result<Option<Name>> {
+    Ok(match named_base(dir)? {
+        Some(Base::Hub(name)) => Some(name),
+        _ => None,
+    })
 }
 
 /// A tensor's name without what differs between generations of model classes, and between layouts.
@@ -165,6 +223,11 @@ impl Adapter {
             }
         }
         Ok(this)
+    }
+
+    /// Whether the adapter changes a tensor of the base.
+    pub(super) fn changes(&self, name: &str) -> bool {
+        self.changes.contains_key(&canonical(name))
     }
 
     /// A tensor of the base, changed if the adapter changes it. `read` gives the base's in a dtype.

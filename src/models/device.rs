@@ -4,6 +4,69 @@ use candle_core::{DType, Device};
 
 use crate::{Error, Result};
 
+/// The devices that `--device` names, each as [`open`] takes it: one, or several with commas between them. Behind a GPU a number
+/// alone is another (`cuda:0,1`), and `cuda:all` is every GPU that the driver reports. One that is named twice is there twice.
+///
+/// # Errors
+/// An unknown name, the CPU beside a GPU, and `cuda:all` where no GPU can be counted.
+pub fn list(names: &str) -> Result<Vec<String>> {
+    if names == "cuda:all" {
+        return Ok((0..gpus()?).map(|n| format!("cuda:{n}")).collect());
+    }
+    let mut list: Vec<String> = Vec::new();
+    for name in names.split(',') {
+        let behind_gpu = list.last().is_some_and(|last| last.starts_with("cuda"));
+        let number = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+        let name = if behind_gpu && number { format!("cuda:{name}") } else { name.to_owned() };
+        ordinal(&name)?;
+        list.push(name);
+    }
+    if list.iter().any(|name| (name == "cpu") != (list[0] == "cpu")) {
+        // They would differ in the last bits, and the CPU would be waited for.
+        return Err(Error::unsupported(
+            format!("device {names:?}"),
+            "expected GPUs alone, or the CPU alone",
+        ));
+    }
+    Ok(list)
+}
+
+/// How many GPUs the driver reports.
+///
+/// # Errors
+/// A build without CUDA, and a driver that does not start.
+pub fn gpus() -> Result<usize> {
+    #[cfg(feature = "cuda")]
+    return crate::ops::cuda::count();
+    #[cfg(not(feature = "cuda"))]
+    Err(no_cuda("cuda:all"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn no_cuda(name: &str) -> Error {
+    Error::unsupported(
+        format!("device {name:?}"),
+        "this build has no CUDA; rebuild with `--features cuda`, or use --device cpu",
+    )
+}
+
+/// Whether this build and this machine have a device, which is not opened for it; its number if it is a GPU.
+///
+/// # Errors
+/// As [`open`].
+pub fn check(name: &str) -> Result<Option<usize>> {
+    let ordinal = ordinal(name)?;
+    #[cfg(feature = "cuda")]
+    if let Some(ordinal) = ordinal {
+        crate::ops::cuda::probe(ordinal)?;
+    }
+    #[cfg(not(feature = "cuda"))]
+    if ordinal.is_some() {
+        return Err(no_cuda(name));
+    }
+    Ok(ordinal)
+}
+
 /// Opens `cpu`, `cuda` (the first GPU) or `cuda:N`.
 ///
 /// CUDA devices get a stream of their own rather than the thread's default one, so that work from
@@ -13,17 +76,11 @@ use crate::{Error, Result};
 /// An unknown name, a build without CUDA, a GPU that the driver does not report, and a GPU or driver that this
 /// build's kernels do not run on; the message says what to do.
 pub fn open(name: &str) -> Result<Device> {
-    let Some(ordinal) = ordinal(name)? else { return Ok(Device::Cpu) };
-    if !cfg!(feature = "cuda") {
-        return Err(Error::unsupported(
-            format!("device {name:?}"),
-            "this build has no CUDA; rebuild with `--features cuda`, or use --device cpu",
-        ));
+    // Checked first, since candle's own start on an unfit driver fails without a reason.
+    match check(name)? {
+        None => Ok(Device::Cpu),
+        Some(ordinal) => Ok(Device::new_cuda_with_stream(ordinal)?),
     }
-    // First, since candle's own start on an unfit driver fails without a reason.
-    #[cfg(feature = "cuda")]
-    crate::ops::cuda::probe(ordinal)?;
-    Ok(Device::new_cuda_with_stream(ordinal)?)
 }
 
 /// The number of the GPU that a device name means; `None` for `cpu`.
@@ -38,7 +95,7 @@ pub fn ordinal(name: &str) -> Result<Option<usize>> {
             Some(Ok(n)) => Ok(Some(n)),
             _ => Err(Error::unsupported(
                 format!("device {name:?}"),
-                "expected cpu, cuda or cuda:N with N from 0",
+                "expected cpu, cuda or cuda:N with N from 0; several as cuda:0,1, all GPUs as cuda:all",
             )),
         },
     }
@@ -52,6 +109,38 @@ pub fn dtype(name: &str) -> Result<DType> {
         "bf16" => Ok(DType::BF16),
         _ => {
             Err(Error::unsupported(format!("dtype {name:?}"), "expected one of f32, f16 and bf16"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_listed() {
+        for (names, expected) in [
+            ("cpu", vec!["cpu"]),
+            ("cpu,cpu", vec!["cpu", "cpu"]),
+            ("cuda", vec!["cuda"]),
+            ("cuda:0,1,7", vec!["cuda:0", "cuda:1", "cuda:7"]),
+            ("cuda:0,cuda:2,1", vec!["cuda:0", "cuda:2", "cuda:1"]),
+            ("cuda,3", vec!["cuda", "cuda:3"]),
+        ] {
+            assert_eq!(list(names).unwrap(), expected, "{names}");
+        }
+        for (names, part) in [
+            ("", "device \"\""),
+            ("0,1", "device \"0\""),
+            ("cpu,1", "device \"1\""),
+            ("cuda:0,", "device \"\""),
+            ("cuda:0,x", "device \"x\""),
+            ("cuda:all,1", "device \"cuda:all\""),
+            ("cuda:0,cpu", "expected GPUs alone"),
+            ("cpu,cuda:1", "expected GPUs alone"),
+        ] {
+            let message = list(names).unwrap_err().to_string();
+            assert!(message.contains(part), "{names}: {message}");
         }
     }
 }

@@ -3,8 +3,11 @@
 pub mod adapter;
 pub mod device;
 pub mod encoder;
+mod files;
+pub mod hub;
 pub mod llava;
 pub mod lora;
+pub mod merge;
 pub mod sentencepiece;
 pub mod tokenizer;
 pub mod weights;

@@ -8,8 +8,8 @@
 //! Tensors can also be given as they are ([`Weights::from_tensors`]), which is how networks are trained.
 
 use super::adapter::Adapter;
+use super::files;
 use super::lora::{Lora, Trainable};
-use super::sentencepiece::PIECES;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -21,8 +21,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Tensors of one checkpoint by name, read from the mapped files on demand, or given. Cloning and [`Weights::pp`] are cheap.
 #[derive(Clone, Debug)]
@@ -225,6 +225,33 @@ impl Weights {
         names
     }
 
+    /// The files, and the full names of the tensors in each in the order of their bytes.
+    pub(super) fn shards(&self) -> Vec<(&Path, Vec<&str>)> {
+        let names = |shard: usize| {
+            let of = self.files.entries.iter().filter(|(_, entry)| entry.shard == shard);
+            let mut names: Vec<(usize, &str)> =
+                of.map(|(name, entry)| (entry.start, &name[..])).collect();
+            names.sort_unstable();
+            names.into_iter().map(|(_, name)| name).collect()
+        };
+        let files = self.files.shards.iter().enumerate();
+        files.map(|(i, (path, _))| (path.as_path(), names(i))).collect()
+    }
+
+    /// Type, shape and bytes of a tensor in its file, by full name.
+    pub(super) fn stored(&self, name: &str) -> Result<(Dtype, &[usize], &[u8])> {
+        let Some(entry) = self.files.entries.get(name) else {
+            return Err(Error::invalid(&self.files.path, format!("tensor {name}"), "absent"));
+        };
+        let bytes = &self.files.shards[entry.shard].1[entry.start..entry.end];
+        Ok((entry.dtype, &entry.shape, bytes))
+    }
+
+    /// Whether an adapter changes the tensor of this full name.
+    pub(super) fn is_changed(&self, name: &str) -> bool {
+        self.adapter.as_ref().is_some_and(|adapter| adapter.changes(name))
+    }
+
     /// The file or folder that was opened.
     pub fn path(&self) -> &Path {
         &self.files.path
@@ -417,6 +444,12 @@ fn open_folder(dir: &Path) -> Result<Files> {
     Err(Error::invalid(dir, "", format!("no weights found, expected {SINGLE} or {INDEX}")))
 }
 
+/// Whether a file holds weights, ours or another framework's, by its extension.
+pub(super) fn is_weight_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "safetensors")
+        || refuse_pickle(path).is_err()
+}
+
 /// Refuses weight files of other frameworks and formats, by their extension.
 pub(super) fn refuse_pickle(path: &Path) -> Result<()> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
@@ -438,39 +471,57 @@ pub(super) fn refuse_pickle(path: &Path) -> Result<()> {
     Err(Error::unsupported(format!("weight file {}", path.display()), message))
 }
 
-fn open_shards(dir: &Path, index: PathBuf) -> Result<Files> {
-    let text = fs::read_to_string(&index).map_err(Error::io(&index))?;
-    let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Error::invalid(&index, "", e.to_string()))?;
-    let Some(map) = json.get("weight_map").and_then(|m| m.as_object()) else {
-        return Err(Error::invalid(&index, "field weight_map", "absent, expected an object"));
-    };
-    let mut shards: Vec<&str> = Vec::new();
-    for (name, file) in map {
-        // A shard outside the folder would let an index read any file.
-        match file.as_str() {
-            Some(file)
-                if !file.is_empty() && Path::new(file).file_name() == Some(file.as_ref()) =>
-            {
-                shards.push(file);
-            }
-            _ => {
-                let message = format!("{file}, expected the name of a file beside the index");
-                return Err(Error::invalid(&index, format!("field weight_map.{name}"), message));
+/// Which file holds which tensor.
+pub(super) struct Index {
+    /// Tensors and the names of their files.
+    tensors: Vec<(String, String)>,
+    /// The files, in order.
+    pub(super) shards: Vec<String>,
+}
+
+impl Index {
+    /// # Errors
+    /// If the file is malformed, or names a file elsewhere.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        let json: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| Error::invalid(path, "", e.to_string()))?;
+        let Some(map) = json.get("weight_map").and_then(|m| m.as_object()) else {
+            return Err(Error::invalid(path, "field weight_map", "absent, expected an object"));
+        };
+        let mut tensors = Vec::new();
+        for (name, file) in map {
+            // A shard outside the folder would let an index read any file.
+            match file.as_str() {
+                Some(file)
+                    if !file.is_empty() && Path::new(file).file_name() == Some(file.as_ref()) =>
+                {
+                    tensors.push((name.clone(), file.to_owned()));
+                }
+                _ => {
+                    let message = format!("{file}, expected the name of a file beside the index");
+                    return Err(Error::invalid(path, format!("field weight_map.{name}"), message));
+                }
             }
         }
+        let mut shards: Vec<String> = tensors.iter().map(|(_, file)| file.clone()).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        Ok(Self { tensors, shards })
     }
-    shards.sort_unstable();
-    shards.dedup();
-    let mut files = Files::new(index.clone());
-    for shard in shards {
+}
+
+fn open_shards(dir: &Path, path: PathBuf) -> Result<Files> {
+    let index = Index::read(&path)?;
+    let mut files = Files::new(path.clone());
+    for shard in &index.shards {
         refuse_pickle(&dir.join(shard))?;
         add_shard(&mut files, dir.join(shard))?;
     }
-    for (name, file) in map {
+    for (name, file) in &index.tensors {
         if !files.entries.contains_key(name) {
             let message = format!("absent from {file}, where the index places it");
-            return Err(Error::invalid(&index, format!("tensor {name}"), message));
+            return Err(Error::invalid(&path, format!("tensor {name}"), message));
         }
     }
     Ok(files)
@@ -504,30 +555,26 @@ fn add_shard(files: &mut Files, path: PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// A hash (64 hex digits) of all that decides what the network in a folder computes: every `.json`, `.jinja` and
-/// `.safetensors` file in it and in its numbered module folders (`1_Pooling`), by relative name and content, and
-/// `tokenizer.model` where no `tokenizer.json` goes before it.
+/// A hash (64 hex digits) of all that decides what the network in a folder computes: the settings and weights that are read of it
+/// and of its numbered module folders (`1_Pooling`), by relative name and content. Files that are not read are left out, so
+/// that what else was downloaded does not change it.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder or a file cannot be read.
 pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
     let dir = dir.as_ref();
-    let mut files = hashed_files(dir, "")?;
-    let pieces = dir.join(PIECES);
-    if pieces.is_file() && !dir.join("tokenizer.json").is_file() {
-        files.push((PIECES.to_owned(), pieces));
-    }
+    let mut found = hashed_files(dir, "")?;
+    found.extend(files::pieces(dir).map(|name| (name.to_owned(), dir.join(name))));
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let numbered = name.split_once('_').is_some_and(|(n, _)| n.parse::<u32>().is_ok());
-        if numbered && entry.path().is_dir() {
-            files.extend(hashed_files(&entry.path(), &format!("{name}/"))?);
+        if files::is_module(&name) && entry.path().is_dir() {
+            found.extend(hashed_files(&entry.path(), &format!("{name}/"))?);
         }
     }
-    files.sort();
+    found.sort();
     let mut all = blake3::Hasher::new();
-    for (name, path) in files {
+    for (name, path) in found {
         all.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
         all.update(hash_file(&path)?.as_bytes());
     }
@@ -535,16 +582,15 @@ pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
 }
 
 fn hashed_files(dir: &Path, prefix: &str) -> Result<Vec<(String, PathBuf)>> {
-    let mut files = Vec::new();
+    let mut names = files::weights(dir)?;
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
-        let path = entry.path();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        if matches!(extension, "json" | "jinja" | "safetensors") && path.is_file() {
-            files.push((format!("{prefix}{}", entry.file_name().to_string_lossy()), path));
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if files::is_settings(&name) && entry.path().is_file() {
+            names.push(name);
         }
     }
-    Ok(files)
+    Ok(names.into_iter().map(|name| (format!("{prefix}{name}"), dir.join(name))).collect())
 }
 
 /// Length and the hashes of 4 MiB pieces, taken in parallel.

@@ -158,7 +158,7 @@ impl Run {
             .find(|cell| cell.encoder == encoder && cell.threshold == threshold)
     }
 
-    /// The model folder's name.
+    /// The model folder's name, or its repository's.
     pub fn model_name(&self) -> String {
         match &self.saved {
             Some(saved) => saved.config.model.name(),

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
@@ -50,6 +51,24 @@ impl WriterLock {
             .map_err(Error::io(&path))?;
         Ok(Self { _file: file })
     }
+}
+
+/// Waits until nobody holds the lock, at most so long.
+pub(super) fn wait(store: &Path, patience: Duration) -> Result<()> {
+    let path = lock_path(store);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(Error::Io { path, source }),
+    };
+    let begun = Instant::now();
+    while let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
+        if begun.elapsed() >= patience {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// `<store>.lock`, through symbolic links, so that two names of one store share one lock.

@@ -43,7 +43,7 @@ pub fn merge(into: impl AsRef<Path>, shards: &[PathBuf]) -> Result<MergeSummary>
         }
         fitting.check_shard(Store::open(shard)?.manifest(), shard)?;
     }
-    let mut target = if into.exists() {
+    let mut target = if Store::is_begun(into)? {
         let target = Store::open_writable(into)?;
         target.manifest().check_shard(&fitting, first)?;
         target

@@ -15,6 +15,7 @@ mod schema;
 mod write;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
@@ -79,6 +80,23 @@ impl Store {
         let store = Self::existing(connection, path, Some(lock))?;
         store.manifest.check_run(wanted, path)?;
         Ok(store)
+    }
+
+    /// Whether a file holds a store: not one that is missing, or whose creation was cut short.
+    ///
+    /// # Errors
+    /// A file that is no database.
+    pub fn is_begun(path: impl AsRef<Path>) -> Result<bool> {
+        let path = path.as_ref();
+        Ok(path.exists() && !schema::is_blank(&schema::connect(path, false)?, path)?)
+    }
+
+    /// Waits until no process has the store open for writing, at most so long: for whom a killed run's processes are about to end.
+    ///
+    /// # Errors
+    /// A lock file that cannot be read.
+    pub fn await_writer(path: impl AsRef<Path>, patience: Duration) -> Result<()> {
+        lock::wait(path.as_ref(), patience)
     }
 
     /// What the store was made with.

@@ -4,11 +4,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::{named, variant::Variant};
 use crate::{
     Error, Result, ablation,
     data::TurnChoice,
-    demo::embedded::{is_embedded, resolve},
-    models::llava::Source,
+    demo::embedded::{self, is_embedded},
+    engine::Progress,
+    models::{
+        hub::{self, Kind},
+        llava::Source,
+    },
     sampling::SamplingConfig,
     train,
 };
@@ -35,15 +40,21 @@ pub struct Config {
     pub eval: ablation::Eval,
     /// What trained cells are compared with.
     pub ablation: ablation::Compared,
+    /// Further rows of the ablation: the default cell under other settings.
+    #[serde(rename = "variant")]
+    pub variants: Vec<Variant>,
 }
+
+/// What [`Config::visit_paths`] calls.
+pub(super) type Visit<'a> = &'a mut dyn FnMut(&mut PathBuf, Option<Kind>);
 
 /// The multimodal LLM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// LLaVA folder, or an adapter's that names its base.
+    /// LLaVA folder, or an adapter's that names its base, or a name ([`named::model`](super::named::model)).
     pub path: PathBuf,
-    /// Folder of an adapter that changes it.
+    /// Folder of an adapter that changes it, or a name ([`named::adapter`](super::named::adapter)).
     pub adapter: Option<PathBuf>,
     /// Storage type of its weights and states: `f32`, `f16` or `bf16`.
     pub dtype: String,
@@ -64,11 +75,15 @@ impl Model {
         Source::new(&self.path, self.adapter.as_deref())
     }
 
-    /// What the model is called: its folder's name, and its adapter's.
+    /// What the model is called: its folder's name or its repository's, and its adapter's.
     pub fn name(&self) -> String {
-        let name = |path: &Path| match path.file_name() {
-            Some(name) => name.to_string_lossy().into_owned(),
-            None => path.display().to_string(),
+        let name = |path: &Path| {
+            let on_hub = path.to_str().and_then(|text| hub::Name::parse(text, Kind::Model));
+            match (on_hub, path.file_name()) {
+                (Some(name), _) => name.repo().to_owned(),
+                (None, Some(name)) => name.to_string_lossy().into_owned(),
+                (None, None) => path.display().to_string(),
+            }
         };
         let adapter = self.adapter.as_deref().map(|adapter| format!(" + {}", name(adapter)));
         name(&self.path) + &adapter.unwrap_or_default()
@@ -101,7 +116,7 @@ impl Data {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grid {
-    /// sentence-transformers folders.
+    /// sentence-transformers folders, or names ([`named::encoder`](super::named::encoder)).
     pub encoders: Vec<PathBuf>,
     /// Storage type of the encoders.
     pub dtype: String,
@@ -151,8 +166,8 @@ pub struct Export {
 }
 
 impl Config {
-    /// Reads a TOML file. Relative paths in it are relative to its folder; names of the embedded demo's models and scenes
-    /// stay as they are.
+    /// Reads a TOML file. Relative paths in it are relative to its folder; names of the embedded demo's models and scenes, and
+    /// those of the hub where there is no such folder, stay as they are.
     ///
     /// # Errors
     /// An unreadable file; unknown fields and wrong types, with their line.
@@ -165,32 +180,55 @@ impl Config {
             Error::invalid(path, at.unwrap_or_default(), error.message())
         })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        let relative = |p: &mut PathBuf| {
-            if !p.as_os_str().is_empty() && !is_embedded(p) {
-                *p = base.join(&*p);
+        config.visit_paths(&mut |path, kind| {
+            *path = match kind {
+                Some(kind) => named::relative(path, kind, base),
+                None => base.join(&*path),
             }
-        };
-        relative(&mut config.model.path);
-        config.model.adapter.as_mut().map(relative);
-        relative(&mut config.data.file);
-        config.data.images.as_mut().map(relative);
-        relative(&mut config.eval.data);
-        config.eval.images.as_mut().map(relative);
-        config.train.online.as_mut().map(|online| &mut online.encoder).map(relative);
-        config.grid.encoders.iter_mut().for_each(relative);
-        relative(&mut config.run.out);
+        });
         Ok(config)
     }
 
-    /// Puts the unpacked files in place of the names of the embedded demo's models and scenes.
+    /// Calls `change` with every path that is set and is no name of the embedded demo's; with a kind, with what names a model or
+    /// an encoder.
+    pub(super) fn visit_paths(&mut self, change: Visit) {
+        let mut visit = |path: &mut PathBuf, kind| {
+            if !path.as_os_str().is_empty() && !is_embedded(path) {
+                change(path, kind);
+            }
+        };
+        for path in [&mut self.model.path].into_iter().chain(&mut self.model.adapter) {
+            visit(path, Some(Kind::Model));
+        }
+        let online = self.train.online.as_mut().map(|online| &mut online.encoder);
+        for encoder in self.grid.encoders.iter_mut().chain(online) {
+            visit(encoder, Some(Kind::Encoder));
+        }
+        let paths = [&mut self.data.file, &mut self.eval.data, &mut self.run.out];
+        for path in paths.into_iter().chain(&mut self.data.images).chain(&mut self.eval.images) {
+            visit(path, None);
+        }
+        for variant in &mut self.variants {
+            variant.visit_paths(&mut visit);
+        }
+    }
+
+    /// Puts folders in place of names: models of the embedded demo are unpacked, those of the hub fetched where they are not here.
     ///
     /// # Errors
-    /// As [`resolve`].
-    pub fn resolved(mut self) -> Result<Self> {
-        self.model.path = resolve(&self.model.path)?;
-        self.data.file = resolve(&self.data.file)?;
-        for encoder in &mut self.grid.encoders {
-            *encoder = resolve(encoder)?;
+    /// As [`named::model`].
+    pub fn resolved(mut self, progress: &dyn Progress) -> Result<Self> {
+        self.data.file = embedded::resolve(&self.data.file)?;
+        let online = self.train.online.as_mut().map(|online| &mut online.encoder);
+        for encoder in self.grid.encoders.iter_mut().chain(online) {
+            *encoder = named::encoder(encoder, progress)?;
+        }
+        for variant in &mut self.variants {
+            variant.resolve(progress)?;
+        }
+        self.model.path = named::model(&self.model.path, progress)?;
+        if let Some(adapter) = &mut self.model.adapter {
+            *adapter = named::adapter(adapter, progress)?;
         }
         Ok(self)
     }
@@ -227,7 +265,8 @@ impl Config {
         }
         self.train.validate()?;
         self.ablation.validate()?;
-        self.sampling.validate()
+        self.sampling.validate()?;
+        self.variants().map(|_| ())
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{Config, Grid, blocks, finish::finish, summary::Summary};
+use super::{Config, Grid, Model, blocks, finish::finish, summary::Summary};
 use crate::{
     Error, Result,
     data::{Dataset, DatasetOptions, Sample, image},
@@ -18,6 +18,7 @@ use crate::{
     models::{
         device,
         encoder::{Embeddings, SentenceEncoder},
+        hub::Origin,
         llava::Llava,
     },
     ops::cosine,
@@ -49,6 +50,12 @@ pub fn run(config: &Config, options: &Options, progress: &dyn Progress) -> Resul
     config.validate()?;
     let mut runner = Runner::new(config, options, progress)?;
     let ranges = blocks(runner.dataset.samples.len(), config.run.block, options.shard);
+    if ranges.is_empty() {
+        let block = config.run.block;
+        progress.warn(&format!(
+            "this part has no block: a run is divided by blocks of run.block = {block} samples"
+        ));
+    }
     for range in ranges {
         runner.block(range)?;
     }
@@ -347,12 +354,21 @@ pub fn load_encoders(grid: &Grid, device: &Device) -> Result<Vec<SentenceEncoder
             return Err(Error::invalid(
                 "configuration",
                 format!("field grid.encoders[{i}]"),
-                format!("{:?} is the name of two encoders; rename one folder", encoder.name()),
+                format!(
+                    "{:?} is the name of two encoders, and so of their cells; give one as a folder or link of another name",
+                    encoder.name()
+                ),
             ));
         }
         encoders.push(encoder);
     }
     Ok(encoders)
+}
+
+/// Where the model is from: of one with an adapter, the adapter.
+fn model_path(model: &Model) -> String {
+    let path = model.adapter.as_ref().unwrap_or(&model.path);
+    Origin::of(path).map_or_else(|| path.display().to_string(), |origin| origin.to_string())
 }
 
 /// What a store must have been made with to be continued by this run.
@@ -371,13 +387,7 @@ fn manifest(
     Manifest {
         bdhs_version: env!("CARGO_PKG_VERSION").into(),
         model_fingerprint,
-        model_path: config
-            .model
-            .adapter
-            .as_ref()
-            .unwrap_or(&config.model.path)
-            .display()
-            .to_string(),
+        model_path: model_path(&config.model),
         sampling: config.sampling.canonical_generation(),
         seed: config.run.seed,
         token_budget: config.run.token_budget,
@@ -389,7 +399,7 @@ fn manifest(
 }
 
 /// The store of this part of the run.
-fn store_path(config: &Config, shard: Shard) -> PathBuf {
+pub fn store_path(config: &Config, shard: Shard) -> PathBuf {
     config.run.out.join(match shard {
         Shard::Part { index, count: count @ 2.. } => {
             format!("part-{}-of-{count}.db", index + 1)
@@ -398,27 +408,64 @@ fn store_path(config: &Config, shard: Shard) -> PathBuf {
     })
 }
 
-/// Opens the store of this part; a whole run takes over the stores of finished parts first.
+/// The stores of parts in the run folder, of whatever division.
+fn parts(config: &Config) -> Result<Vec<PathBuf>> {
+    let out = &config.run.out;
+    let is_part = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("part-") && name.ends_with(".db")
+    };
+    let mut parts: Vec<PathBuf> = std::fs::read_dir(out)
+        .map_err(Error::io(out))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(is_part)
+        .collect();
+    parts.sort();
+    // Nothing is in one that was killed as it was made.
+    let begun = parts.iter().map(Store::is_begun).collect::<Result<Vec<bool>>>()?;
+    Ok(parts.into_iter().zip(begun).filter_map(|(part, begun)| begun.then_some(part)).collect())
+}
+
+/// Before a run goes on in `count` parts: what parts of another division hold is put into the whole run's store, which every
+/// part takes over as it begins.
+///
+/// # Errors
+/// Stores that are not of one run, or that another process has open.
+pub fn divide(config: &Config, count: u32) -> Result<()> {
+    if !config.run.out.is_dir() {
+        return Ok(());
+    }
+    let own: Vec<PathBuf> =
+        (0..count).map(|index| store_path(config, Shard::Part { index, count })).collect();
+    let others: Vec<PathBuf> =
+        parts(config)?.into_iter().filter(|part| !own.contains(part)).collect();
+    if !others.is_empty() {
+        store::merge(store_path(config, Shard::WHOLE), &others)?;
+    }
+    Ok(())
+}
+
+/// Opens the store of this part. A whole run takes over the stores of parts first, and a part that of the whole run, so that
+/// nothing is computed again however a run was divided before.
 fn open_store(config: &Config, wanted: &Manifest) -> Result<Store> {
     let out = &config.run.out;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
-    let path = store_path(config, wanted.shard);
+    let (path, whole) = (store_path(config, wanted.shard), store_path(config, Shard::WHOLE));
     if wanted.shard == Shard::WHOLE {
-        let is_part = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("part-") && name.ends_with(".db")
-        };
-        let mut parts: Vec<PathBuf> = std::fs::read_dir(out)
-            .map_err(Error::io(out))?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(is_part)
-            .collect();
-        parts.sort();
+        let parts = parts(config)?;
         if !parts.is_empty() {
             store::merge(&path, &parts)?;
         }
+        return Store::open_or_create(&path, wanted);
     }
-    Store::open_or_create(&path, wanted)
+    if !Store::is_begun(&whole)? {
+        return Store::open_or_create(&path, wanted);
+    }
+    let token_budget = Store::open(&whole)?.manifest().token_budget;
+    let wanted = Manifest { token_budget, ..wanted.clone() };
+    drop(Store::open_or_create(&path, &wanted)?);
+    store::merge(&path, &[whole])?;
+    Store::open_or_create(&path, &wanted)
 }
 
 /// Decodes every image once, so that a broken one is told before hours of work. Where no image token is

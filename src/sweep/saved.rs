@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, atomic::write_json};
-use crate::{Error, Result, demo::embedded::is_embedded, models::llava::PatchMap};
+use super::{Config, atomic::write_json, named::recorded};
+use crate::{Error, Result, models::llava::PatchMap};
 
 /// Its name in a run folder.
 const FILE: &str = "run.json";
@@ -13,7 +13,7 @@ const FILE: &str = "run.json";
 /// How a run was made; written when it ends, beside `summary.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedRun {
-    /// The configuration, its paths absolute.
+    /// The configuration, its paths absolute; what is from the hub by repository and commit.
     pub config: Config,
     /// Where the model's image tokens lie in a picture; none if its settings could not be read.
     pub patches: Option<PatchMap>,
@@ -23,25 +23,13 @@ impl SavedRun {
     /// What is kept of a run.
     pub fn of(config: &Config) -> Self {
         let mut config = config.clone();
-        let paths = [&mut config.model.path, &mut config.data.file, &mut config.run.out];
-        let online = config.train.online.as_mut().map(|online| &mut online.encoder);
-        let paths = paths
-            .into_iter()
-            .chain(&mut config.model.adapter)
-            .chain(&mut config.data.images)
-            .chain([&mut config.eval.data])
-            .chain(&mut config.eval.images)
-            .chain(online);
-        for path in paths.chain(&mut config.grid.encoders) {
-            if path.as_os_str().is_empty() || is_embedded(path) {
-                continue;
-            }
-            if let Ok(absolute) = std::path::absolute(&*path) {
-                *path = absolute;
-            }
-        }
         // A drawing aid: a run does not fail for the lack of it.
         let patches = PatchMap::read(&config.model.path).ok();
+        config.visit_paths(&mut |path, kind| match (kind, std::path::absolute(&*path)) {
+            (Some(_), _) => *path = recorded(path),
+            (None, Ok(absolute)) => *path = absolute,
+            (None, Err(_)) => {}
+        });
         Self { config, patches }
     }
 

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::pairs::Pair;
 use super::trainer::{Example, Trainer};
 use crate::data::Sample;
-use crate::demo::embedded::resolve;
 use crate::engine::{Engine, Images, Prepared, Request, waves};
 use crate::models::encoder::SentenceEncoder;
 use crate::ops::cosine;
@@ -25,7 +24,7 @@ const IMAGE_CACHE: usize = 1 << 30;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Online {
-    /// sentence-transformers folder, or a `demo-*` encoder.
+    /// sentence-transformers folder, as [`SentenceEncoder::load`] takes it; in a configuration also a name.
     pub encoder: std::path::PathBuf,
     /// A candidate is accepted if its similarity to the chosen answer is below.
     #[serde(default = "threshold")]
@@ -84,9 +83,8 @@ impl Drawer {
     pub fn new(settings: &Online, sampling: &SamplingConfig, trainer: &Trainer) -> Result<Self> {
         sampling.validate()?;
         let device = trainer.model.language.device();
-        let folder = resolve(&settings.encoder)?;
         Ok(Self {
-            encoder: SentenceEncoder::load(folder, device, candle_core::DType::F32)?,
+            encoder: SentenceEncoder::load(&settings.encoder, device, candle_core::DType::F32)?,
             sampling: sampling.clone(),
             settings: settings.clone(),
             seed: trainer.settings.seed,

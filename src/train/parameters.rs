@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::settings::Settings;
 use crate::models::adapter::{self, canonical};
+use crate::models::hub::Origin;
 use crate::models::lora::{Lora, Switch, Trainable};
 use crate::models::weights::Weights;
 use crate::ops::philox::{Draws, Purpose, unit_interval};
@@ -111,13 +112,17 @@ impl Parameters {
     /// If a file cannot be written.
     pub fn save(&self, dir: &Path, base: &Path, settings: &Settings) -> Result<()> {
         write_tensors(&dir.join(adapter::TENSORS), &self.tensors(), None)?;
-        let base = base.canonicalize().map_err(Error::io(base))?;
+        // A base from the hub is named as PEFT names it, so that the adapter is of use elsewhere.
+        let origin = Origin::in_cache(base);
+        let folder = base.canonicalize().map_err(Error::io(base))?;
+        let base = origin.as_ref().map_or(folder, |origin| origin.repo.clone().into());
         let targets = settings.targets.join("|");
         let modules = settings.projector.then_some(["multi_modal_projector"]);
         let config = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base,
+            "revision": origin.map(|origin| origin.commit),
             "r": settings.rank,
             "lora_alpha": settings.alpha,
             "lora_dropout": settings.dropout,

@@ -24,9 +24,9 @@ use super::settings::{Loss, Settings};
 use super::trainer::{BatchStats, Example, Trainer};
 use crate::data::image;
 use crate::data::json::read_document;
-use crate::demo::embedded::resolve;
 use crate::engine::{Progress, checkpoint};
-use crate::models::{device, weights};
+use crate::models::device;
+use crate::models::encoder::Choice;
 use crate::ops::philox::{Draws, Purpose};
 use crate::sampling::SamplingConfig;
 use crate::sweep::atomic::{write_file, write_json};
@@ -36,7 +36,7 @@ use crate::{Error, Result};
 pub struct Options<'a> {
     /// Model folder.
     pub model: &'a Path,
-    /// Its fingerprint ([`weights::fingerprint`]).
+    /// Its fingerprint ([`crate::models::weights::fingerprint`]).
     pub base: &'a str,
     /// Where networks run.
     pub device: &'a Device,
@@ -417,13 +417,14 @@ fn identity(pairs: &[&Pair], settings: &Settings, options: &Options) -> Result<S
     let mut put = |text: &str| {
         hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
     };
-    // How often a checkpoint is written changes nothing.
-    let settings = Settings { checkpoint: 1, ..settings.clone() };
-    put(&format!("{settings:?}"));
-    if let Some(online) = &settings.online {
+    // How often a checkpoint is written changes nothing, nor does where the encoder lies.
+    let mut settings = Settings { checkpoint: 1, ..settings.clone() };
+    if let Some(online) = &mut settings.online {
+        let encoder = Choice::parse(&std::mem::take(&mut online.encoder))?;
         put(&format!("{:?}", options.sampling));
-        put(&weights::fingerprint(resolve(&online.encoder)?)?);
+        put(&encoder.fingerprint()?);
     }
+    put(&format!("{settings:?}"));
     put(options.dtype);
     put(options.base);
     let mut hashes: HashMap<&PathBuf, String> = HashMap::new();

@@ -41,7 +41,7 @@ fn benchmarks(dir: &Path) {
     }
 }
 
-/// Two encoders, two thresholds, two seeds; returns the file.
+/// Two encoders, two thresholds, two seeds, two variants of which one has pairs of its own; returns the file.
 pub fn configuration(dir: &Path) -> PathBuf {
     let data = dataset(dir, 8);
     benchmarks(&dir.join("benchmarks"));
@@ -52,7 +52,9 @@ pub fn configuration(dir: &Path) -> PathBuf {
          [grid]\nencoders = [{first:?}, {second:?}]\nthresholds = [0.95, 0.97]\n\
          [train]\nrank = 2\nalpha = 4.0\nlearning_rate = 2e-2\nepochs = 2\nbatch = 4\ncheckpoint = 1\nexclude_flagged = false\n\
          [eval]\ndata = {:?}\nmetrics = [\"pope\", \"recall-coco\"]\nmax_new_tokens = 6\nresamples = 100\n\
-         [ablation]\nseeds = 2\n",
+         [ablation]\nseeds = 2\n\
+         [[variant]]\nname = \"blind\"\nsampling = {{ rho = 1.0 }}\n\
+         [[variant]]\nname = \"ipo\"\ntrain = {{ loss = \"ipo\", beta = 0.5 }}\n",
         llava(),
         dir.join("benchmarks"),
     );

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// `bias(head, key - query)` is added to the scaled score.
-fn reference(
+pub(super) fn reference(
     [q, k, v]: [&Tensor; 3],
     plan: &AttendPlan,
     scale: f64,

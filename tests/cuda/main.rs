@@ -7,6 +7,7 @@ mod act;
 mod attend;
 mod calls;
 mod cosine;
+mod flash;
 mod large;
 mod mask;
 mod norm;

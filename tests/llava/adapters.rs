@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use bdhs::models::llava::Source;
+use bdhs::models::merge::merge;
 
 use super::*;
 
@@ -31,6 +32,33 @@ fn merged_adapters_equal_peft() {
         assert_eq!(model.dir(), folder(&format!("adapter_{name}")));
         let half = Llava::load(model.dir(), &Device::Cpu, DType::BF16).unwrap();
         assert_eq!(half.language.dtype(), DType::BF16);
+        // As one checkpoint: changed tensors rounded to the base's f16, all others byte for byte.
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("merged");
+        let merged = merge(model.dir(), &out).unwrap();
+        assert!(merged.changed > 0 && merged.changed < merged.tensors);
+        let one = Llava::load(&out, &Device::Cpu, DType::F32).unwrap();
+        for (name, found) in
+            ["text.logits", "wide.features"].iter().zip([logits(&one), features(&one)])
+        {
+            let difference = max_difference(&found, &golden[*name]);
+            println!("{name}, merged: {difference:e}");
+            assert!(difference <= 2e-2, "{name}: {difference}");
+        }
+        let [mut base, mut all] = [folder(name), out.clone()].map(|dir| {
+            candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu).unwrap()
+        });
+        assert_eq!(base.len(), merged.tensors);
+        let same = base.drain().filter(|(name, tensor)| {
+            let other = all.remove(name).unwrap();
+            assert_eq!(other.dtype(), tensor.dtype());
+            let [a, b] = [tensor, &other].map(|t| t.to_dtype(DType::F32).unwrap());
+            max_difference(&a, &b) == 0.0
+        });
+        assert!(same.count() >= merged.tensors - merged.changed);
+        let refused = |adapter: &Path, out: &Path| merge(adapter, out).unwrap_err().to_string();
+        assert!(refused(model.dir(), &out).contains("does not exist yet"));
+        assert!(refused(&folder(name), &dir.path().join("b")).contains("adapter_config.json"));
     }
 }
 

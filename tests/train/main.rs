@@ -1,6 +1,8 @@
 //! Training against TRL's DPOTrainer with PEFT on transformers (scripts/golden_dpo.py), and against itself.
 
 mod bad_input;
+#[path = "../common/disk.rs"]
+mod disk;
 mod golden;
 mod gradients;
 mod memory;

@@ -9,6 +9,7 @@ use bdhs::sampling::SamplingConfig;
 use bdhs::train::{Loss, Options, Outcome, run};
 
 use super::*;
+use crate::disk::Disk;
 
 fn short() -> Settings {
     Settings { epochs: 3, batch: 3, checkpoint: 2, dropout: 0.2, ..settings() }
@@ -98,6 +99,29 @@ fn a_log_that_is_ahead_of_its_checkpoint_is_cut_back() {
     let file = |dir: &Path, name: &str| std::fs::read(dir.join(name)).unwrap();
     for name in ["adapter_model.safetensors", "train.jsonl"] {
         assert!(file(whole.path(), name) == file(killed.path(), name), "{name}");
+    }
+}
+
+/// The first checkpoint fits, the second does not beside it: it says so, and the first is gone on from.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_costs_no_checkpoint() {
+    let settings = short();
+    let whole = tempfile::tempdir().unwrap();
+    train(&settings, whole.path(), &()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = Disk::mount(dir.path(), "160k") else { return };
+    let out = disk.path().join("adapter");
+    let message = train(&settings, &out, &()).unwrap_err().to_string();
+    println!("{message}");
+    assert!(message.contains("space") && message.contains("checkpoint"), "{message}");
+    let kept = std::fs::read(out.join("checkpoint.safetensors")).unwrap();
+    assert!(!kept.is_empty());
+    disk.grow();
+    train(&settings, &out, &()).unwrap();
+    let file = |dir: &Path, name: &str| std::fs::read(dir.join(name)).unwrap();
+    for name in ["adapter_model.safetensors", "train.jsonl"] {
+        assert!(file(whole.path(), name) == file(&out, name), "{name}");
     }
 }
 

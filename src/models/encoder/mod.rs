@@ -6,6 +6,7 @@
 //! [`SentenceEncoder`] is the whole pipeline from text to vector; [`Encoder`] is the network inside.
 
 mod bert;
+mod choice;
 mod config;
 mod modules;
 mod mpnet;
@@ -15,6 +16,7 @@ mod stack;
 mod xlm_roberta;
 
 pub use bert::Bert;
+pub use choice::{Choice, Variant};
 pub use config::Config;
 pub use mpnet::Mpnet;
 pub use roberta::Roberta;

@@ -56,6 +56,8 @@ pub(super) struct Modules {
     pub(super) head: Vec<Module>,
     /// Put before every text.
     pub(super) prompt: String,
+    /// Only so many components of a vector are kept.
+    pub(super) truncate_dim: Option<usize>,
     pub(super) max_tokens: Option<usize>,
     pub(super) lower_case: bool,
 }
@@ -68,7 +70,8 @@ struct ModuleEntry {
 }
 
 impl Modules {
-    pub(super) fn load(dir: &Path) -> Result<Self> {
+    /// `prompt` is the name of one of the prompts, empty for none; the default one where absent.
+    pub(super) fn load(dir: &Path, prompt: Option<&str>) -> Result<Self> {
         let path = dir.join("modules.json");
         let entries: Vec<ModuleEntry> = read(&path)?;
         let kinds: Vec<&str> =
@@ -84,7 +87,8 @@ impl Modules {
         let transformer_dir = inside(dir, &transformer.path, &path)?;
         let pooling_path = inside(dir, &pooling.path, &path)?.join("config.json");
         let pooling = read_pooling(&pooling_path)?;
-        let prompt = read_prompt(&dir.join("config_sentence_transformers.json"), &pooling)?;
+        let (prompt, truncate_dim) =
+            read_usage(&dir.join("config_sentence_transformers.json"), prompt, &pooling)?;
         let mut head = Vec::new();
         for (entry, kind) in rest.iter().zip(&kinds[2..]) {
             head.push(match *kind {
@@ -105,6 +109,7 @@ impl Modules {
             pooling_path,
             head,
             prompt,
+            truncate_dim,
             max_tokens,
             lower_case,
         })
@@ -208,30 +213,54 @@ fn unknown_pooling(what: &str, path: &Path) -> Error {
     )
 }
 
-fn read_prompt(path: &Path, pooling: &PoolingFile) -> Result<String> {
-    #[derive(Deserialize)]
+/// The prompt that is asked for, and the components that are kept.
+fn read_usage(
+    path: &Path,
+    wanted: Option<&str>,
+    pooling: &PoolingFile,
+) -> Result<(String, Option<usize>)> {
+    #[derive(Default, Deserialize)]
     struct File {
         #[serde(default)]
         prompts: Map<String, Value>,
         #[serde(default)]
         default_prompt_name: Option<String>,
+        #[serde(default)]
+        truncate_dim: Option<Value>,
     }
-    if !path.is_file() {
-        return Ok(String::new());
-    }
-    let file: File = read(path)?;
-    let Some(name) = file.default_prompt_name else { return Ok(String::new()) };
-    let Some(prompt) = file.prompts.get(&name).and_then(Value::as_str) else {
-        let message = format!("{name:?}, expected one of the prompts");
-        return Err(Error::invalid(path, "field default_prompt_name", message));
+    let file: File = if path.is_file() { read(path)? } else { File::default() };
+    let truncate_dim = match &file.truncate_dim {
+        None => None,
+        Some(value) => match value.as_u64() {
+            Some(dim) if dim > 0 => Some(dim as usize),
+            _ => {
+                let message = format!("{value}, expected a positive integer");
+                return Err(Error::invalid(path, "field truncate_dim", message));
+            }
+        },
+    };
+    let (field, name) = match (wanted, &file.default_prompt_name) {
+        (Some(name), _) => ("prompts", name),
+        (None, Some(name)) => ("default_prompt_name", name.as_str()),
+        (None, None) => return Ok((String::new(), truncate_dim)),
+    };
+    let prompt = match file.prompts.get(name) {
+        Some(Value::String(prompt)) => prompt.clone(),
+        // The two that every model has, empty unless it says otherwise; and none at all.
+        None | Some(Value::Null) if ["", "query", "document"].contains(&name) => String::new(),
+        _ => {
+            let known: Vec<&String> = file.prompts.keys().collect();
+            let message = format!("{name:?} is no prompt here, expected one of {known:?}");
+            return Err(Error::invalid(path, format!("field {field}"), message));
+        }
     };
     if !prompt.is_empty() && !pooling.include_prompt {
         return Err(Error::unsupported(
-            format!("include_prompt = false with the default prompt {prompt:?}"),
+            format!("include_prompt = false with the prompt {prompt:?} of {}", path.display()),
             "pooling without the prompt's tokens is not implemented",
         ));
     }
-    Ok(prompt.to_owned())
+    Ok((prompt, truncate_dim))
 }
 
 /// Modules after pooling work on the sentence vector; files may say so, or say otherwise.

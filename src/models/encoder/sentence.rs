@@ -2,13 +2,14 @@
 //!
 //! What is read: `modules.json` (Transformer, Pooling, Normalize, Dense), `config.json`, `tokenizer.json`,
 //! `sentence_bert_config.json` or its older names, `tokenizer_config.json` (the length limit, if no other file has one),
-//! `config_sentence_transformers.json` (the default prompt), and safetensors weights. Anything else that would change
+//! `config_sentence_transformers.json` (prompts, `truncate_dim`), and safetensors weights. Anything else that would change
 //! the vectors is refused, never ignored.
 
+use super::choice::Choice;
 use super::modules::{Dense, Module, Modules, Pooling};
 use super::{Encoder, load_network};
 use crate::models::tokenizer::{Encoding, Tokenizer};
-use crate::models::weights::{self, Weights};
+use crate::models::weights::Weights;
 use crate::ops::act::bias_act;
 use crate::ops::pool::{Mode, Options, Rows, pool};
 use crate::{Error, Result};
@@ -42,6 +43,8 @@ pub struct SentenceEncoder {
     prompt: String,
     max_tokens: usize,
     dim: usize,
+    /// Components of the head's output; `dim` is less where it is truncated.
+    full_dim: usize,
     token_budget: usize,
 }
 
@@ -51,15 +54,17 @@ enum Head {
 }
 
 impl SentenceEncoder {
-    /// Loads a sentence-transformers folder; the network computes in `dtype` (F32, F16, BF16) on `device`, while
-    /// pooling and all that follows is f32.
+    /// Loads a sentence-transformers folder, after whose name there may be options ([`Choice`]); the network computes in
+    /// `dtype` (F32, F16, BF16) on `device`, while pooling and all that follows is f32.
     ///
     /// # Errors
     /// [`Error::Invalid`] naming file and field or tensor; [`Error::Unsupported`] for weights that are not safetensors
-    /// and for architectures, modules, pooling modes or options that we do not have; [`Error::Io`].
+    /// and for architectures, modules, pooling modes or options that we do not have; [`Error::Io`]. A prompt that the folder
+    /// does not have, or more components than its vectors have, are [`Error::Invalid`].
     pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: DType) -> Result<Self> {
-        let dir = dir.as_ref();
-        let modules = Modules::load(dir)?;
+        let choice = Choice::parse(dir.as_ref())?;
+        let dir = choice.place.as_path();
+        let modules = Modules::load(dir, choice.variant.prompt.as_deref())?;
         let weights = Weights::open(&modules.transformer_dir, device, dtype)?;
         let network = load_network(&modules.transformer_dir, &weights)?;
         let mut tokenizer = Tokenizer::load(&modules.transformer_dir)?;
@@ -79,18 +84,24 @@ impl SentenceEncoder {
                 Module::Dense(dense) => load_dense(dense, &mut dim, device)?,
             });
         }
-        let full = dir.canonicalize().map_err(Error::io(dir))?;
-        let name = full.file_name().map(|n| n.to_string_lossy().into_owned());
+        let full_dim = dim;
+        if let Some(asked) = choice.variant.dim.filter(|&asked| asked > full_dim) {
+            let message =
+                format!("{asked}, expected at most the {full_dim} components of a vector");
+            return Err(Error::invalid(dir, "option dim", message));
+        }
+        let kept = choice.variant.dim.or(modules.truncate_dim);
         Ok(Self {
-            name: name.unwrap_or_default(),
-            fingerprint: weights::fingerprint(dir)?,
+            name: choice.name(),
+            fingerprint: choice.fingerprint()?,
             tokenizer,
             network,
             pooling: modules.pooling,
             head,
             prompt: modules.prompt,
             max_tokens,
-            dim,
+            dim: kept.map_or(full_dim, |kept| kept.min(full_dim)),
+            full_dim,
             token_budget: TOKEN_BUDGET,
         })
     }
@@ -172,10 +183,15 @@ impl SentenceEncoder {
                 }
             };
         }
+        // As there, the part of a unit vector is no unit vector; cosines do not mind.
+        if self.dim < self.full_dim {
+            x = x.narrow(1, 0, self.dim)?.contiguous()?;
+        }
         Ok(x)
     }
 
-    /// The folder's name, as `all-mpnet-base-v2`.
+    /// The folder's name, or its repository's if it is from the hub, and the options: `all-mpnet-base-v2`,
+    /// `all-mpnet-base-v2,dim=256`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -190,7 +206,7 @@ impl SentenceEncoder {
         self.max_tokens
     }
 
-    /// What identifies the files: see [`weights::fingerprint`].
+    /// What identifies the files and options: see [`Choice::fingerprint`].
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }

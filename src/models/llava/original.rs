@@ -75,6 +75,11 @@ pub(super) fn is_original(fields: &Fields) -> bool {
             || architecture.is_some_and(|name| known.contains(&name)))
 }
 
+/// Whether the checkpoint in a folder is in this layout; one that cannot be read is not.
+pub(crate) fn has_layout(dir: &Path) -> bool {
+    Fields::read(&dir.join("config.json")).is_ok_and(|fields| is_original(&fields))
+}
+
 /// Reads the fields of `config.json` in `dir`.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 
 use super::config::Config;
-use crate::models::adapter::{is_adapter, named_base};
+use crate::models::adapter::{self, is_adapter};
 use crate::models::weights::{Weights, fingerprint};
 use crate::{Error, Result};
 
@@ -18,15 +18,15 @@ pub struct Source {
 
 impl Source {
     /// The checkpoint in `model` with an adapter; without one, `model` may itself be an adapter's folder, which says where its
-    /// base is (absolute, or relative to here or to the adapter).
+    /// base is ([`adapter::base`]).
     ///
     /// # Errors
-    /// Two adapters; a folder of an adapter that has none; a base that is no folder here; a GGUF file.
+    /// Two adapters; a folder of an adapter that has none; a base that is not here; a GGUF file.
     pub fn new(model: &Path, adapter: Option<&Path>) -> Result<Self> {
         refuse_file(model)?;
         let (base, adapter) = match (adapter, is_adapter(model)) {
             (None, false) => return Ok(Self { base: model.to_owned(), adapter: None }),
-            (None, true) => (base_of(model)?, model),
+            (None, true) => (adapter::base(model)?, model),
             (Some(adapter), false) => (model.to_owned(), adapter),
             (Some(adapter), true) => return Err(two_adapters(adapter, model)),
         };
@@ -60,7 +60,7 @@ impl Source {
             None => Ok(&self.base),
             Some(adapter) => Err(Error::unsupported(
                 format!("training on the adapter {}", adapter.display()),
-                "merge it into its base first, or train its base",
+                "merge it into its base first (bdhs merge), or train its base",
             )),
         }
     }
@@ -105,22 +105,8 @@ impl Source {
 fn two_adapters(first: &Path, second: &Path) -> Error {
     Error::unsupported(
         format!("two adapters ({}, {})", first.display(), second.display()),
-        "expected one on its base; merge one of them into the base first",
+        "expected one on its base; merge the first into the base (bdhs merge)",
     )
-}
-
-/// The folder of an adapter's base.
-fn base_of(adapter: &Path) -> Result<PathBuf> {
-    let name = named_base(adapter)?;
-    let candidates = [PathBuf::from(&name), adapter.join(&name)];
-    let found = candidates.into_iter().find(|base| !name.is_empty() && base.is_dir());
-    found.ok_or_else(|| {
-        let message = format!(
-            "is {name:?}, expected the folder of the base model (absolute, or relative to here or to the adapter); or give \
-             the base as the model and this folder as its adapter"
-        );
-        Error::invalid(adapter.join("adapter_config.json"), "field base_model_name_or_path", message)
-    })
 }
 
 /// A model is a folder; of files, a GGUF is what people have.

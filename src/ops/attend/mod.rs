@@ -26,10 +26,13 @@
 //!   in common: aligned runs of 64 of their keys in the same slots, for 16 lines at a time.
 //! * Gradients of q, k and v are real, in f32 whatever the dtype; a tracked bias table is refused. On a GPU they are made of
 //!   candle's ops, a block at a time, and a bias is refused.
+//! * Built with `flash-attn`, and with `BDHS_ATTEND=flash` in the environment, calls on a GPU that candle-flash-attn's kernels
+//!   compute just so are left to them ([`flash`]): rounded once more, and chosen by the whole plan.
 //!
 //! Source: scaled dot-product attention (Vaswani et al. 2017); grouped queries (Ainslie et al. 2023).
 
 mod cpu;
+pub mod flash;
 mod grad;
 
 use super::composed;
@@ -125,6 +128,21 @@ pub fn attend(
     scale: f32,
     bias: Option<&RelativeBias>,
 ) -> Result<Tensor> {
+    check(q, k, v, plan, scale)?;
+    let bias = bias.map(|b| check_bias(b, plan, q.dims()[1])).transpose()?;
+    let [q, k, v] = [rows_contiguous(q)?, rows_contiguous(k)?, rows_contiguous(v)?];
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda()
+        && let Some(out) = flash::chosen([&q, &k, &v], plan, scale, bias.is_some())?
+    {
+        return Ok(out);
+    }
+    let op = Attend { plan: plan.clone(), scale, bias };
+    Ok(q.apply_op3(&k, &v, op)?)
+}
+
+/// The part of the contract that is about q, k, v, scale and the plan's ranges.
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, plan: &AttendPlan, scale: f32) -> Result<()> {
     const OP: &str = "attend";
     let shape = |t: &Tensor| format!("{:?} {:?}", t.dims(), t.dtype());
     if !matches!(q.dtype(), DType::F32 | DType::F16 | DType::BF16) {
@@ -151,10 +169,7 @@ pub fn attend(
     if !q.device().is_cpu() && dim > WIDEST_ON_GPU {
         return Err(Error::argument(OP, "D", dim, format!("in 1..={WIDEST_ON_GPU} on a GPU")));
     }
-    plan.check(rows, slots)?;
-    let bias = bias.map(|b| check_bias(b, plan, q_heads)).transpose()?;
-    let op = Attend { plan: plan.clone(), scale, bias };
-    Ok(rows_contiguous(q)?.apply_op3(&rows_contiguous(k)?, &rows_contiguous(v)?, op)?)
+    plan.check(rows, slots)
 }
 
 /// Lets heads and rows have any pitch, as in a slice of a fused q/k/v product; copies otherwise.

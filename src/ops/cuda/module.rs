@@ -315,10 +315,9 @@ pub fn probe(ordinal: usize) -> Result<Gpu> {
     let fail = |what: &str, error: result::DriverError| {
         Error::unsupported(device.clone(), format!("{what}: {error:?}"))
     };
-    result::init().map_err(|e| fail("the CUDA driver does not start, or finds no GPU", e))?;
-    let count = result::device::get_count().map_err(|e| fail("counting GPUs failed", e))?;
+    let count = count_for(&device)?;
     let number = i32::try_from(ordinal).unwrap_or(i32::MAX);
-    if number >= count {
+    if ordinal >= count {
         return Err(Error::unsupported(
             device,
             format!("the driver reports {count} GPUs, numbered from 0"),
@@ -342,6 +341,24 @@ pub fn probe(ordinal: usize) -> Result<Gpu> {
         other => other,
     })?;
     Ok(Gpu { name, capability, driver, toolkit: TOOLKIT, target })
+}
+
+/// How many GPUs the driver reports.
+///
+/// # Errors
+/// If the driver does not start, or finds none.
+pub fn count() -> Result<usize> {
+    count_for("device cuda:all")
+}
+
+/// The count; `device` is what an error is about.
+fn count_for(device: &str) -> Result<usize> {
+    let fail = |what: &str, error: result::DriverError| {
+        Error::unsupported(device, format!("{what}: {error:?}"))
+    };
+    result::init().map_err(|e| fail("the CUDA driver does not start, or finds no GPU", e))?;
+    let count = result::device::get_count().map_err(|e| fail("counting GPUs failed", e))?;
+    Ok(usize::try_from(count).unwrap_or(0))
 }
 
 /// What this build runs on a GPU of that compute capability, under this machine's driver.

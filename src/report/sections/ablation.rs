@@ -14,7 +14,7 @@ use super::super::{
 };
 use crate::{
     Result,
-    ablation::{Ablation, BASELINE, Difference, ModelResult, Spread},
+    ablation::{Ablation, BASELINE, Difference, ModelResult},
     sweep::grid::threshold_text,
     train,
 };
@@ -34,6 +34,7 @@ pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
         spent => duration(spent),
         maps => value(maps),
         seeds => value(seeds(ablation)),
+        variants => (!ablation.variants.is_empty()).then(|| value(variants(ablation))),
         tests => value(tests(ablation)),
         costs => value(costs(ablation)),
         courses => courses(&run.folder, ablation)?.map(value),
@@ -74,20 +75,19 @@ fn map(run: &Run, ablation: &Ablation, i: usize) -> HeatMap {
 }
 
 fn seeds(ablation: &Ablation) -> Table {
-    let rows = ablation.heads().into_iter().zip(&ablation.seeds).map(|(head, seeds)| {
-        let dash = || "–".to_owned();
-        vec![
-            head,
-            seeds.baseline.map_or_else(dash, |x| format!("{x:.2}")),
-            seeds.default.to_string(),
-            seeds.control.as_ref().map_or_else(dash, Spread::to_string),
-        ]
-    });
     let trainings = ablation.seeds.first().map_or(0, |seeds| seeds.default.values.len());
     let caption = format!("Means over {trainings} trainings, 95 % intervals over trainings");
-    let head =
-        ["statistic", "baseline", "default cell (DPO)", "control (SFT on its chosen answers)"];
-    Table::new(caption, head, rows.collect())
+    Table::new(caption, ablation.seed_heads(), ablation.seed_rows())
+}
+
+/// What variants change.
+fn variants(ablation: &Ablation) -> Table {
+    let rows = ablation.variants.iter().map(|v| vec![v.name.clone(), v.settings.clone()]);
+    Table::new(
+        "Variants: the default cell under other settings",
+        ["variant", "settings"],
+        rows.collect(),
+    )
 }
 
 /// Every cell against the baseline.

@@ -5,6 +5,8 @@
 //! 16 lines read such a chunk together: the query heads of a key head, and rows of any blocks that see it in the same slots, as
 //! forks of one prefix do.
 
+#[cfg(feature = "flash-attn")]
+mod flash;
 mod plan;
 mod tensors;
 
@@ -18,6 +20,8 @@ use super::pool::Output;
 use super::{Queue, Rows, Upload, Values, check_len, geometry};
 use crate::ops::attend::{WIDEST_ON_GPU, check_slots};
 use crate::{Error, Result};
+#[cfg(feature = "flash-attn")]
+pub(in crate::ops) use flash::forward as flash_forward;
 pub use plan::Plan;
 pub(in crate::ops) use tensors::{forward, write_forward};
 

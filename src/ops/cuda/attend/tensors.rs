@@ -13,7 +13,7 @@ use crate::ops::attend::AttendPlan;
 use crate::{Error, Result};
 
 /// What was uploaded last, for what, and on which stream: the layers of a pass ask for the same thing one after another.
-struct Last<K, V>(Mutex<Option<Upload<K, V>>>);
+pub(super) struct Last<K, V>(Mutex<Option<Upload<K, V>>>);
 
 struct Upload<K, V> {
     stream: Arc<CudaStream>,
@@ -22,12 +22,12 @@ struct Upload<K, V> {
 }
 
 impl<K, V> Last<K, V> {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
     /// The last value if it was made on `stream` for a key that is the `same`, else a new one.
-    fn get(
+    pub(super) fn get(
         &self,
         op: &'static str,
         stream: &Arc<CudaStream>,

@@ -1,0 +1,69 @@
+//! Which files of a model's folder are read: what a download fetches, and what a fingerprint covers.
+
+use std::path::Path;
+
+use super::adapter;
+use super::sentencepiece;
+use super::weights::{INDEX, Index, SINGLE};
+use crate::Result;
+
+/// Settings that are read, by name, in a model's folder or in that of a module.
+const SETTINGS: [&str; 11] = [
+    adapter::CONFIG,
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "config_sentence_transformers.json",
+    "generation_config.json",
+    "modules.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
+/// Whether a file, by its path in the model's folder, holds settings that are read.
+pub(super) fn is_settings(path: &str) -> bool {
+    let name = match path.split_once('/') {
+        Some((folder, name)) if is_module(folder) => name,
+        Some(_) => return false,
+        None => path,
+    };
+    let limits = name.starts_with("sentence_") && name.ends_with("_config.json");
+    SETTINGS.contains(&name) || limits
+}
+
+/// Whether a folder's name is that of a module, as sentence-transformers numbers them: `1_Pooling`.
+pub(super) fn is_module(folder: &str) -> bool {
+    folder.split_once('_').is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+}
+
+/// A SentencePiece model and what is read beside it, where there is no `tokenizer.json`.
+pub(super) const PIECES: [&str; 3] =
+    [sentencepiece::PIECES, "added_tokens.json", "special_tokens_map.json"];
+
+/// Those of [`PIECES`] that are read of a folder, by name.
+pub(super) fn pieces(dir: &Path) -> impl Iterator<Item = &'static str> + '_ {
+    let read = !dir.join("tokenizer.json").is_file() && dir.join(PIECES[0]).is_file();
+    PIECES.into_iter().filter(move |name| read && dir.join(name).is_file())
+}
+
+/// The weight files that are read of a folder, by name: an adapter's, and the single file or else the index and its shards.
+///
+/// # Errors
+/// An index that is malformed.
+pub(super) fn weights(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for name in [adapter::TENSORS, adapter::WHOLE] {
+        if adapter::is_adapter(dir) && dir.join(name).is_file() {
+            names.push(name.to_owned());
+        }
+    }
+    if dir.join(SINGLE).is_file() {
+        names.push(SINGLE.to_owned());
+    } else if dir.join(INDEX).is_file() {
+        names.push(INDEX.to_owned());
+        names.extend(Index::read(&dir.join(INDEX))?.shards);
+    }
+    Ok(names)
+}

@@ -1,0 +1,86 @@
+//! What the name of a model or an encoder means: a folder, a model of the demo, or a repository of the hub. Commands and
+//! configurations name them alike.
+
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+use crate::demo::embedded;
+use crate::engine::Progress;
+use crate::models::adapter;
+use crate::models::encoder::Choice;
+use crate::models::hub::{self, Kind, Name};
+
+/// The folder of a model, fetched if it is not here; of an adapter, with its base.
+///
+/// # Errors
+/// As [`hub::fetch`], and if the demo's models cannot be unpacked.
+pub fn model(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
+    let folder = place(path, Kind::Model, progress)?;
+    if let Some(base) = adapter::base_on_hub(&folder)? {
+        hub::fetch(&base, Kind::Model, progress)?;
+    }
+    Ok(folder)
+}
+
+/// The folder of an adapter, fetched if it is not here; its base is given beside it.
+///
+/// # Errors
+/// As [`hub::fetch`].
+pub fn adapter(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
+    place(path, Kind::Model, progress)
+}
+
+/// The folder of an encoder, fetched if it is not here, with the options that the name had.
+///
+/// # Errors
+/// As [`model`]; options that are none.
+pub fn encoder(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
+    let choice = Choice::parse(path)?;
+    let place = place(&choice.place, Kind::Encoder, progress)?;
+    Ok(Choice { place, ..choice }.path())
+}
+
+fn place(path: &Path, kind: Kind, progress: &dyn Progress) -> Result<PathBuf> {
+    if path.is_dir() || embedded::is_embedded(path) {
+        return embedded::resolve(path);
+    }
+    match path.to_str().and_then(|text| Name::parse(text, kind)) {
+        Some(name) => hub::fetch(&name, kind, progress),
+        // Loading it says what is missing.
+        None => Ok(path.to_owned()),
+    }
+}
+
+/// A path of a file in `base`, relative to it; names stay as they are.
+pub(super) fn relative(path: &Path, kind: Kind, base: &Path) -> PathBuf {
+    let place = match kind {
+        Kind::Model => path.to_owned(),
+        // What is no choice is said by `encoder`.
+        Kind::Encoder => {
+            Choice::parse(path).map_or_else(|_| path.to_owned(), |choice| choice.place)
+        }
+    };
+    let named = || place.to_str().and_then(|text| Name::parse(text, kind)).is_some();
+    let inside = base.join(path);
+    let here = base.join(&place).exists() || inside.exists();
+    match path.as_os_str().is_empty() || embedded::is_embedded(&place) || (!here && named()) {
+        true => path.to_owned(),
+        false => inside,
+    }
+}
+
+/// What a run's record says of a folder: of a snapshot in the hub's cache, the repository and the commit, which name it on any
+/// machine; else the absolute path.
+pub fn recorded(path: &Path) -> PathBuf {
+    let choice = Choice::parse(path).ok();
+    let place = choice.as_ref().map_or(path, |choice| &choice.place);
+    if place.as_os_str().is_empty() || embedded::is_embedded(place) {
+        return path.to_owned();
+    }
+    let place = match (hub::Origin::in_cache(place), std::path::absolute(place)) {
+        (Some(origin), _) => origin.to_string().into(),
+        (None, Ok(absolute)) => absolute,
+        (None, Err(_)) => place.to_owned(),
+    };
+    choice.map_or_else(|| place.clone(), |choice| Choice { place: place.clone(), ..choice }.path())
+}
