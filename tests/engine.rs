@@ -319,7 +319,7 @@ fn placeholders_are_never_drawn() {
     let hidden = Tensor::ones((1, width), DType::F32, &common::place::device()).unwrap();
     let logits = engine.logits(&hidden).unwrap().get(0).unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(logits.len(), vocab);
-    assert_eq!(logits[model.format.image_token() as usize], f32::NEG_INFINITY);
+    assert_eq!(logits[model.format.image_token().unwrap() as usize], f32::NEG_INFINITY);
     for (id, logit) in logits.iter().enumerate() {
         if model.format.tokenizer().token(id as u32).is_none() {
             assert_eq!(*logit, f32::NEG_INFINITY, "id {id}");

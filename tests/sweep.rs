@@ -271,6 +271,47 @@ fn doctor_reports_a_usable_device_and_refuses_an_unknown_one() {
     assert_eq!(report["device"]["usable"], false);
 }
 
+/// An adapter is part of the model, beside its base or named as the model.
+#[test]
+fn an_adapter_makes_another_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 3);
+    let adapter = common::golden("llava/adapter_next_vicuna");
+    let run = |name: &str, arguments: &[&Path]| {
+        let out = dir.path().join(name);
+        succeed(sweep(&data, &out).args(arguments));
+        exports(&out)
+    };
+    let plain = run("plain", &[]);
+    let beside = run("beside", &[Path::new("--adapter"), &adapter]);
+    assert_ne!(plain, beside);
+    let config = dir.path().join("run.toml");
+    let [base, adapter] = [common::llava(), adapter].map(|path| path.display().to_string());
+    std::fs::write(&config, format!("[model]\npath = {base:?}\nadapter = {adapter:?}\n")).unwrap();
+    let out = dir.path().join("beside");
+    // The adapter alone, and both in a file, go on with the run: nothing is left to generate.
+    let saved: Value =
+        serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
+    assert_eq!(saved["config"]["model"]["adapter"], adapter);
+    for first in [format!("--model={adapter}"), config.display().to_string()] {
+        let mut again = bdhs();
+        again.arg("sweep").arg(&first).arg("--data").arg(&data).arg("--out").arg(&out);
+        for encoder in encoders() {
+            again.arg("--encoder").arg(encoder);
+        }
+        again.args(["--max-sentence-tokens", "24", "--max-response-tokens", "48"]);
+        succeed(&mut again);
+    }
+    assert_eq!(exports(&out), beside);
+    let refused = sweep(&data, &out).output().unwrap();
+    assert_eq!(refused.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("model_fingerprint"));
+    let training =
+        sweep(&data, &out).arg("--adapter").arg(&adapter).arg("--train").output().unwrap();
+    assert_eq!(training.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&training.stderr).contains("training on the adapter"));
+}
+
 #[test]
 fn bench_sets_rates_beside_ceilings() {
     let encoder = &encoders()[0];

@@ -23,7 +23,7 @@ use crate::engine::{Answering, Progress, checkpoint};
 use crate::eval::judge::{Endpoint, Judge};
 use crate::eval::run::{self, Benchmarks, Heard, SUMMARY, Summary};
 use crate::eval::{self, Settings};
-use crate::models::weights::{Weights, fingerprint};
+use crate::models::weights::Weights;
 use crate::models::{device, llava::Llava};
 use crate::sweep::Config;
 use crate::sweep::atomic::write_json;
@@ -128,9 +128,11 @@ pub fn stages(
         true => Some(Judging::new(config)?),
         false => None,
     };
+    let source = config.model.source()?;
+    source.unadapted()?;
     // Every byte of the base is read for it: once, not once a model.
     let base = match stages.contains(&Stage::Train) {
-        true => fingerprint(&config.model.path)?,
+        true => source.fingerprint()?,
         false => String::new(),
     };
     let mut failed = None;

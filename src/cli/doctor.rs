@@ -14,7 +14,10 @@ use crate::{
     models::{
         device,
         hub::Origin,
-        llava::outline::{Memory, Outline},
+        llava::{
+            Source,
+            outline::{Memory, Outline},
+        },
     },
     sweep::named,
 };
@@ -25,6 +28,9 @@ pub(super) struct Doctor {
     /// Also check a LLaVA folder, or its name on the hub, all but the values of its weights: sizes, memory, what fits here
     #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
+    /// With --model: a LoRA adapter's folder that changes it
+    #[arg(long, value_name = "DIR", requires = "model")]
+    adapter: Option<PathBuf>,
     /// Key-value slots of one wave, for the memory that --model needs
     #[arg(long, value_name = "N", default_value_t = 16_384)]
     token_budget: usize,
@@ -78,8 +84,10 @@ impl Doctor {
         if let Some(model) = &self.model {
             let bars = Bars::new(global);
             let folder = named::model(model, &bars)?;
+            let adapter = self.adapter.as_deref().map(|path| named::adapter(path, &bars));
             bars.clear();
-            report.model = Some(Outline::read(&folder, self.token_budget)?);
+            let source = Source::new(&folder, adapter.transpose()?.as_deref())?;
+            report.model = Some(Outline::read(&source, self.token_budget)?);
             report.origin = Origin::of(&folder);
         }
         if global.json { print_json(&report) } else { print_text(&human(&report)) }
@@ -238,11 +246,12 @@ fn outline(model: &Outline, report: &Report) -> String {
         .map(|(width, height, tokens)| format!("{width}x{height}: {tokens}"))
         .collect();
     let mut text = format!(
-        "\n\nmodel         {} around {}, {} parameters (language {}, vision {}, projector {})\n\
+        "\n\nmodel         {} around {}, {} layout, {} parameters (language {}, vision {}, projector {})\n\
          language      {} layers of {}, {} heads ({} for keys and values), {} tokens, context {}\n\
          stored        {}\nimage tokens  {}\n",
         model.family,
         model.language,
+        model.layout,
         count(model.language_parameters + model.vision_parameters + model.projector_parameters),
         count(model.language_parameters),
         count(model.vision_parameters),

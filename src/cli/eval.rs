@@ -21,7 +21,10 @@ use crate::{
         judge::{Cost, Endpoint, Judge},
         run::{self, Benchmarks, Heard},
     },
-    models::{device, llava::Llava},
+    models::{
+        device,
+        llava::{Llava, Source},
+    },
     sweep::named,
 };
 
@@ -132,6 +135,9 @@ struct Bootstrap {
 /// How a model answers.
 #[derive(Args)]
 struct Answer {
+    /// LoRA adapter's folder, in PEFT's layout, that changes the model
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Storage type of the model: f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: String,
@@ -149,7 +155,9 @@ struct Answer {
 impl Answer {
     fn load(&self, model: &std::path::Path, global: &Global, bars: &Bars) -> Result<Llava> {
         let (device, dtype) = (global.device()?, device::dtype(&self.dtype)?);
-        Llava::load(named::model(model, bars)?, &device, dtype)
+        let adapter = self.adapter.as_deref().map(|path| named::adapter(path, bars)).transpose()?;
+        let source = Source::new(&named::model(model, bars)?, adapter.as_deref())?;
+        Llava::open(&source, &device, dtype)
     }
 
     fn answering(&self, seed: u64) -> Answering {
@@ -351,6 +359,10 @@ impl Run {
     fn run(&self, name: &'static str, global: &Global) -> Result<()> {
         let (metric, settings) = (eval::metric(name)?, self.settings());
         metric.spec().protocol(settings.protocol)?;
+        if let (None, Some(adapter)) = (&self.model, &self.answer.adapter) {
+            let expected = "a --model beside it";
+            return Err(Error::argument("eval", "--adapter", adapter.display(), expected));
+        }
         let bars = Bars::new(global);
         let load = |model| self.answer.load(model, global, &bars);
         let model = self.model.as_deref().map(load).transpose()?;

@@ -90,6 +90,9 @@ impl Sweep {
             config.validate()?;
             let config = config.resolved(&bars)?;
             bars.clear();
+            if self.train {
+                config.model.source()?.unadapted()?;
+            }
             return self.submit(&config, global);
         }
         if !self.train {
@@ -98,6 +101,8 @@ impl Sweep {
         let devices = device::list(&global.device)?;
         config.validate()?;
         let config = config.resolved(&bars)?;
+        // Told before hours of sampling, not after.
+        config.model.source()?.unadapted()?;
         let device = generate(&config, &devices, Shard::WHOLE, &bars)?;
         let options = Options { device, shard: Shard::WHOLE };
         match sweep::run_all(&config, &options, &bars)? {
@@ -211,9 +216,12 @@ pub(super) struct RunArgs {
     /// Take all settings from a run folder's run.json, and go on with that run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "out", "paper"])]
     from_run: Option<PathBuf>,
-    /// LLaVA folder in the Hugging Face layout, its name on the hub (org/repo[@revision]), or demo-llava
+    /// LLaVA folder, its name on the hub (org/repo[@revision]), or demo-llava
     #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
+    /// LoRA adapter's folder, in PEFT's layout, that changes the model
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Conversations: LLaVA's JSON, or JSONL, or demo-scenes
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -283,6 +291,9 @@ impl RunArgs {
         set(&mut config.sampling.attempts, &self.attempts);
         set(&mut config.sampling.max_sentence_tokens, &self.max_sentence_tokens);
         set(&mut config.sampling.max_response_tokens, &self.max_response_tokens);
+        if self.adapter.is_some() {
+            config.model.adapter.clone_from(&self.adapter);
+        }
         if self.images.is_some() {
             config.data.images.clone_from(&self.images);
         }

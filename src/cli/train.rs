@@ -12,7 +12,6 @@ use super::{
 use crate::{
     Result,
     demo::embedded::{self, is_embedded},
-    models::weights::fingerprint,
     sweep::{Config, named},
     train::{self, Loss, Online, Options},
 };
@@ -108,13 +107,15 @@ impl Train {
         settings.projector |= self.projector_learning_rate.is_some();
         let device = global.device()?;
         let bars = Bars::new(global);
-        let model = named::model(&config.model.path, &bars)?;
+        config.model.path = named::model(&config.model.path, &bars)?;
+        let source = config.model.source()?;
+        let model = source.unadapted()?;
         if let Some(online) = &mut config.train.online {
             online.encoder = named::encoder(&online.encoder, &bars)?;
         }
         let options = Options {
-            model: &model,
-            base: &fingerprint(&model)?,
+            model,
+            base: &source.fingerprint()?,
             device: &device,
             dtype: &config.model.dtype,
             out: &self.out,

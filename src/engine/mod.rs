@@ -49,7 +49,7 @@ impl<'m> Engine<'m> {
     pub fn new(model: &'m Llava, config: SamplingConfig, seed: u64) -> Result<Self> {
         let format = &model.format;
         let textless =
-            |id: &u32| *id == format.image_token() || format.tokenizer().token(*id).is_none();
+            |id: &u32| Some(*id) == format.image_token() || format.tokenizer().token(*id).is_none();
         let forbidden: Vec<f32> = (0..model.config().text.vocab as u32)
             .map(|id| if textless(&id) { f32::NEG_INFINITY } else { 0.0 })
             .collect();

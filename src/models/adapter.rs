@@ -1,9 +1,11 @@
 //! LoRA adapters in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`), merged into the weights of their base as
-//! those are loaded: W + (alpha / r) B A, computed in f32. Fully trained modules (`modules_to_save`) take the base's place.
+//! those are loaded: W + (alpha / r) B A, computed in f32. Fully trained modules (`modules_to_save`, or
+//! `non_lora_trainables.safetensors` beside them, as the original LLaVA code has it) take the base's place.
 //!
-//! An adapter's folder is named wherever a model's is; the base is the folder that `base_model_name_or_path` says, or the
-//! repository of the hub, at the commit that `revision` says. PEFT names tensors as the model class did when it was trained, checkpoints as it did when they were saved: both are brought to one
-//! form ([`canonical`]).
+//! An adapter's folder is named wherever a model's is, or beside a base; else the base is the folder that
+//! `base_model_name_or_path` says, or the repository of the hub, at the commit that `revision` says. PEFT names tensors as the
+//! model class did when it was trained, checkpoints as it did when they were saved, and the original LLaVA code has names of its
+//! own: all are brought to one form ([`canonical`]).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,11 +14,13 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
 use super::hub::{self, Kind, Name};
-use super::weights::Weights;
+use super::weights::{Weights, refuse_pickle};
 use crate::{Error, Result};
 
 pub(crate) const CONFIG: &str = "adapter_config.json";
 pub(crate) const TENSORS: &str = "adapter_model.safetensors";
+/// What the original LLaVA code trains whole beside an adapter.
+pub(super) const WHOLE: &str = "non_lora_trainables.safetensors";
 /// What PEFT puts before every name.
 const PREFIX: &str = "base_model.model.";
 
@@ -51,15 +55,21 @@ impl Config {
 enum Change {
     /// Adds `scale` B A; names of A `[r, in]` and B `[out, r]`.
     Add { a: String, b: String, scale: f64 },
-    /// Takes its place.
-    Replace(String),
+    /// Takes its place: a tensor of the file with this number.
+    Replace(usize, String),
 }
 
 /// An adapter and what it changes, by canonical name.
 #[derive(Debug)]
 pub struct Adapter {
-    weights: Weights,
+    /// [`TENSORS`], then [`WHOLE`] if there is one.
+    files: Vec<Weights>,
     changes: HashMap<String, Change>,
+}
+
+/// Whether a folder is an adapter's.
+pub fn is_adapter(dir: &Path) -> bool {
+    dir.join(CONFIG).is_file()
 }
 
 /// Where an adapter's base is.
@@ -70,10 +80,10 @@ enum Base {
 
 /// The base that the adapter in a folder names; none if there is no adapter.
 fn named_base(dir: &Path) -> Result<Option<Base>> {
-    let path = dir.join(CONFIG);
-    if !path.is_file() {
+    if !is_adapter(dir) {
         return Ok(None);
     }
+    let path = dir.join(CONFIG);
     let config = Config::read(&path)?;
     let name = config.base_model_name_or_path.unwrap_or_default();
     let candidates = [PathBuf::from(&name), dir.join(&name)];
@@ -86,7 +96,7 @@ fn named_base(dir: &Path) -> Result<Option<Base>> {
         None => {
             let message = format!(
                 "is {name:?}, expected the folder of the base model (absolute, or relative to here or to the adapter), \
-                 or its repository on the hub"
+                 or its repository on the hub; or give the base as the model, and this folder as its adapter"
             );
             Err(Error::invalid(path, "field base_model_name_or_path", message))
         }
@@ -123,26 +133,41 @@ pub fn base_on_hub(dir: &Path) -> Result<Option<Name>> {
     })
 }
 
-/// A tensor's name without what differs between generations of model classes.
+/// A tensor's name without what differs between generations of model classes, and between layouts.
 pub fn canonical(name: &str) -> String {
-    const FORMS: [(&str, &str); 9] = [
+    const FORMS: [(&str, &str); 14] = [
         ("model.language_model.", "language."),
         ("language_model.model.", "language."),
         ("language_model.lm_head", "lm_head"),
+        ("model.vision_tower.vision_tower.vision_model.", "vision."),
+        ("model.vision_tower.vision_tower.", "vision."),
         ("model.vision_tower.vision_model.", "vision."),
         ("vision_tower.vision_model.", "vision."),
         ("model.vision_tower.", "vision."),
         ("vision_tower.", "vision."),
         ("model.multi_modal_projector.", "multi_modal_projector."),
         ("model.image_newline", "image_newline"),
+        // Those of the original LLaVA code, where they are none of the above.
+        ("model.layers.", "language.layers."),
+        ("model.embed_tokens.", "language.embed_tokens."),
+        ("model.norm.", "language.norm."),
     ];
     let form =
         FORMS.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
-    form.unwrap_or_else(|| name.to_owned())
+    form.or_else(|| projector(name)).unwrap_or_else(|| name.to_owned())
 }
 
-/// PEFT's name of a tensor or module, from its canonical name: that of model classes since transformers 4.52.
-pub(crate) fn peft_name(canonical: &str) -> String {
+/// The canonical name of a tensor of the original code's projector: layers and activations in turn, or one layer alone.
+fn projector(name: &str) -> Option<String> {
+    let rest = name.strip_prefix("model.mm_projector.")?;
+    let numbered =
+        rest.split_once('.').and_then(|(n, rest)| Some((n.parse::<usize>().ok()?, rest)));
+    let (place, rest) = numbered.unwrap_or((0, rest));
+    Some(format!("multi_modal_projector.linear_{}.{rest}", place / 2 + 1))
+}
+
+/// The name that model classes have given since transformers 4.52, from the canonical one.
+pub(crate) fn current_name(canonical: &str) -> String {
     const FORMS: [(&str, &str); 3] = [
         ("language.", "model.language_model."),
         ("vision.", "model.vision_tower."),
@@ -150,20 +175,22 @@ pub(crate) fn peft_name(canonical: &str) -> String {
     ];
     let form =
         FORMS.iter().find_map(|(from, to)| Some(format!("{to}{}", canonical.strip_prefix(from)?)));
-    format!("{PREFIX}{}", form.unwrap_or_else(|| canonical.to_owned()))
+    form.unwrap_or_else(|| canonical.to_owned())
+}
+
+/// PEFT's name of a tensor or module, from its canonical name.
+pub(crate) fn peft_name(canonical: &str) -> String {
+    format!("{PREFIX}{}", current_name(canonical))
 }
 
 impl Adapter {
-    /// The adapter in a folder, for this base; none if there is none.
+    /// The adapter in a folder, for this base.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for another kind of adapter than LoRA (DoRA, scales by pattern, and adapters of embeddings
-    /// among them); [`Error::Invalid`] for a tensor that fits none of the base's.
-    pub fn open(dir: &Path, base: &Weights) -> Result<Option<Self>> {
+    /// among them) and for pickles; [`Error::Invalid`] for a tensor that fits none of the base's.
+    pub fn open(dir: &Path, base: &Weights) -> Result<Self> {
         let path = dir.join(CONFIG);
-        if !path.is_file() {
-            return Ok(None);
-        }
         let config = Config::read(&path)?;
         let unsupported = |message: String| {
             Err(Error::unsupported(format!("adapter {}", path.display()), message))
@@ -175,37 +202,27 @@ impl Adapter {
         if config.fan_in_fan_out || !config.alpha_pattern.is_empty() {
             return unsupported("fan_in_fan_out and alpha_pattern are not built in".to_owned());
         }
-        let weights = Weights::open(dir.join(TENSORS), &Device::Cpu, DType::F32)?;
         let known: HashMap<String, Vec<usize>> = base
             .names()
             .into_iter()
             .map(|name| (canonical(name), base.shape(name).unwrap_or_default().to_vec()))
             .collect();
-        let mut changes = HashMap::new();
-        for name in weights.names() {
-            let (target, change) = change(name, &weights, &config)?;
-            let stored = known.get(&target).map(Vec::as_slice);
-            let shape = match &change {
-                Change::Add { a, b, .. } => weights
-                    .shape(b)
-                    .zip(weights.shape(a))
-                    .filter(|(b, a)| b.len() == 2 && a.len() == 2 && b[1] == a[0])
-                    .map(|(b, a)| vec![b[0], a[1]]),
-                Change::Replace(name) => weights.shape(name).map(<[usize]>::to_vec),
-            };
-            if stored.is_none() || stored != shape.as_deref() {
-                let message = match (stored, shape) {
-                    (None, _) => format!("changes {target}, which the base does not have"),
-                    (_, None) => "lacks a lora_A or lora_B that it fits".to_owned(),
-                    (Some(stored), Some(shape)) => {
-                        format!("gives shape {shape:?}, expected {stored:?} of {target}")
-                    }
-                };
-                return Err(Error::invalid(weights.path(), format!("tensor {name}"), message));
+        let mut this = Self { files: open_files(dir)?, changes: HashMap::new() };
+        for file in 0..this.files.len() {
+            let weights = &this.files[file];
+            for name in weights.names() {
+                let (target, change) = change(name, file, weights, &config)?;
+                check(name, weights, &target, &change, known.get(&target))?;
+                let replaces = |change: &Change| matches!(change, Change::Replace(..));
+                let whole = replaces(&change);
+                let before = this.changes.insert(target.clone(), change);
+                if before.is_some_and(|before| whole || replaces(&before)) {
+                    let message = format!("changes {target}, which another tensor changes too");
+                    return Err(Error::invalid(weights.path(), format!("tensor {name}"), message));
+                }
             }
-            changes.insert(target, change);
         }
-        Ok(Some(Self { weights, changes }))
+        Ok(this)
     }
 
     /// Whether the adapter changes a tensor of the base.
@@ -221,15 +238,15 @@ impl Adapter {
         device: &Device,
         read: impl Fn(DType) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let get = |name: &str| {
-            let shape = self.weights.shape(name).unwrap_or_default();
-            self.weights.get(shape, name)
+        let get = |file: usize, name: &str| {
+            let weights = &self.files[file];
+            weights.get(weights.shape(name).unwrap_or_default(), name)
         };
         let changed = match self.changes.get(&canonical(name)) {
             None => return read(dtype),
-            Some(Change::Replace(name)) => get(name)?.to_device(device)?,
+            Some(Change::Replace(file, name)) => get(*file, name)?.to_device(device)?,
             Some(Change::Add { a, b, scale }) => {
-                let delta = (get(b)?.matmul(&get(a)?)? * *scale)?;
+                let delta = (get(0, b)?.matmul(&get(0, a)?)? * *scale)?;
                 (read(DType::F32)? + delta.to_device(device)?)?
             }
         };
@@ -237,8 +254,54 @@ impl Adapter {
     }
 }
 
-/// What a tensor of the adapter's file changes, and how.
-fn change(name: &str, weights: &Weights, config: &Config) -> Result<(String, Change)> {
+/// The adapter's files. Pickles in the place of one are refused.
+fn open_files(dir: &Path) -> Result<Vec<Weights>> {
+    let mut files = Vec::new();
+    for (name, needed) in [(TENSORS, true), (WHOLE, false)] {
+        let path = dir.join(name);
+        if !path.is_file() {
+            let pickle = path.with_extension("bin");
+            if pickle.is_file() {
+                refuse_pickle(&pickle)?;
+            }
+            if !needed {
+                continue;
+            }
+        }
+        files.push(Weights::open(path, &Device::Cpu, DType::F32)?);
+    }
+    Ok(files)
+}
+
+/// Checks that a change fits the tensor of the base that it is for.
+fn check(
+    name: &str,
+    weights: &Weights,
+    target: &str,
+    change: &Change,
+    stored: Option<&Vec<usize>>,
+) -> Result<()> {
+    let shape = match change {
+        Change::Add { a, b, .. } => weights
+            .shape(b)
+            .zip(weights.shape(a))
+            .filter(|(b, a)| b.len() == 2 && a.len() == 2 && b[1] == a[0])
+            .map(|(b, a)| vec![b[0], a[1]]),
+        Change::Replace(_, name) => weights.shape(name).map(<[usize]>::to_vec),
+    };
+    let message = match (stored, shape) {
+        (Some(stored), Some(shape)) if *stored == shape => return Ok(()),
+        (None, _) => format!("changes {target}, which the base does not have"),
+        (_, None) => "lacks a lora_A or lora_B that it fits".to_owned(),
+        (Some(stored), Some(shape)) => {
+            format!("gives shape {shape:?}, expected {stored:?} of {target}")
+        }
+    };
+    Err(Error::invalid(weights.path(), format!("tensor {name}"), message))
+}
+
+/// What a tensor of an adapter's file changes, and how.
+fn change(name: &str, file: usize, weights: &Weights, config: &Config) -> Result<(String, Change)> {
     let bare = name.strip_prefix(PREFIX).unwrap_or(name);
     if bare.contains("lora_embedding_") || bare.contains("lora_magnitude") {
         let message = "embeddings and magnitudes are not built in";
@@ -246,7 +309,7 @@ fn change(name: &str, weights: &Weights, config: &Config) -> Result<(String, Cha
     }
     let pair = [".lora_A.weight", ".lora_B.weight"].iter().find_map(|end| bare.strip_suffix(end));
     let Some(module) = pair else {
-        return Ok((canonical(bare), Change::Replace(name.to_owned())));
+        return Ok((canonical(bare), Change::Replace(file, name.to_owned())));
     };
     let prefix = &name[..name.len() - bare.len()];
     let [a, b] = ["A", "B"].map(|side| format!("{prefix}{module}.lora_{side}.weight"));

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::adapter;
+use super::sentencepiece;
 use super::weights::{INDEX, Index, SINGLE};
 use crate::Result;
 
@@ -37,14 +38,26 @@ pub(super) fn is_module(folder: &str) -> bool {
     folder.split_once('_').is_some_and(|(number, _)| number.parse::<u32>().is_ok())
 }
 
+/// A SentencePiece model and what is read beside it, where there is no `tokenizer.json`.
+pub(super) const PIECES: [&str; 3] =
+    [sentencepiece::PIECES, "added_tokens.json", "special_tokens_map.json"];
+
+/// Those of [`PIECES`] that are read of a folder, by name.
+pub(super) fn pieces(dir: &Path) -> impl Iterator<Item = &'static str> + '_ {
+    let read = !dir.join("tokenizer.json").is_file() && dir.join(PIECES[0]).is_file();
+    PIECES.into_iter().filter(move |name| read && dir.join(name).is_file())
+}
+
 /// The weight files that are read of a folder, by name: an adapter's, and the single file or else the index and its shards.
 ///
 /// # Errors
 /// An index that is malformed.
 pub(super) fn weights(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    if dir.join(adapter::TENSORS).is_file() {
-        names.push(adapter::TENSORS.to_owned());
+    for name in [adapter::TENSORS, adapter::WHOLE] {
+        if adapter::is_adapter(dir) && dir.join(name).is_file() {
+            names.push(name.to_owned());
+        }
     }
     if dir.join(SINGLE).is_file() {
         names.push(SINGLE.to_owned());

@@ -8,5 +8,6 @@ pub mod hub;
 pub mod llava;
 pub mod lora;
 pub mod merge;
+pub mod sentencepiece;
 pub mod tokenizer;
 pub mod weights;

@@ -1,6 +1,7 @@
-//! Hugging Face `tokenizer.json` files, with the padding and truncation that they may carry switched off: lengths are
-//! our callers' business.
+//! Hugging Face `tokenizer.json` files, and SentencePiece models where there is none ([`super::sentencepiece`]), with the padding
+//! and truncation that they may carry switched off: lengths are our callers' business.
 
+use super::sentencepiece;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -23,16 +24,23 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json`, given the file or its folder.
+    /// Loads `tokenizer.json`, given the file or its folder; of a folder without one, `tokenizer.model`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the file is absent or not a tokenizer.
+    /// [`Error::Io`] if neither is there; [`Error::Invalid`] if the file is not a tokenizer; those of `tokenizer.model` as
+    /// [`super::sentencepiece`] says.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        let pieces = path.join(sentencepiece::PIECES);
         let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| Error::invalid(&path, "", format!("not a tokenizer.json: {e}")))?;
+        let (mut inner, path) = if pieces.is_file() && !path.is_file() {
+            (sentencepiece::load(&pieces)?, pieces)
+        } else {
+            let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+            let inner = tokenizers::Tokenizer::from_bytes(&bytes)
+                .map_err(|e| Error::invalid(&path, "", format!("not a tokenizer.json: {e}")))?;
+            (inner, path)
+        };
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::invalid(&path, "", e.to_string()))?;
         Ok(Self { inner, path })

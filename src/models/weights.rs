@@ -3,9 +3,11 @@
 //! Every tensor is checked when it is asked for: present, of the shape the network expects, a float (F32, F16, BF16),
 //! and finite both as stored and after conversion. Pickle files are refused: loading them can run code.
 //!
+//! Files may call tensors otherwise than the networks do; errors name them as the files do.
+//!
 //! Tensors can also be given as they are ([`Weights::from_tensors`]), which is how networks are trained.
 
-use super::adapter::{self, Adapter};
+use super::adapter::Adapter;
 use super::files;
 use super::lora::{Lora, Trainable};
 use crate::{Error, Result};
@@ -45,16 +47,53 @@ struct Files {
     entries: HashMap<String, Entry>,
     /// Tensors that come from no file.
     given: HashMap<String, Tensor>,
+    /// From a tensor's name here to what the files should call it.
+    spell: fn(&str) -> String,
 }
 
 impl Files {
     fn new(path: PathBuf) -> Self {
-        Self { path, shards: Vec::new(), entries: HashMap::new(), given: HashMap::new() }
+        Self {
+            path,
+            shards: Vec::new(),
+            entries: HashMap::new(),
+            given: HashMap::new(),
+            spell: str::to_owned,
+        }
     }
+
+    fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() { open_folder(path) } else { open_file(path) }
+    }
+
+    /// Takes over the tensors of other files, under other names.
+    fn add(&mut self, other: Files, rename: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+        let before = self.shards.len();
+        self.shards.extend(other.shards);
+        for (stored, entry) in other.entries {
+            let Some(name) = rename(&stored) else { continue };
+            let entry = Entry { shard: before + entry.shard, ..entry };
+            let shard = entry.shard;
+            if let Some(first) = self.entries.insert(name, entry) {
+                let message = format!("stands for the same tensor as {}", first.stored);
+                let at = format!("tensor {stored}");
+                return Err(Error::invalid(&self.shards[shard].0, at, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A folder or file of weights, and what its tensors are called here; none leaves a tensor out.
+pub(super) struct Part<'a> {
+    pub path: &'a Path,
+    pub rename: &'a dyn Fn(&str) -> Option<String>,
 }
 
 #[derive(Debug)]
 struct Entry {
+    /// The tensor's name in its file.
+    stored: String,
     shard: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -70,12 +109,27 @@ impl Weights {
     /// [`Error::Unsupported`] where the folder has weights in other formats only; [`Error::Invalid`] where it has none,
     /// or a file is damaged; [`Error::Io`]; [`Error::Argument`] for another dtype.
     pub fn open(path: impl AsRef<Path>, device: &Device, dtype: DType) -> Result<Self> {
-        let path = path.as_ref();
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            let got = format!("{dtype:?}");
-            return Err(Error::argument("Weights::open", "dtype", got, "F32, F16 or BF16"));
+        check_dtype(dtype)?;
+        Ok(Self::new(Files::open(path.as_ref())?, device, dtype))
+    }
+
+    /// As [`Weights::open`] of several folders at once, the first of which stands for all, under other names. `spell` turns
+    /// such a name into what the files should call it.
+    ///
+    /// # Errors
+    /// As [`Weights::open`]; [`Error::Invalid`] for two tensors of one name.
+    pub(super) fn open_parts(
+        parts: &[Part],
+        spell: fn(&str) -> String,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        check_dtype(dtype)?;
+        let path = parts.first().map(|part| part.path.to_owned()).unwrap_or_default();
+        let mut files = Files { spell, ..Files::new(path) };
+        for part in parts {
+            files.add(Files::open(part.path)?, part.rename)?;
         }
-        let files = if path.is_dir() { open_folder(path)? } else { open_file(path)? };
         Ok(Self::new(files, device, dtype))
     }
 
@@ -108,22 +162,18 @@ impl Weights {
         self.trainable.as_ref()?.pairs.get(&self.full_name(name)).cloned()
     }
 
-    /// The same weights, changed by the adapter in `dir` if there is one.
+    /// The same weights, changed by the adapter in `dir`.
     ///
     /// # Errors
     /// As [`Adapter::open`].
     pub fn with_adapter(self, dir: &Path) -> Result<Self> {
-        let adapter = Adapter::open(dir, &self)?.map(Arc::new);
+        let adapter = Some(Arc::new(Adapter::open(dir, &self)?));
         Ok(Self { adapter, ..self })
     }
 
-    /// The names, shapes and types of a model folder's tensors: values are not read, and every tensor is a view of one zero.
-    ///
-    /// # Errors
-    /// As [`Weights::open`].
-    pub fn outline(path: impl AsRef<Path>) -> Result<Self> {
-        let weights = Self::open(path, &Device::Cpu, DType::F32)?;
-        Ok(Self { outline: Some(Arc::default()), ..weights })
+    /// Names, shapes and types alone: values are not read, and every tensor is a view of one zero.
+    pub fn outline(self) -> Self {
+        Self { outline: Some(Arc::default()), ..self }
     }
 
     /// Of an outline, the full names of the tensors that were asked for, with their numbers of elements.
@@ -245,7 +295,10 @@ impl Weights {
     /// As [`Weights::get_as`], whatever an adapter changes.
     fn read(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
         let name = self.full_name(name);
-        let at = || format!("tensor {name}");
+        let at = || {
+            let stored = self.files.entries.get(&name).map(|entry| entry.stored.clone());
+            format!("tensor {}", stored.unwrap_or_else(|| (self.files.spell)(&name)))
+        };
         if let Some(tensor) = self.trainable.as_ref().and_then(|all| all.whole.get(&name)) {
             return Ok(tensor.clone());
         }
@@ -270,7 +323,7 @@ impl Weights {
                 return Err(invalid(format!("dtype {:?}, expected F32, F16 or BF16", entry.dtype)));
             }
             if let Ok(mut used) = used.lock() {
-                used.insert(name, shape.iter().map(|&side| side as u64).product());
+                used.insert(name.clone(), shape.iter().map(|&side| side as u64).product());
             }
             return Ok(Tensor::zeros((), dtype, &self.device)?.broadcast_as(shape)?);
         }
@@ -362,6 +415,13 @@ fn convert_from<const N: usize, T: Copy + Default + Send + Sync>(
     }
 }
 
+fn check_dtype(dtype: DType) -> Result<()> {
+    if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return Ok(());
+    }
+    Err(Error::argument("Weights::open", "dtype", format!("{dtype:?}"), "F32, F16 or BF16"))
+}
+
 fn open_file(path: &Path) -> Result<Files> {
     refuse_pickle(path)?;
     let mut files = Files::new(path.into());
@@ -396,15 +456,23 @@ pub(super) fn is_weight_file(path: &Path) -> bool {
 }
 
 /// Refuses weight files of other frameworks and formats, by their extension.
-fn refuse_pickle(path: &Path) -> Result<()> {
+pub(super) fn refuse_pickle(path: &Path) -> Result<()> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let reason = match extension {
-        "bin" | "pt" | "pth" | "ckpt" => "a pickle, which can run any code when it is loaded",
-        "ot" | "h5" | "msgpack" | "onnx" | "gguf" => "in another framework's format",
+    let message = match extension {
+        "bin" | "pt" | "pth" | "ckpt" => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            format!(
+                "it is a pickle, which can run any code when it is loaded; use the model's safetensors files, or make \
+                 them, with bdhs's sources at hand: python scripts/pickle_to_safetensors.py {}",
+                folder.unwrap_or(Path::new(".")).display()
+            )
+        }
+        "ot" | "h5" | "msgpack" | "onnx" | "gguf" => {
+            "it is in another framework's format; use the model's safetensors files, or convert it to safetensors"
+                .to_owned()
+        }
         _ => return Ok(()),
     };
-    let message =
-        format!("it is {reason}; use the model's safetensors files, or convert it to safetensors");
     Err(Error::unsupported(format!("weight file {}", path.display()), message))
 }
 
@@ -452,7 +520,7 @@ fn open_shards(dir: &Path, path: PathBuf) -> Result<Files> {
     let index = Index::read(&path)?;
     let mut files = Files::new(path.clone());
     for shard in &index.shards {
-        refuse_pickle(Path::new(shard))?;
+        refuse_pickle(&dir.join(shard))?;
         add_shard(&mut files, dir.join(shard))?;
     }
     for (name, file) in &index.tensors {
@@ -477,6 +545,7 @@ fn add_shard(files: &mut Files, path: PathBuf) -> Result<()> {
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
         let entry = Entry {
+            stored: name.clone(),
             shard: files.shards.len(),
             dtype: info.dtype,
             shape: info.shape.clone(),
@@ -491,24 +560,16 @@ fn add_shard(files: &mut Files, path: PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// A hash (64 hex digits) of all that decides what a model computes: the settings and weights that are read of the folder and
-/// of its numbered module folders (`1_Pooling`), by relative name and content. Of an adapter, also its base's. Files that are
-/// not read are left out, so that what else was downloaded does not change it.
+/// A hash (64 hex digits) of all that decides what the network in a folder computes: the settings and weights that are read of it
+/// and of its numbered module folders (`1_Pooling`), by relative name and content. Files that are not read are left out, so
+/// that what else was downloaded does not change it.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder or a file cannot be read.
 pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
     let dir = dir.as_ref();
-    let base = adapter::base(dir)?;
-    if base != dir {
-        let both = fingerprint_of(dir)? + &fingerprint(base)?;
-        return Ok(blake3::hash(both.as_bytes()).to_hex().to_string());
-    }
-    fingerprint_of(dir)
-}
-
-fn fingerprint_of(dir: &Path) -> Result<String> {
     let mut found = hashed_files(dir, "")?;
+    found.extend(files::pieces(dir).map(|name| (name.to_owned(), dir.join(name))));
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -14,11 +14,11 @@ use crate::{
     Error, Result,
     ablation::{self, Ablation},
     data::json::read_document,
-    models::{hub, llava::PatchMap},
+    models::llava::PatchMap,
     sampling::SamplingConfig,
     store::{EncoderInfo, Key, Manifest, Score, Store, Wave},
     sweep::{
-        SavedRun,
+        Model, SavedRun,
         grid::{Attempts, Cell, ScoreTable, decide_cells},
         summary::{CellSummary, Summary},
     },
@@ -160,16 +160,12 @@ impl Run {
 
     /// The model folder's name, or its repository's.
     pub fn model_name(&self) -> String {
-        let path = match &self.saved {
-            Some(saved) => saved.config.model.path.clone(),
-            None => PathBuf::from(&self.manifest.model_path),
-        };
-        if let Some(name) = path.to_str().and_then(|text| hub::Name::parse(text, hub::Kind::Model))
-        {
-            return name.repo().to_owned();
+        match &self.saved {
+            Some(saved) => saved.config.model.name(),
+            None => {
+                Model { path: PathBuf::from(&self.manifest.model_path), ..Model::default() }.name()
+            }
         }
-        path.file_name()
-            .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
     }
 
     /// The threshold of the grid that is nearest to the paper's.

@@ -10,7 +10,10 @@ use crate::{
     data::TurnChoice,
     demo::embedded::{self, is_embedded},
     engine::Progress,
-    models::hub::Kind,
+    models::{
+        hub::{self, Kind},
+        llava::Source,
+    },
     sampling::SamplingConfig,
     train,
 };
@@ -49,15 +52,41 @@ pub(super) type Visit<'a> = &'a mut dyn FnMut(&mut PathBuf, Option<Kind>);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// LLaVA folder in the Hugging Face layout, or a name ([`named::model`](super::named::model)).
+    /// LLaVA folder, or an adapter's that names its base, or a name ([`named::model`](super::named::model)).
     pub path: PathBuf,
+    /// Folder of an adapter that changes it, or a name ([`named::adapter`](super::named::adapter)).
+    pub adapter: Option<PathBuf>,
     /// Storage type of its weights and states: `f32`, `f16` or `bf16`.
     pub dtype: String,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { path: PathBuf::new(), dtype: "f32".into() }
+        Self { path: PathBuf::new(), adapter: None, dtype: "f32".into() }
+    }
+}
+
+impl Model {
+    /// Where the model is read from.
+    ///
+    /// # Errors
+    /// As [`Source::new`].
+    pub fn source(&self) -> Result<Source> {
+        Source::new(&self.path, self.adapter.as_deref())
+    }
+
+    /// What the model is called: its folder's name or its repository's, and its adapter's.
+    pub fn name(&self) -> String {
+        let name = |path: &Path| {
+            let on_hub = path.to_str().and_then(|text| hub::Name::parse(text, Kind::Model));
+            match (on_hub, path.file_name()) {
+                (Some(name), _) => name.repo().to_owned(),
+                (None, Some(name)) => name.to_string_lossy().into_owned(),
+                (None, None) => path.display().to_string(),
+            }
+        };
+        let adapter = self.adapter.as_deref().map(|adapter| format!(" + {}", name(adapter)));
+        name(&self.path) + &adapter.unwrap_or_default()
     }
 }
 
@@ -169,7 +198,9 @@ impl Config {
                 change(path, kind);
             }
         };
-        visit(&mut self.model.path, Some(Kind::Model));
+        for path in [&mut self.model.path].into_iter().chain(&mut self.model.adapter) {
+            visit(path, Some(Kind::Model));
+        }
         let online = self.train.online.as_mut().map(|online| &mut online.encoder);
         for encoder in self.grid.encoders.iter_mut().chain(online) {
             visit(encoder, Some(Kind::Encoder));
@@ -197,6 +228,9 @@ impl Config {
             variant.resolve(progress)?;
         }
         self.model.path = named::model(&self.model.path, progress)?;
+        if let Some(adapter) = &mut self.model.adapter {
+            *adapter = named::adapter(adapter, progress)?;
+        }
         Ok(self)
     }
 

@@ -22,6 +22,14 @@ pub fn model(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// The folder of an adapter, fetched if it is not here; its base is given beside it.
+///
+/// # Errors
+/// As [`hub::fetch`].
+pub fn adapter(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
+    place(path, Kind::Model, progress)
+}
+
 /// The folder of an encoder, fetched if it is not here, with the options that the name had.
 ///
 /// # Errors

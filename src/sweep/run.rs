@@ -10,7 +10,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{Config, Grid, blocks, finish::finish, summary::Summary};
+use super::{Config, Grid, Model, blocks, finish::finish, summary::Summary};
 use crate::{
     Error, Result,
     data::{Dataset, DatasetOptions, Sample, image},
@@ -20,7 +20,6 @@ use crate::{
         encoder::{Embeddings, SentenceEncoder},
         hub::Origin,
         llava::Llava,
-        weights,
     },
     ops::cosine,
     sampling::{Attempt, Candidate, CandidateKey, acceptance::resolved, attempts::attempts},
@@ -101,7 +100,7 @@ impl<'a> Runner<'a> {
             .collect::<Result<_>>()?;
         let dtype = &config.model.dtype;
         device::dtype(dtype)?;
-        let fingerprint = format!("{}:{dtype}", weights::fingerprint(&config.model.path)?);
+        let fingerprint = format!("{}:{dtype}", config.model.source()?.fingerprint()?);
         let model_hash = *blake3::hash(fingerprint.as_bytes()).as_bytes();
         if !store_path(config, options.shard).exists() {
             check_images(&dataset, config.sampling.rho)?;
@@ -256,7 +255,7 @@ impl<'a> Runner<'a> {
         self.progress.begin("loading the model", None);
         let begun = Instant::now();
         let dtype = device::dtype(&self.config.model.dtype)?;
-        let model = Llava::load(&self.config.model.path, &self.device, dtype)?;
+        let model = Llava::open(&self.config.model.source()?, &self.device, dtype)?;
         // A sample that the model has no room for is told before hours of work, not after.
         let engine = Engine::new(&model, self.config.sampling.clone(), self.config.run.seed)?;
         for guided in [self.config.sampling.guidance, false] {
@@ -384,6 +383,12 @@ pub fn load_encoders(grid: &Grid, device: &Device) -> Result<Vec<SentenceEncoder
     Ok(encoders)
 }
 
+/// Where the model is from: of one with an adapter, the adapter.
+fn model_path(model: &Model) -> String {
+    let path = model.adapter.as_ref().unwrap_or(&model.path);
+    Origin::of(path).map_or_else(|| path.display().to_string(), |origin| origin.to_string())
+}
+
 /// What a store must have been made with to be continued by this run.
 fn manifest(
     config: &Config,
@@ -400,10 +405,7 @@ fn manifest(
     Manifest {
         bdhs_version: env!("CARGO_PKG_VERSION").into(),
         model_fingerprint,
-        model_path: match Origin::of(&config.model.path) {
-            Some(origin) => origin.to_string(),
-            None => config.model.path.display().to_string(),
-        },
+        model_path: model_path(&config.model),
         sampling: config.sampling.canonical_generation(),
         seed: config.run.seed,
         token_budget: config.run.token_budget,

@@ -16,9 +16,8 @@ use super::sequence::{Packed, Sequences, image_tokens};
 use super::settings::{Loss, Settings};
 use crate::data::image;
 use crate::models::adapter;
-use crate::models::llava::{ImageLayout, Llava};
+use crate::models::llava::{ImageLayout, Llava, Source};
 use crate::models::lora::Mode;
-use crate::models::weights::Weights;
 use crate::{Error, Result};
 
 /// Bytes of vision features that are kept between epochs.
@@ -80,14 +79,9 @@ impl Trainer {
     /// As [`Llava::load`]; a folder that is itself an adapter; a target layer that the model does not have.
     pub fn new(dir: &Path, device: &Device, dtype: DType, settings: &Settings) -> Result<Self> {
         settings.validate()?;
-        if adapter::base(dir)? != dir {
-            let message = "merge it into its base first (bdhs merge), or train its base";
-            return Err(Error::unsupported(
-                format!("training on the adapter {}", dir.display()),
-                message,
-            ));
-        }
-        let (parameters, weights) = Parameters::new(Weights::open(dir, device, dtype)?, settings)?;
+        let source = Source::new(dir, None)?;
+        let dir = source.unadapted()?;
+        let (parameters, weights) = Parameters::new(source.weights(device, dtype)?, settings)?;
         let model = Llava::with_weights(dir, &weights)?;
         let vars: Vec<&Var> = parameters.all.iter().map(|one| &one.var).collect();
         let adam = Adam::new(&vars)?;

@@ -1,6 +1,9 @@
 //! PEFT adapters against PEFT on transformers (scripts/golden_adapters.py), and what is refused.
 
-use bdhs::models::{merge::merge, weights::fingerprint};
+use std::collections::HashMap;
+
+use bdhs::models::llava::Source;
+use bdhs::models::merge::merge;
 
 use super::*;
 
@@ -59,7 +62,7 @@ fn merged_adapters_equal_peft() {
     }
 }
 
-fn tensors(name: &str) -> std::collections::HashMap<String, Tensor> {
+fn tensors(name: &str) -> HashMap<String, Tensor> {
     let path = folder(&format!("adapter_{name}")).join("expected/results.safetensors");
     candle_core::safetensors::load(path, &Device::Cpu).unwrap()
 }
@@ -115,7 +118,7 @@ fn tensors_that_do_not_fit_are_named() {
     let whole = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
     let module = "base_model.model.model.language_model.layers.0.self_attn.q_proj";
     let b = format!("{module}.lora_B.weight");
-    let refused = |tensors: &std::collections::HashMap<String, Tensor>, expected: &[&str]| {
+    let refused = |tensors: &HashMap<String, Tensor>, expected: &[&str]| {
         candle_core::safetensors::save(tensors, &path).unwrap();
         let error =
             Llava::load(&adapter, &Device::Cpu, DType::F32).err().expect("refused").to_string();
@@ -151,10 +154,101 @@ fn an_adapter_has_a_fingerprint_of_its_own_and_of_its_base() {
                 std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
             }
         }
-        fingerprint(adapter).unwrap()
+        Source::new(&adapter, None).unwrap().fingerprint().unwrap()
     };
     let first = own("llava15");
     assert_eq!(first, own("llava15"), "wherever it lies");
     assert_ne!(first, own("llava15_odd"), "another base");
-    assert_ne!(first, fingerprint(folder("llava15")).unwrap());
+    let base = folder("llava15");
+    assert_ne!(first, Source::new(&base, None).unwrap().fingerprint().unwrap());
+    let named = Source::new(&base, Some(&folder("adapter_llava15"))).unwrap();
+    let itself = Source::new(&folder("adapter_llava15"), None).unwrap();
+    assert_eq!(named.fingerprint().unwrap(), itself.fingerprint().unwrap(), "however it is given");
+}
+
+/// What a model with an adapter says of a text and of a picture.
+fn results(source: &Source) -> [Tensor; 2] {
+    let model = Llava::open(source, &place::device(), DType::F32).unwrap();
+    let x = model.language.embed(&[300, 301, 302, 303]).unwrap();
+    let states = prefill(&model.language, &x, &[0, 1, 2, 3]);
+    let pixels = model.preprocess(&picture(61, 23)).unwrap();
+    [model.language.logits(&states).unwrap(), model.image_features(&pixels).unwrap()]
+}
+
+fn assert_equal(ours: &Source, theirs: &Source, what: &str) {
+    for (ours, theirs) in results(ours).iter().zip(&results(theirs)) {
+        assert_eq!(max_difference(ours, theirs), 0.0, "{what}");
+    }
+}
+
+/// An adapter's folder with its tensors under the original code's names; of a trained projector's, as that code keeps them.
+fn in_original_names(name: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = json_file(folder(name).join("adapter_config.json"));
+    config["base_model_name_or_path"] = json!("liuhaotian/llava-v1.5-7b");
+    write(dir.path(), "adapter_config.json", &config);
+    let path = folder(name).join("adapter_model.safetensors");
+    let (mut lora, mut whole) = (HashMap::new(), HashMap::new());
+    for (name, tensor) in candle_core::safetensors::load(path, &Device::Cpu).unwrap() {
+        let bare = name.strip_prefix("base_model.model.").unwrap();
+        let name = format!("base_model.model.{}", original::original_name(bare));
+        let part = if name.contains(".lora_") { &mut lora } else { &mut whole };
+        part.insert(name, tensor);
+    }
+    let to = |file: &str| dir.path().join(file);
+    candle_core::safetensors::save(&lora, to("adapter_model.safetensors")).unwrap();
+    if !whole.is_empty() {
+        candle_core::safetensors::save(&whole, to("non_lora_trainables.safetensors")).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn adapters_go_with_bases_of_either_layout() {
+    for (base, inside) in [("llava15", false), ("next_vicuna", true)] {
+        let adapter = folder(&format!("adapter_{base}"));
+        let expected = Source::new(&adapter, None).unwrap();
+        let written = original::Written::new(base, inside);
+        let renamed = in_original_names(&format!("adapter_{base}"));
+        for (base, adapter, what) in [
+            (&folder(base), adapter.as_path(), "beside its base"),
+            (&written.dir, adapter.as_path(), "beside an original base"),
+            (&folder(base), renamed.path(), "in original names"),
+            (&written.dir, renamed.path(), "all original"),
+        ] {
+            let source = Source::new(base, Some(adapter)).unwrap();
+            assert_eq!(source.dir(), adapter);
+            assert_equal(&source, &expected, what);
+        }
+    }
+}
+
+#[test]
+fn two_adapters_pickles_and_other_files_are_refused() {
+    let (base, adapter) = (folder("llava15"), folder("adapter_llava15"));
+    let named = |model: &Path, adapter: Option<&Path>, expected: &[&str]| {
+        let error = Source::new(model, adapter).unwrap_err().to_string();
+        assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+    };
+    named(&adapter, Some(&adapter), &["two adapters", "adapter_llava15"]);
+    let (_dir, on_adapter) = changed("adapter_llava15", json!({}));
+    named(&on_adapter, None, &["two adapters"]);
+    named(&base, Some(&base), &["has no adapter_config.json"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("llava.gguf");
+    std::fs::write(&file, "GGUF").unwrap();
+    named(&file, None, &["GGUF", "assemble_llava", file.to_str().unwrap()]);
+    named(&base.join("config.json"), None, &["is a file, expected the folder of a checkpoint"]);
+
+    let renamed = in_original_names("adapter_next_vicuna");
+    let source = Source::new(&folder("next_vicuna"), Some(renamed.path())).unwrap();
+    for file in ["non_lora_trainables", "adapter_model"] {
+        let path = renamed.path().join(file);
+        let pickle = path.with_extension("bin");
+        std::fs::rename(path.with_extension("safetensors"), &pickle).unwrap();
+        let error =
+            Llava::open(&source, &Device::Cpu, DType::F32).err().expect("refused").to_string();
+        let script = format!("pickle_to_safetensors.py {}", renamed.path().display());
+        assert!(error.contains(pickle.to_str().unwrap()) && error.contains(&script), "{error}");
+    }
 }

@@ -6,10 +6,12 @@ mod errors;
 mod families;
 mod images;
 mod network;
+mod original;
 #[path = "../common/place.rs"]
 mod place;
 mod precision;
 mod prompts;
+mod sentencepiece;
 mod shapes;
 
 use std::path::{Path, PathBuf};

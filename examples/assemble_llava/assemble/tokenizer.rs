@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::str::FromStr;
 
+use bdhs::models::sentencepiece::{Prefix, added_token, bpe, surround};
 use bdhs::{Error, Result};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -86,7 +87,7 @@ pub fn build(gguf: &Gguf, rows: usize) -> Result<TokenizerFiles> {
     let roles = Roles::read(gguf, &tokens)?;
     let mut file = match gguf.string("tokenizer.ggml.model")? {
         Some("gpt2") => byte_level(gguf, &ids)?,
-        Some("llama") => sentence_piece(gguf, &tokens, &ids, &roles)?,
+        Some("llama") => sentence_piece(gguf, &tokens, &roles)?,
         other => {
             return Err(Error::unsupported(
                 format!("GGUF tokenizer {other:?}"),
@@ -99,7 +100,7 @@ pub fn build(gguf: &Gguf, rows: usize) -> Result<TokenizerFiles> {
     file["padding"] = Value::Null;
     file["added_tokens"] = added_tokens(gguf, &tokens, image_token)?;
     file["post_processor"] = match (&roles.bos, roles.add_bos) {
-        (Some(bos), true) => starts_with(bos),
+        (Some(bos), true) => surround(Some(&(bos.text.clone(), bos.id as usize)), None),
         _ => Value::Null,
     };
     let tokenizer = Tokenizer::from_str(&file.to_string())
@@ -209,80 +210,20 @@ fn byte_level(gguf: &Gguf, ids: &HashMap<&str, u32>) -> Result<Value> {
 }
 
 /// SentencePiece BPE: blanks are `▁`, unknown characters fall back to `<0xNN>` bytes, merges follow the scores.
-fn sentence_piece(
-    gguf: &Gguf,
-    tokens: &[&str],
-    ids: &HashMap<&str, u32>,
-    roles: &Roles,
-) -> Result<Value> {
+fn sentence_piece(gguf: &Gguf, tokens: &[&str], roles: &Roles) -> Result<Value> {
     const SCORES: &str = "tokenizer.ggml.scores";
     let scores = gguf
         .list(SCORES, "a list of numbers", |v| v.to_f32())?
         .ok_or_else(|| gguf.invalid(SCORES, "is missing"))?;
-    if scores.len() != tokens.len() || scores.iter().any(|s| s.is_nan()) {
-        let message =
-            format!("has {} scores, expected {} that are numbers", scores.len(), tokens.len());
-        return Err(gguf.invalid(SCORES, message));
-    }
     let unk = roles
         .unk
         .as_ref()
         .ok_or_else(|| gguf.invalid("tokenizer.ggml.unknown_token_id", "is missing"))?;
-    if let Some(byte) = (0..=255).find(|byte| !ids.contains_key(format!("<0x{byte:02X}>").as_str()))
-    {
-        return Err(
-            gguf.invalid(TOKENS, format!("<0x{byte:02X}> is missing: bytes cannot be written"))
-        );
-    }
-    let blank = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
-    let prefix = gguf.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let mut normalizers = vec![blank];
-    let mut decoders = vec![
-        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ];
-    if prefix {
-        normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
-        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-    }
-    Ok(json!({
-        "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": null,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": unk.text, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-            "vocab": ids, "merges": merges_by_score(tokens, ids, &scores),
-        },
-    }))
-}
-
-/// SentencePiece joins the neighbours whose joint piece has the best score; as a merge list that is: every way to cut a
-/// piece into two pieces, in descending order of the piece's score.
-fn merges_by_score<'a>(
-    tokens: &[&'a str],
-    ids: &HashMap<&str, u32>,
-    scores: &[f32],
-) -> Vec<[&'a str; 2]> {
-    let mut order: Vec<usize> = (0..tokens.len()).collect();
-    // Equal scores: the earlier piece first.
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    let mut merges = Vec::new();
-    for piece in order {
-        let text = tokens[piece];
-        let mut cuts: Vec<(u32, u32, [&str; 2])> = text
-            .char_indices()
-            .skip(1)
-            .filter_map(|(at, _)| {
-                let (left, right) = text.split_at(at);
-                Some((*ids.get(left)?, *ids.get(right)?, [left, right]))
-            })
-            .collect();
-        cuts.sort_unstable();
-        merges.extend(cuts.into_iter().map(|(_, _, pair)| pair));
-    }
-    merges
+    let prefix = match gguf.flag("tokenizer.ggml.add_space_prefix")? {
+        Some(false) => Prefix::Never,
+        _ => Prefix::Segments,
+    };
+    bpe(tokens, &scores, &unk.text, prefix).map_err(|message| gguf.invalid(TOKENS, message))
 }
 
 /// Control tokens and `<unk>` are special (never cut, left out of decoded answers); user-defined ones are never cut.
@@ -297,27 +238,10 @@ fn added_tokens(gguf: &Gguf, tokens: &[&str], image_token: u32) -> Result<Value>
         let message = format!("has {} entries, expected {}", kinds.len(), tokens.len());
         return Err(gguf.invalid(TYPES, message));
     }
-    let added = |id: u32, text: &str, special: bool| {
-        json!({
-            "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": special,
-        })
-    };
     let mut list: Vec<Value> = (0..tokens.len())
         .filter(|&i| matches!(kinds[i], kind::UNKNOWN | kind::CONTROL | kind::USER_DEFINED))
-        .map(|i| added(i as u32, tokens[i], kinds[i] != kind::USER_DEFINED))
+        .map(|i| added_token(i, tokens[i], kinds[i] != kind::USER_DEFINED))
         .collect();
-    list.push(added(image_token, IMAGE, true));
+    list.push(added_token(image_token as usize, IMAGE, true));
     Ok(Value::from(list))
-}
-
-fn starts_with(bos: &Special) -> Value {
-    let first = json!({"SpecialToken": {"id": bos.text, "type_id": 0}});
-    let text = |id: &str, type_id: u32| json!({"Sequence": {"id": id, "type_id": type_id}});
-    json!({
-        "type": "TemplateProcessing",
-        "single": [first, text("A", 0)],
-        "pair": [first, text("A", 0), text("B", 1)],
-        "special_tokens": {&bos.text: {"id": bos.text, "ids": [bos.id], "tokens": [bos.text]}},
-    })
 }

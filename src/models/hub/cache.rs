@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 
 use super::{Kind, is_commit};
 use crate::models::adapter;
+use crate::models::files::PIECES;
+use crate::models::llava::original::has_layout;
 use crate::models::weights::{INDEX, Index, SINGLE};
 use crate::progress::{Progress, checkpoint};
 use crate::{Error, Result};
@@ -210,12 +212,21 @@ impl Found {
         }
         const PROCESSORS: [&str; 2] = ["preprocessor_config.json", "processor_config.json"];
         self.require("config.json".to_owned());
-        self.require("tokenizer.json".to_owned());
-        if !PROCESSORS.iter().any(|file| self.has(file)) {
+        if self.has(PIECES[0]) && !self.has("tokenizer.json") {
+            self.expect(&["tokenizer.json"], "");
+            self.expect(&PIECES, "");
+        } else {
+            self.require("tokenizer.json".to_owned());
+        }
+        // In the original layout the vision tower's settings are used.
+        let original = has_layout(&self.snapshot);
+        if !original && !PROCESSORS.iter().any(|file| self.has(file)) {
             self.require(PROCESSORS[0].to_owned());
         }
         self.require_weights("");
-        self.expect(&PROCESSORS, "");
+        if !original {
+            self.expect(&PROCESSORS, "");
+        }
         self.expect(
             &[
                 "chat_template.jinja",

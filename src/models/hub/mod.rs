@@ -229,9 +229,11 @@ fn complete(client: &Client, repo: &Repo, kind: Kind, info: &Info) -> Result<Pat
 /// The files of a repository that hold settings; of an adapter's, its own alone.
 fn settings(all: &[String], kind: Kind) -> Vec<&str> {
     let names = all.iter().map(String::as_str);
+    let pieces = !all.iter().any(|file| file == "tokenizer.json");
+    let read = |file: &&str| files::is_settings(file) || pieces && files::PIECES.contains(file);
     match kind == Kind::Model && all.iter().any(|file| file == adapter::CONFIG) {
         true => vec![adapter::CONFIG],
-        false => names.filter(|file| files::is_settings(file)).collect(),
+        false => names.filter(read).collect(),
     }
 }
 
@@ -392,6 +394,12 @@ mod tests {
             ]
         );
         assert_eq!(weights(&all, &chosen), ["model.safetensors", "2_Dense/model.safetensors"]);
+        let all =
+            files(&["config.json", "mm_projector.bin", "tokenizer.model", "added_tokens.json"]);
+        assert_eq!(
+            settings(&all, Kind::Model),
+            ["config.json", "tokenizer.model", "added_tokens.json"]
+        );
         let all = files(&[
             "README.md",
             "adapter_config.json",

@@ -1,4 +1,4 @@
-//! `config.json` of a LLaVA checkpoint in the Hugging Face layout.
+//! `config.json` of a LLaVA checkpoint in the Hugging Face layout; [`super::original`] reads the other one.
 //!
 //! Checkpoints store only the fields that differ from a default, so the defaults are part of the format. They are
 //! those of transformers 5 (`LlavaConfig`, `LlavaNextConfig`, `CLIPVisionConfig`, `LlamaConfig`, `MistralConfig`):
@@ -20,6 +20,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::original::{self, Original};
 use crate::ops::act::Activation;
 use crate::{Error, Result};
 
@@ -41,14 +42,16 @@ pub struct Config {
     pub vision: VisionConfig,
     /// The language model.
     pub text: TextConfig,
-    /// The id that stands for an image in a token sequence.
-    pub image_token: u32,
+    /// The id that stands for an image in a token sequence; none in the original layout, where none does.
+    pub image_token: Option<u32>,
     /// Which states of the vision tower are used, counted in layers run: 0 = the embeddings, L = after layer L.
     /// (transformers' `hidden_states[-2]` of a tower with 24 layers is 23.) More than one are concatenated.
     pub vision_layers: Vec<usize>,
     /// Whether the class token is dropped (`default`) or kept (`full`).
     pub drop_class_token: bool,
-    /// Activation between the two layers of the projector.
+    /// Dense layers of the projector: two in the Hugging Face layout.
+    pub projector_layers: usize,
+    /// Activation between the layers of the projector.
     pub projector_act: Activation,
     /// Whether the projector's layers have a bias.
     pub projector_bias: bool,
@@ -56,6 +59,8 @@ pub struct Config {
     pub pinpoints: Vec<(usize, usize)>,
     /// End-of-sequence ids named by `config.json`; `generation_config.json` goes before them.
     pub eos: Vec<u32>,
+    /// What else a checkpoint in the original layout says; none in the Hugging Face layout.
+    pub original: Option<Original>,
 }
 
 /// The CLIP vision tower.
@@ -162,9 +167,12 @@ impl Config {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let fields = Fields::read(&path)?;
+        if original::is_original(&fields) {
+            return original::read(dir, &fields);
+        }
         let generation = generation(&fields)?;
         let vision = VisionConfig::read(&fields)?;
-        let text = TextConfig::read(&fields, generation)?;
+        let text = TextConfig::read_nested(&fields, generation)?;
         let drop_class_token = match fields.str("vision_feature_select_strategy")? {
             None | Some("default") => true,
             Some("full") if generation == Generation::Llava => false,
@@ -194,15 +202,17 @@ impl Config {
         }
         Ok(Self {
             generation,
-            image_token: image_token(&fields)?,
-            vision_layers: vision_layers(&fields, vision.layers)?,
+            image_token: Some(image_token(&fields)?),
+            vision_layers: vision_layers(&fields, "vision_feature_layer", vision.layers)?,
             drop_class_token,
+            projector_layers: 2,
             projector_act: activation(&fields, "projector_hidden_act", "gelu")?,
             projector_bias: fields.bool("multimodal_projector_bias", true)?,
             vision,
             text,
             pinpoints,
             eos,
+            original: None,
         })
     }
 }
@@ -219,8 +229,8 @@ fn generation(fields: &Fields) -> Result<Generation> {
         _ => Err(Error::unsupported(
             format!("{what} \"{name}\""),
             format!(
-                "{}: expected llava (LLaVA-1.5) or llava_next (LLaVA-1.6) in the Hugging Face layout; \
-                 checkpoints of the original LLaVA code (llava_llama, llava_mistral) must be converted first",
+                "{}: expected llava (LLaVA-1.5) or llava_next (LLaVA-1.6) in the Hugging Face layout, or llava, \
+                 llava_llama or llava_mistral in that of the original LLaVA code",
                 fields.path().display()
             ),
         )),
@@ -233,36 +243,45 @@ fn image_token(fields: &Fields) -> Result<u32> {
     u32::try_from(id).map_err(|_| fields.invalid(name, format!("is {id}, expected a token id")))
 }
 
-/// `vision_feature_layer` counted in layers run; transformers counts the embeddings as state 0 and -1 as the last.
-fn vision_layers(fields: &Fields, layers: usize) -> Result<Vec<usize>> {
-    const NAME: &str = "vision_feature_layer";
+/// The field `name` counted in layers run; transformers counts the embeddings as state 0 and -1 as the last.
+pub(super) fn vision_layers(fields: &Fields, name: &str, layers: usize) -> Result<Vec<usize>> {
     let one = |value: &Value| -> Result<usize> {
         let n = value
             .as_i64()
-            .ok_or_else(|| fields.wrong(NAME, value, "an integer or a list of them"))?;
+            .ok_or_else(|| fields.wrong(name, value, "an integer or a list of them"))?;
         let states = layers as i64 + 1;
         let index = if n < 0 { states + n } else { n };
         if !(0..states).contains(&index) {
             return Err(fields.invalid(
-                NAME,
+                name,
                 format!("is {n}, expected -{states}..={layers} for a tower of {layers} layers"),
             ));
         }
         Ok(index as usize)
     };
-    match fields.value(NAME) {
+    match fields.value(name) {
         None => Ok(vec![one(&Value::from(-2))?]),
         Some(Value::Array(list)) if !list.is_empty() => list.iter().map(one).collect(),
         Some(value) => Ok(vec![one(value)?]),
     }
 }
 
+/// AnyRes resolutions, of which all sides are multiples of a tile's.
+pub(super) const PINPOINTS: &str = "image_grid_pinpoints";
+
 fn pinpoints(fields: &Fields, tile: usize) -> Result<Vec<(usize, usize)>> {
-    const NAME: &str = "image_grid_pinpoints";
-    let pinpoints = fields.pairs(NAME)?.unwrap_or_else(default_pinpoints);
+    let pinpoints = fields.pairs(PINPOINTS)?.unwrap_or_else(default_pinpoints);
+    check_pinpoints(fields, pinpoints, tile)
+}
+
+pub(super) fn check_pinpoints(
+    fields: &Fields,
+    pinpoints: Vec<(usize, usize)>,
+    tile: usize,
+) -> Result<Vec<(usize, usize)>> {
     match pinpoints.iter().find(|(h, w)| h % tile != 0 || w % tile != 0) {
         Some((h, w)) => Err(fields.invalid(
-            NAME,
+            PINPOINTS,
             format!("holds [{h}, {w}], expected multiples of the tile side {tile}"),
         )),
         None => Ok(pinpoints),
@@ -275,13 +294,17 @@ pub(super) fn default_pinpoints() -> Vec<(usize, usize)> {
 }
 
 impl VisionConfig {
-    fn read(config: &Fields) -> Result<Self> {
+    pub(super) fn read(config: &Fields) -> Result<Self> {
         let given = config.object("vision_config")?.is_some();
-        let fields = config.object_or_empty("vision_config")?;
+        Self::of(&config.object_or_empty("vision_config")?, given)
+    }
+
+    /// A tower's fields: all of it if `given`, else those in which it differs from ViT-L/14 at 336 px.
+    pub(super) fn of(fields: &Fields, given: bool) -> Result<Self> {
         if let Some(kind) = fields.str("model_type")?.filter(|k| *k != "clip_vision_model") {
             return Err(Error::unsupported(
                 format!("vision tower \"{kind}\""),
-                format!("{}: only clip_vision_model is built in", config.path().display()),
+                format!("{}: only clip_vision_model is built in", fields.path().display()),
             ));
         }
         // A missing vision_config means ViT-L/14 at 336 px; a partial one is filled up from CLIP's own defaults.
@@ -291,9 +314,9 @@ impl VisionConfig {
             inner: fields.positive("intermediate_size", or(3072, 4096))?,
             layers: fields.positive("num_hidden_layers", or(12, 24))?,
             heads: fields.positive("num_attention_heads", or(12, 16))?,
-            image_size: square(&fields, "image_size", or(224, 336))?,
-            patch_size: square(&fields, "patch_size", or(32, 14))?,
-            act: activation(&fields, "hidden_act", "quick_gelu")?,
+            image_size: square(fields, "image_size", or(224, 336))?,
+            patch_size: square(fields, "patch_size", or(32, 14))?,
+            act: activation(fields, "hidden_act", "quick_gelu")?,
             eps: fields.f64("layer_norm_eps", 1e-5)?,
         };
         if fields.positive("num_channels", 3)? != 3 {
@@ -329,16 +352,25 @@ fn square(fields: &Fields, name: &str, default: usize) -> Result<usize> {
 }
 
 impl TextConfig {
-    fn read(config: &Fields, generation: Generation) -> Result<Self> {
+    /// The object `text_config`.
+    fn read_nested(config: &Fields, generation: Generation) -> Result<Self> {
         let fields = config.object_or_empty("text_config")?;
-        let model_type = fields.str("model_type")?.unwrap_or("llama").to_owned();
-        let mistral = match model_type.as_str() {
+        // LLaVA-1.5 inherits the language model's setting, NeXT does not.
+        let tied = config.bool("tie_word_embeddings", false)?
+            || (generation == Generation::Llava && fields.bool("tie_word_embeddings", false)?);
+        let model_type = fields.str("model_type")?.unwrap_or("llama");
+        Self::read(&fields, model_type, tied)
+    }
+
+    /// A language model's own fields, whatever model type stands among them.
+    pub(super) fn read(fields: &Fields, model_type: &str, tied: bool) -> Result<Self> {
+        let mistral = match model_type {
             "llama" => false,
             "mistral" => true,
             other => {
                 return Err(Error::unsupported(
                     format!("language model \"{other}\""),
-                    format!("{}: expected llama or mistral", config.path().display()),
+                    format!("{}: expected llama or mistral", fields.path().display()),
                 ));
             }
         };
@@ -347,7 +379,7 @@ impl TextConfig {
             Some(other) => {
                 return Err(Error::unsupported(
                     format!("language model activation \"{other}\""),
-                    format!("{}: expected silu", config.path().display()),
+                    format!("{}: expected silu", fields.path().display()),
                 ));
             }
         }
@@ -372,20 +404,17 @@ impl TextConfig {
                 .positive("num_key_value_heads", if absent_is_8 { 8 } else { heads })?,
             head_dim: fields.positive("head_dim", hidden / heads)?,
             eps: fields.f64("rms_norm_eps", 1e-6)?,
-            rope: Rope::read(&fields, max_positions)?,
+            rope: Rope::read(fields, max_positions)?,
             attention_bias: !mistral && fields.bool("attention_bias", false)?,
             mlp_bias: !mistral && fields.bool("mlp_bias", false)?,
             sliding_window: window,
-            // LLaVA-1.5 inherits the language model's setting, NeXT does not.
-            tied: config.bool("tie_word_embeddings", false)?
-                || (generation == Generation::Llava
-                    && fields.bool("tie_word_embeddings", false)?),
-            model_type,
+            tied,
+            model_type: model_type.to_owned(),
             hidden,
             heads,
             max_positions,
         };
-        this.check(&fields)?;
+        this.check(fields)?;
         Ok(this)
     }
 

@@ -23,13 +23,18 @@ impl Fields {
             Error::invalid(path, format!("line {}", e.line()), format!("not JSON: {e}"))
         })?;
         match value {
-            Value::Object(map) => Ok(Self { path: path.into(), prefix: String::new(), map }),
+            Value::Object(map) => Ok(Self::of(path, map)),
             other => Err(Error::invalid(
                 path,
                 "",
                 format!("holds {}, expected a JSON object", kind(&other)),
             )),
         }
+    }
+
+    /// Fields as they are; `path` stands for their file in errors.
+    pub fn of(path: &Path, map: Map<String, Value>) -> Self {
+        Self { path: path.into(), prefix: String::new(), map }
     }
 
     /// As [`Fields::read`]; `None` if there is no such file.

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::anyres::{self, ImageLayout};
 use super::config::{Config, Generation};
 use super::fields::Fields;
+use super::original::Aspect;
 use super::patches::BaseView;
 use super::resample::{Filter, resize};
 use crate::{Error, Result};
@@ -81,8 +82,15 @@ impl ImageProcessor {
     /// No settings file, an impossible value ([`Error::Invalid`] naming the field), a processor that does not go with
     /// the model or its tile size, or a resampling that is not a convolution ([`Error::Unsupported`]).
     pub fn read(dir: &Path, config: &Config) -> Result<Self> {
-        let fields = settings(dir)?;
-        let kind = Kind::read(&fields, config)?;
+        let (fields, kind) = match &config.original {
+            None => {
+                let fields = settings(dir)?;
+                let kind = Kind::read(&fields, config)?;
+                (fields, kind)
+            }
+            // The settings are CLIP's; the checkpoint says what goes before them.
+            Some(original) => (original.processor()?, Kind::of(original.aspect)),
+        };
         let size = size(&fields, "size")?.unwrap_or(Size::ShortestEdge(224));
         let crop = size_exact(&fields, "crop_size")?.unwrap_or((224, 224));
         let do_resize = fields.bool("do_resize", true)?;
@@ -95,7 +103,10 @@ impl ImageProcessor {
             )
         })?;
         let mean = fields.channels("image_mean", CLIP_MEAN)?;
-        let pad = kind == Kind::Llava && fields.bool("do_pad", false)?;
+        let pad = match &config.original {
+            None => kind == Kind::Llava && fields.bool("do_pad", false)?,
+            Some(original) => original.aspect == Aspect::Pad,
+        };
         let this = Self {
             anyres: (kind == Kind::Next).then(|| {
                 // The base view is square; tiles are cut at the crop height, as upstream does.
@@ -243,11 +254,19 @@ enum Kind {
 }
 
 impl Kind {
+    fn of(aspect: Aspect) -> Self {
+        match aspect {
+            Aspect::Crop => Self::Clip,
+            Aspect::Pad => Self::Llava,
+            Aspect::AnyRes => Self::Next,
+        }
+    }
+
     fn read(fields: &Fields, config: &Config) -> Result<Self> {
         const NAME: &str = "image_processor_type";
         let Some(name) = fields.str(NAME)? else {
             return Ok(match config.generation {
-                Generation::Llava => Self::Clip,
+                Generation::Llava => Self::Llava,
                 Generation::Next => Self::Next,
             });
         };

@@ -1,10 +1,11 @@
-//! LLaVA-1.5 and LLaVA-1.6 (NeXT) from Hugging Face checkpoints: CLIP tower, projector, AnyRes packing, Llama or Mistral.
+//! LLaVA-1.5 and LLaVA-1.6 (NeXT): CLIP tower, projector, AnyRes packing, Llama or Mistral.
 //!
 //! [`Llava`] holds the parts; [`language::Language`] runs packed rows with explicit positions over a shared key-value
 //! arena, so that batching, forks and masked-image sampling are a matter of arguments. A sample without an image never
 //! touches the vision part.
 //!
-//! Both generations of tensor names are read: that of checkpoints before transformers 4.52
+//! Checkpoints are in the Hugging Face layout, or in that of the original LLaVA code ([`original`]). Of the former both
+//! generations of tensor names are read: that of checkpoints before transformers 4.52
 //! (`language_model.model.layers...`, `vision_tower.vision_model...`, `multi_modal_projector...`, `image_newline`) and
 //! the later one (`model.language_model.layers...`, `lm_head`, `model.vision_tower...` with or without
 //! `vision_model`, ...).
@@ -16,15 +17,17 @@ mod fields;
 pub mod image;
 pub mod language;
 mod linear;
+pub mod original;
 pub mod outline;
 pub mod patches;
 pub mod projector;
 pub mod prompt;
 pub mod resample;
+mod source;
 mod template;
 pub mod vision;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
@@ -36,10 +39,10 @@ pub use image::Pixels;
 pub use language::Language;
 pub use patches::PatchMap;
 pub use prompt::{Encoded, Piece, Prompt, PromptFormat, Role, Turn};
+pub use source::Source;
 
 use self::image::ImageProcessor;
-use crate::models::adapter;
-use crate::models::weights::{Weights, fingerprint};
+use crate::models::weights::Weights;
 use crate::{Error, Result};
 
 /// A LLaVA model with its processor.
@@ -48,7 +51,7 @@ pub struct Llava {
     pub language: Language,
     /// Template, tokenizer and end tokens.
     pub format: PromptFormat,
-    dir: PathBuf,
+    source: Source,
     config: Config,
     processor: ImageProcessor,
     vision: vision::Vision,
@@ -57,17 +60,23 @@ pub struct Llava {
 }
 
 impl Llava {
-    /// Loads a checkpoint folder in the Hugging Face layout, or a PEFT adapter's folder with its base
-    /// ([`crate::models::adapter`]); weights are converted to `dtype`.
+    /// Loads a checkpoint folder, or a PEFT adapter's folder with its base ([`crate::models::adapter`]); weights are converted to
+    /// `dtype`.
     ///
     /// # Errors
     /// A missing or broken file, a missing, misshapen or non-finite tensor ([`Error::Invalid`], [`Error::Io`], naming
     /// it), or an architecture or option that is not built in ([`Error::Unsupported`]).
     pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: DType) -> Result<Self> {
-        let dir = dir.as_ref();
-        let base = adapter::base(dir)?;
-        let weights = Weights::open(&base, device, dtype)?.with_adapter(dir)?;
-        Ok(Self { dir: dir.to_owned(), ..Self::with_weights(base, &weights)? })
+        Self::open(&Source::new(dir.as_ref(), None)?, device, dtype)
+    }
+
+    /// As [`Llava::load`].
+    ///
+    /// # Errors
+    /// As [`Llava::load`].
+    pub fn open(source: &Source, device: &Device, dtype: DType) -> Result<Self> {
+        let weights = source.weights(device, dtype)?;
+        Ok(Self { source: source.clone(), ..Self::with_weights(source.base(), &weights)? })
     }
 
     /// The model whose configuration, tokenizer and processor lie in `dir`, with these weights: tracked ones make
@@ -80,7 +89,10 @@ impl Llava {
         let config = Config::read(dir)?;
         let processor = ImageProcessor::read(dir, &config)?;
         let format = PromptFormat::read(dir, &config)?;
-        let names = Names::find(weights, dir)?;
+        let names = match config.original {
+            Some(_) => CURRENT,
+            None => Names::find(weights, dir)?,
+        };
         let language =
             Language::load(&config.text, &weights.pp(names.language), &weights.pp(names.head))?;
         let newline = match config.generation {
@@ -90,7 +102,7 @@ impl Llava {
         Ok(Self {
             vision: vision::Vision::load(&config, &weights.pp(names.vision))?,
             projector: projector::Projector::load(&config, &weights.pp(names.projector))?,
-            dir: dir.to_owned(),
+            source: Source::new(dir, None)?,
             language,
             format,
             config,
@@ -104,14 +116,14 @@ impl Llava {
         &self.config
     }
 
-    /// The checkpoint folder.
+    /// The checkpoint's folder, or that of the adapter that changes it.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.source.dir()
     }
 
     /// A hash of configuration, tokenizer and weights: equal if and only if the files are.
     pub fn fingerprint(&self) -> Result<String> {
-        fingerprint(&self.dir)
+        self.source.fingerprint()
     }
 
     /// The tokens of an image of `width` x `height` pixels, without looking at its pixels.
@@ -183,6 +195,15 @@ struct Names {
     projector: &'static str,
     newline: &'static str,
 }
+
+/// Names since transformers 4.52; those of the original layout are brought to them.
+const CURRENT: Names = Names {
+    language: "model.language_model",
+    head: "lm_head",
+    vision: "model.vision_tower",
+    projector: "model.multi_modal_projector",
+    newline: "image_newline",
+};
 
 impl Names {
     fn find(weights: &Weights, dir: &Path) -> Result<Self> {

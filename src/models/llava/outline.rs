@@ -1,23 +1,24 @@
 //! What a checkpoint is and needs, without reading its weights: `bdhs doctor --model`.
 //!
-//! The networks are built on [`Weights::outline`], so that configuration, tokenizer, processor, and the presence, shape and
-//! type of every tensor are checked as [`Llava::load`] checks them; values are not looked at.
+//! The networks are built on weights of which only the headers are read
+//! ([`outline`](crate::models::weights::Weights::outline)), so that configuration, tokenizer, processor, and the presence,
+//! shape and type of every tensor are checked as [`Llava::load`] checks them; values are not looked at.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use serde::Serialize;
 
-use super::{KvCache, Llava, config::Generation};
+use super::{KvCache, Llava, Source, config::Generation};
 use crate::Result;
-use crate::models::{adapter, weights::Weights};
 
 /// A checkpoint in figures. Field names and their order are part of the interface of `--json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outline {
     /// `LLaVA-1.5` or `LLaVA-1.6`.
     pub family: &'static str,
+    /// `Hugging Face`, or `original LLaVA`.
+    pub layout: &'static str,
     /// `llama` or `mistral`.
     pub language: String,
     /// Parameters of the language model, the output layer included.
@@ -62,10 +63,9 @@ impl Outline {
     ///
     /// # Errors
     /// As [`Llava::load`], but for values that are not finite.
-    pub fn read(dir: &Path, token_budget: usize) -> Result<Self> {
-        let base = adapter::base(dir)?;
-        let weights = Weights::outline(&base)?.with_adapter(dir)?;
-        let model = Llava::with_weights(&base, &weights)?;
+    pub fn read(source: &Source, token_budget: usize) -> Result<Self> {
+        let weights = source.weights(&Device::Cpu, DType::F32)?.outline();
+        let model = Llava::with_weights(source.base(), &weights)?;
         let (config, text) = (model.config(), &model.config().text);
         let used = weights.used();
         let parameters = |is: &dyn Fn(&str) -> bool| -> u64 {
@@ -85,6 +85,10 @@ impl Outline {
             family: match config.generation {
                 Generation::Llava => "LLaVA-1.5",
                 Generation::Next => "LLaVA-1.6",
+            },
+            layout: match config.original {
+                None => "Hugging Face",
+                Some(_) => "original LLaVA",
             },
             language: text.model_type.clone(),
             language_parameters: all - vision - projector,

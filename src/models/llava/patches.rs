@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::anyres::{ImageLayout, Tiling, inner_size};
 use super::config::Config;
 use super::image::{ImageProcessor, Size};
+use super::source::Source;
 use crate::Result;
-use crate::models::adapter;
 use crate::ops::mask::TokenGrid;
 
 /// How pictures become patches in one checkpoint.
@@ -104,9 +104,9 @@ impl PatchMap {
     /// # Errors
     /// Those of [`Config::read`] and of the image processor's settings.
     pub fn read(dir: &Path) -> Result<Self> {
-        let dir = adapter::base(dir)?;
-        let config = Config::read(&dir)?;
-        let base = ImageProcessor::read(&dir, &config)?.base_view();
+        let source = Source::new(dir, None)?;
+        let config = Config::read(source.base())?;
+        let base = ImageProcessor::read(source.base(), &config)?.base_view();
         Ok(Self { tiling: Tiling::of(&config), base })
     }
 

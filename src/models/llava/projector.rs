@@ -1,4 +1,4 @@
-//! From vision features to states of the language model: two dense layers with an activation between.
+//! From vision features to states of the language model: dense layers, two as a rule, with an activation between.
 
 use candle_core::Tensor;
 
@@ -10,28 +10,35 @@ use crate::ops::act::{Activation, bias_act};
 
 /// The multimodal projector.
 pub struct Projector {
-    first: Linear,
-    second: Linear,
+    /// All but the last, each followed by the activation.
+    inner: Vec<Linear>,
+    last: Linear,
     act: Activation,
 }
 
 impl Projector {
-    /// Loads `linear_1` and `linear_2`.
+    /// Loads `linear_1`, `linear_2` and so on.
     pub(super) fn load(config: &Config, weights: &Weights) -> Result<Self> {
-        let input = config.vision.hidden * config.vision_layers.len();
         let hidden = config.text.hidden;
-        let bias = config.projector_bias;
+        let layer = |number: usize| {
+            let tower = config.vision.hidden * config.vision_layers.len();
+            let input = if number == 1 { tower } else { hidden };
+            let name = format!("linear_{number}");
+            Linear::load(weights, &name, input, hidden, config.projector_bias)
+        };
         Ok(Self {
-            first: Linear::load(weights, "linear_1", input, hidden, bias)?,
-            second: Linear::load(weights, "linear_2", hidden, hidden, bias)?,
+            inner: (1..config.projector_layers).map(layer).collect::<Result<_>>()?,
+            last: layer(config.projector_layers)?,
             act: config.projector_act,
         })
     }
 
     /// `[n, vision width * layers]` to `[n, H]`, in the dtype of `x`. A projector in training is f32 in a model of any dtype.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let own = x.to_dtype(self.first.dtype())?;
-        let h = bias_act(&self.first.product(&own)?, self.first.bias(), self.act)?;
-        Ok(self.second.forward(&h)?.to_dtype(x.dtype())?)
+        let mut h = x.to_dtype(self.last.dtype())?;
+        for layer in &self.inner {
+            h = bias_act(&layer.product(&h)?, layer.bias(), self.act)?;
+        }
+        Ok(self.last.forward(&h)?.to_dtype(x.dtype())?)
     }
 }

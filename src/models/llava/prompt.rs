@@ -67,8 +67,12 @@ pub struct Encoded {
 pub struct PromptFormat {
     template: Template,
     tokenizer: Tokenizer,
+    /// What the turns' images are replaced by.
+    inserted: String,
+    /// The part of it that is the image.
     placeholder: String,
-    image_token: u32,
+    /// None where the placeholder is no token: it cuts the text.
+    image_token: Option<u32>,
     /// Ids the tokenizer puts in front of a text, and the text of the first if it has one.
     front: Vec<u32>,
     bos: Option<String>,
@@ -83,17 +87,19 @@ impl PromptFormat {
     pub fn read(dir: &Path, config: &Config) -> Result<Self> {
         let tokenizer = Tokenizer::load(dir)?;
         let settings = Fields::read_if_present(&dir.join("tokenizer_config.json"))?;
-        let placeholder = tokenizer.token(config.image_token).ok_or_else(|| {
-            Error::invalid(
-                dir.join("tokenizer.json"),
-                "",
-                format!(
-                    "has no token {}, which config.json names as the image",
-                    config.image_token
-                ),
-            )
-        })?;
-        let template = match Template::read(dir, settings.as_ref())? {
+        let placeholder = match config.image_token {
+            None => IMAGE.to_owned(),
+            Some(id) => tokenizer.token(id).ok_or_else(|| {
+                let message = format!("has no token {id}, which config.json names as the image");
+                Error::invalid(tokenizer.path(), "", message)
+            })?,
+        };
+        // A template in the original layout's files is that of the language model it began as.
+        let template = match config.original {
+            None => Template::read(dir, settings.as_ref())?,
+            Some(_) => Template::read_own(dir, settings.as_ref())?,
+        };
+        let template = match template {
             Some(template) => template,
             None => Template::known(fallback(config, &tokenizer), settings.as_ref())?,
         };
@@ -102,27 +108,41 @@ impl PromptFormat {
             bos: settings.as_ref().and_then(|s| special_token(s, "bos_token")),
             eos: eos(dir, config, settings.as_ref(), &tokenizer)?,
             image_token: config.image_token,
+            inserted: match &config.original {
+                None => placeholder.clone(),
+                Some(original) => original.placeholder.clone(),
+            },
             placeholder,
             template,
             tokenizer,
         };
-        this.check_placeholder(dir)?;
+        this.check_placeholder()?;
         Ok(this)
     }
 
-    fn check_placeholder(&self, dir: &Path) -> Result<()> {
+    /// The placeholder is one token; where it is none, the marks around it are.
+    fn check_placeholder(&self) -> Result<()> {
+        let path = self.tokenizer.path();
+        let Some(image) = self.image_token else {
+            let marks = self.inserted.split(&self.placeholder).filter(|mark| !mark.is_empty());
+            for mark in marks {
+                if self.tokenizer.token_id(mark).is_none() {
+                    let message =
+                        format!("has no token {mark}, but config.json says mm_use_im_start_end");
+                    return Err(Error::invalid(path, "", message));
+                }
+            }
+            return Ok(());
+        };
         let ids = self.tokenizer.encode(&self.placeholder, false)?.ids;
-        if ids == [self.image_token] {
+        if ids == [image] {
             return Ok(());
         }
-        Err(Error::invalid(
-            dir.join("tokenizer.json"),
-            "",
-            format!(
-                "splits the image placeholder {:?} into {ids:?}, expected the one token {}",
-                self.placeholder, self.image_token
-            ),
-        ))
+        let message = format!(
+            "splits the image placeholder {:?} into {ids:?}, expected the one token {image}",
+            self.placeholder
+        );
+        Err(Error::invalid(path, "", message))
     }
 
     /// The tokenizer.
@@ -135,8 +155,8 @@ impl PromptFormat {
         &self.eos
     }
 
-    /// The id that stands for an image; it must never be generated.
-    pub fn image_token(&self) -> u32 {
+    /// The id that stands for an image, which must never be generated; none in the original layout.
+    pub fn image_token(&self) -> Option<u32> {
         self.image_token
     }
 
@@ -156,7 +176,7 @@ impl PromptFormat {
             return Err(Error::argument("prompt", "turns", got, "turns that end with the user's"));
         }
         let texts: Vec<String> =
-            turns.iter().map(|t| t.text.replace(IMAGE, &self.placeholder)).collect();
+            turns.iter().map(|t| t.text.replace(IMAGE, &self.inserted)).collect();
         let mut messages: Vec<Message> =
             turns.iter().zip(&texts).map(|(t, text)| Message { role: t.role, text }).collect();
         let open = self.template.render(&messages, &self.placeholder, true)?;
@@ -200,35 +220,56 @@ impl PromptFormat {
 
     /// As [`PromptFormat::encode`], with byte offsets.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Encoded> {
-        let encoding = self.tokenizer.encode(text, false)?;
         let has_bos = self.bos.as_ref().is_some_and(|b| !b.is_empty() && text.starts_with(b));
         let front = if has_bos { &[][..] } else { &self.front };
-        let mut offsets = vec![(0, 0); front.len()];
-        offsets.extend(&encoding.offsets);
-        let mut pieces = Vec::new();
-        let mut run = front.to_vec();
+        // One row a token or, without an id, an image.
+        let mut rows: Vec<(Option<u32>, (usize, usize))> =
+            front.iter().map(|&id| (Some(id), (0, 0))).collect();
+        let mut at = 0;
+        for (i, part) in self.parts(text).into_iter().enumerate() {
+            if i > 0 {
+                let end = at + self.placeholder.len();
+                rows.push((None, (at, end)));
+                at = end;
+            }
+            let encoding = self.tokenizer.encode(part, false)?;
+            let ids =
+                encoding.ids.iter().map(|&id| Some(id).filter(|_| Some(id) != self.image_token));
+            rows.extend(
+                ids.zip(encoding.offsets.iter().map(|(start, end)| (at + start, at + end))),
+            );
+            at += part.len();
+        }
+        let mut pieces: Vec<Piece> = Vec::new();
         let mut images = 0;
-        for &id in &encoding.ids {
-            if id != self.image_token {
-                run.push(id);
-                continue;
+        for (id, _) in &rows {
+            match (id, pieces.last_mut()) {
+                (Some(id), Some(Piece::Tokens(run))) => run.push(*id),
+                (Some(id), _) => pieces.push(Piece::Tokens(vec![*id])),
+                (None, _) => {
+                    pieces.push(Piece::Image(images));
+                    images += 1;
+                }
             }
-            if !run.is_empty() {
-                pieces.push(Piece::Tokens(std::mem::take(&mut run)));
-            }
-            pieces.push(Piece::Image(images));
-            images += 1;
         }
-        if !run.is_empty() {
-            pieces.push(Piece::Tokens(run));
-        }
+        let offsets = rows.into_iter().map(|(_, offset)| offset).collect();
         Ok(Encoded { pieces, offsets })
+    }
+
+    /// What is tokenised at once: all of a text, or the parts between images that are no tokens.
+    fn parts<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        match self.image_token {
+            Some(_) => vec![text],
+            None => text.split(self.placeholder.as_str()).collect(),
+        }
     }
 }
 
 /// The known template for a checkpoint without one.
 fn fallback(config: &Config, tokenizer: &Tokenizer) -> &'static str {
-    if tokenizer.token_id("<|im_start|>").is_some() {
+    if let Some(named) = config.original.as_ref().and_then(|original| original.conversation) {
+        named
+    } else if tokenizer.token_id("<|im_start|>").is_some() {
         "chatml_direct"
     } else if config.text.model_type == "mistral" {
         "mistral_instruct"

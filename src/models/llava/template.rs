@@ -12,6 +12,7 @@ use minijinja::{Environment, Error as JinjaError, ErrorKind, State, Value, conte
 use serde_json::Value as Json;
 
 use super::fields::Fields;
+use super::original::LLAMA_2;
 use crate::{Error, Result};
 
 /// Templates used where a checkpoint has none: the conversations of the LLaVA code, of the same names.
@@ -82,10 +83,8 @@ impl Template {
     /// The template of the checkpoint in `dir`, looked for where transformers does: `chat_template.jinja`,
     /// `chat_template.json`, `processor_config.json`, `tokenizer_config.json`. `None` if there is none.
     pub fn read(dir: &Path, tokenizer: Option<&Fields>) -> Result<Option<Self>> {
-        let path = dir.join("chat_template.jinja");
-        if path.is_file() {
-            let source = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-            return Self::new(path.display().to_string(), source, tokenizer).map(Some);
+        if let Some(own) = Self::read_own(dir, tokenizer)? {
+            return Ok(Some(own));
         }
         for file in ["chat_template.json", "processor_config.json", "tokenizer_config.json"] {
             let path = dir.join(file);
@@ -98,9 +97,20 @@ impl Template {
         Ok(None)
     }
 
+    /// The template in `chat_template.jinja` alone. `None` if there is none.
+    pub fn read_own(dir: &Path, tokenizer: Option<&Fields>) -> Result<Option<Self>> {
+        let path = dir.join("chat_template.jinja");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let source = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        Self::new(path.display().to_string(), source, tokenizer).map(Some)
+    }
+
     /// A template by the name of its LLaVA conversation: `vicuna_v1`, `mistral_instruct` or `chatml_direct`.
     pub fn known(name: &str, tokenizer: Option<&Fields>) -> Result<Self> {
-        let source = KNOWN.iter().find(|(n, _)| *n == name).map(|(_, source)| *source);
+        let mut known = KNOWN.iter().chain([&LLAMA_2]);
+        let source = known.find(|(n, _)| *n == name).map(|(_, source)| *source);
         let source = source.ok_or_else(|| {
             Error::unsupported(
                 format!("chat template \"{name}\""),
