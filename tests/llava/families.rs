@@ -97,7 +97,7 @@ fn a_34b_configuration_is_read() {
     write(dir.path(), "config.json", &config);
     let config = Config::read(dir.path()).unwrap();
     let text = &config.text;
-    assert_eq!((config.image_token, text.vocab, text.tied), (64_000, 64_064, false));
+    assert_eq!((config.image_token, text.vocab, text.tied), (Some(64_000), 64_064, false));
     assert_eq!((text.heads, text.kv_heads, text.head_dim, text.layers), (56, 8, 128, 60));
     assert_eq!((text.rope.theta, text.sliding_window, text.attention_bias), (5e6, None, false));
     assert_eq!((config.vision.layers, config.vision_layers), (24, vec![23]));
