@@ -1,4 +1,14 @@
-//! A LLaVA-1.5 of 7B on a GPU, its weights random bf16 made there: prefill, decode steps of forks over shared prefixes as the
+//! Passes of LLaVA-1.5 models as the engine takes them.
+//!
+//! On the CPU: decode steps of a model of SmolLM2-135M's shape, in f32, of 1 to 256 forks. With `BDHS_BENCH_RESULT` set to a path,
+//! they are set beside what the same run measures of the machine (reading memory, large products), as a table and a JSON file.
+//!
+//! ```text
+//! cargo bench --bench sample
+//! BDHS_BENCH_RESULT=benches/results/sample-cpu.json cargo bench --bench sample
+//! ```
+//!
+//! On a GPU: a LLaVA-1.5 of 7B, its weights random bf16 made there: prefill, decode steps of forks over shared prefixes as the
 //! engine takes them (embedding, 32 layers, logits, one drawn token a row, read back), the vision tower, and whole attempts
 //! by the engine, at references of four sentences of 40 tokens. `benches/peers/bdhs_transformers.py` takes the same attempts.
 //!
@@ -7,62 +17,195 @@
 
 mod common;
 
-#[cfg(not(feature = "cuda"))]
 fn main() {
-    eprintln!("needs a GPU and a build with `cuda`: nothing is timed");
-    common::main(vec![]);
+    if let Some(path) = std::env::var_os("BDHS_BENCH_RESULT").filter(|path| !path.is_empty()) {
+        return cpu::shares(path.as_ref());
+    }
+    #[cfg_attr(not(feature = "cuda"), expect(unused_mut, reason = "no cases of a GPU"))]
+    let mut cases = cpu::cases();
+    #[cfg(feature = "cuda")]
+    match bdhs::ops::cuda::probe(0) {
+        Ok(_) => cases.extend(model::cases()),
+        Err(error) => eprintln!("no cases on a GPU: {error}"),
+    }
+    common::main(cases);
 }
 
-#[cfg(feature = "cuda")]
-fn main() {
-    match bdhs::ops::cuda::probe(0) {
-        Ok(_) => common::main(model::cases()),
-        Err(error) => {
-            eprintln!("no cases on a GPU: {error}");
-            common::main(vec![]);
+mod cpu {
+    use std::cell::{OnceCell, RefCell};
+    use std::path::Path;
+    use std::rc::Rc;
+    use std::time::Instant;
+
+    use bdhs::models::llava::{KvCache, Llava};
+    use candle_core::{DType, Device};
+    use rayon::prelude::*;
+    use serde_json::{Value, json};
+
+    use crate::common::llava::{self, FORKS, OWN, PREFIX, Shape, Step};
+    use crate::common::{Case, Output, Run, values};
+
+    /// SmolLM2-135M; the tower is as small as one can be, since nothing here sees it.
+    const SHAPE: Shape = Shape {
+        hidden: 576,
+        inner: 1536,
+        layers: 30,
+        heads: 9,
+        kv_heads: 3,
+        vocab: 49_152,
+        tied: true,
+        vision: [64, 64, 1, 577],
+    };
+    const FORK_COUNTS: [usize; 5] = [1, 4, 16, 64, 256];
+
+    type Model = Rc<OnceCell<Llava>>;
+
+    fn get(model: &Model) -> &Llava {
+        model.get_or_init(|| llava::load(&SHAPE, DType::F32, &Device::Cpu))
+    }
+
+    /// Bytes that a step must read, and operations of its products and attention.
+    fn costs(forks: usize) -> (usize, usize) {
+        let weights = SHAPE.layers * SHAPE.layer() + SHAPE.vocab * SHAPE.hidden;
+        let slots = forks.div_ceil(FORKS) * PREFIX + forks * OWN;
+        let seen = forks * (PREFIX + OWN);
+        let bytes = 4 * (weights + SHAPE.layers * SHAPE.kv() * slots);
+        (bytes, 2 * forks * weights + 4 * SHAPE.layers * SHAPE.hidden * seen)
+    }
+
+    fn step(model: &Model, forks: usize) -> Run {
+        let step = Step::of_forks(forks);
+        let cache: RefCell<KvCache> =
+            RefCell::new(get(model).language.new_cache(step.arena).expect("memory"));
+        let model = model.clone();
+        Box::new(move || {
+            step.draw(get(&model), &mut cache.borrow_mut());
+            Output::Numbers(vec![])
+        })
+    }
+
+    pub fn cases() -> Vec<Case> {
+        let model = Model::default();
+        let case = |forks: usize| {
+            let (bytes, flops) = costs(forks);
+            let model = model.clone();
+            let name = format!("sample/cpu decode 135M/{forks} forks/f32");
+            Case::new(name, bytes, flops, move || step(&model, forks))
+        };
+        FORK_COUNTS.into_iter().map(case).collect()
+    }
+
+    /// The best of some runs within two seconds: other work on the machine only adds.
+    fn best(mut run: impl FnMut()) -> f64 {
+        run();
+        let (start, mut best) = (Instant::now(), f64::INFINITY);
+        while start.elapsed().as_secs_f64() < 2.0 {
+            let begun = Instant::now();
+            run();
+            best = best.min(begun.elapsed().as_secs_f64());
         }
+        best
+    }
+
+    /// Bytes a second of reading memory, all threads.
+    fn read_rate() -> f64 {
+        let data = vec![1f32; 1 << 26];
+        let seconds = best(|| {
+            let sum = |chunk: &[f32]| {
+                let mut lanes = [0f32; 64];
+                for some in chunk.chunks_exact(64) {
+                    lanes.iter_mut().zip(some).for_each(|(lane, x)| *lane += x);
+                }
+                lanes.iter().sum::<f32>()
+            };
+            std::hint::black_box(data.par_chunks(1 << 20).map(sum).sum::<f32>());
+        });
+        (data.len() * 4) as f64 / seconds
+    }
+
+    /// Operations a second of the gemm crate's product of matrices of 2,048.
+    fn product_rate() -> f64 {
+        const N: usize = 2048;
+        let tensor = |seed| {
+            candle_core::Tensor::from_vec(values(seed, N * N), (N, N), &Device::Cpu)
+                .expect("memory")
+        };
+        let (a, b) = (tensor(1), tensor(2));
+        let seconds = best(|| drop(std::hint::black_box(a.matmul(&b).expect("a product"))));
+        (2 * N * N * N) as f64 / seconds
+    }
+
+    /// Measures every step and the machine, prints a table, and writes it to `path`.
+    pub fn shares(path: &Path) {
+        let (read, product) = (read_rate(), product_rate());
+        let model = Model::default();
+        println!("memory {:.1} GB/s, products {:.0} GFLOP/s", read / 1e9, product / 1e9);
+        println!("forks   ms a step   tokens/s   GB/s   GFLOP/s   floor, ms   share of it");
+        let row = |forks: usize| -> Value {
+            let run = step(&model, forks);
+            let seconds = best(|| drop(run()));
+            let (bytes, flops) = costs(forks);
+            let floor = (bytes as f64 / read).max(flops as f64 / product);
+            println!(
+                "{forks:5} {:11.2} {:10.0} {:6.1} {:9.1} {:11.2} {:11.0} %",
+                seconds * 1e3,
+                forks as f64 / seconds,
+                bytes as f64 / seconds / 1e9,
+                flops as f64 / seconds / 1e9,
+                floor * 1e3,
+                100.0 * floor / seconds,
+            );
+            json!({
+                "forks": forks, "seconds": seconds, "bytes": bytes, "flops": flops,
+                "floor_seconds": floor, "share": floor / seconds,
+            })
+        };
+        let document = json!({
+            "command": "cargo bench --bench sample",
+            "shape": "SmolLM2-135M, f32",
+            "threads": rayon::current_num_threads(),
+            "read_bytes_per_second": read,
+            "product_flops_per_second": product,
+            "steps": FORK_COUNTS.map(row),
+        });
+        std::fs::write(path, format!("{document:#}\n")).expect("a writable file");
     }
 }
 
 #[cfg(feature = "cuda")]
 mod model {
-    use std::collections::HashMap;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::rc::Rc;
     use std::time::Instant;
 
     use bdhs::data::Sample;
     use bdhs::engine::{Engine, Images, Request};
-    use bdhs::models::llava::{KvCache, Llava, Role, Turn};
-    use bdhs::models::weights::Weights;
-    use bdhs::ops::attend::{AttendPlan, Block, Segment};
-    use bdhs::ops::philox::Draws;
-    use bdhs::ops::token::{Params, Row, sample};
+    use bdhs::models::llava::{Llava, Role, Turn};
     use bdhs::sampling::SamplingConfig;
-    use candle_core::{DType, Device, Tensor};
-    use serde_json::{Value, json};
+    use candle_core::{DType, Tensor};
 
+    use crate::common::llava::{self, FORKS, OWN, PREFIX, Shape, Step};
     use crate::common::{Case, Output, Run};
 
     const DTYPE: DType = DType::BF16;
-    const HIDDEN: usize = 4096;
-    const INNER: usize = 11_008;
-    const LAYERS: usize = 32;
-    const VOCAB: usize = 32_064;
-    /// Prompt, about 6 kept image tokens of 576 at rho .99, reference: one attempt.
-    const PREFIX: usize = 160;
-    /// Sentences of an attempt, which fork from its prefix.
-    const FORKS: usize = 4;
-    /// Tokens that a fork has of its own.
-    const OWN: usize = 16;
+    const SHAPE: Shape = Shape {
+        hidden: 4096,
+        inner: 11_008,
+        layers: 32,
+        heads: 32,
+        kv_heads: 32,
+        vocab: 32_064,
+        tied: false,
+        vision: [1024, 4096, 24, 577],
+    };
+    const HIDDEN: usize = SHAPE.hidden;
+    const LAYERS: usize = SHAPE.layers;
+    const VOCAB: usize = SHAPE.vocab;
     /// Tokens that a sentence of an attempt may take.
     const NEW: u32 = 40;
     const REFERENCE: &str = "A red bus stands at the corner. Two people wait beside it. The sky is grey \
                              and wide. A dog sleeps under a tree.";
-    const VISION: [usize; 4] = [1024, 4096, 24, 577];
-
-    /// Weights of a layer that a row is multiplied by.
-    const LAYER: usize = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER;
+    const LAYER: usize = SHAPE.layer();
 
     pub fn cases() -> Vec<Case> {
         let model = Rc::new(std::cell::OnceCell::new());
@@ -114,152 +257,22 @@ mod model {
 
     fn load() -> Llava {
         let device = bdhs::models::device::open("cuda").expect("a GPU that was probed");
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let golden = root().join("tests/golden/llava/llava15");
-        for entry in std::fs::read_dir(&golden).expect("the golden checkpoints") {
-            let path = entry.expect("an entry").path();
-            if path.is_file() && path.file_name().is_some_and(|name| name != "model.safetensors") {
-                let to = folder.path().join(path.file_name().expect("a name"));
-                std::fs::copy(&path, to).expect("a copied file");
-            }
-        }
-        configure(folder.path());
-        let weights = Weights::from_tensors("random", tensors(&device), &device, DTYPE);
-        Llava::with_weights(folder.path(), &weights).expect("a model of these sizes")
-    }
-
-    /// Of the running checkout or bundle; see tests/common/place.rs.
-    fn root() -> PathBuf {
-        std::env::var_os("CARGO_MANIFEST_DIR")
-            .map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
-    }
-
-    fn configure(folder: &Path) {
-        let edit = |name: &str, edit: &dyn Fn(&mut Value)| {
-            let path = folder.join(name);
-            let text = std::fs::read_to_string(&path).expect("a file of the checkpoint");
-            let mut value = serde_json::from_str(&text).expect("JSON");
-            edit(&mut value);
-            std::fs::write(path, value.to_string()).expect("a written file");
-        };
-        let [width, inner, layers, _] = VISION;
-        edit("config.json", &|config| {
-            config["text_config"] = json!({
-                "model_type": "llama", "vocab_size": VOCAB, "hidden_size": HIDDEN,
-                "intermediate_size": INNER, "num_hidden_layers": LAYERS,
-                "num_attention_heads": 32, "num_key_value_heads": 32,
-                "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-            });
-            config["vision_config"] = json!({
-                "model_type": "clip_vision_model", "hidden_size": width, "intermediate_size": inner,
-                "num_hidden_layers": layers, "num_attention_heads": 16, "image_size": 336,
-                "patch_size": 14, "projection_dim": 768,
-            });
-        });
-        edit("preprocessor_config.json", &|config| {
-            config["size"] = json!({"shortest_edge": 336});
-            config["crop_size"] = json!({"height": 336, "width": 336});
-        });
-    }
-
-    /// Every tensor of the model by its name: weights about as large as a trained model's, norms of one.
-    fn tensors(device: &Device) -> HashMap<String, Tensor> {
-        let mut all = HashMap::new();
-        let mut add = |name: String, shape: &[usize], norm: bool| {
-            let tensor = match (norm, name.ends_with("bias")) {
-                (true, false) => Tensor::ones(shape, DTYPE, device),
-                (_, true) => Tensor::zeros(shape, DTYPE, device),
-                _ => Tensor::randn(0f32, 0.02, shape, device).and_then(|t| t.to_dtype(DTYPE)),
-            };
-            all.insert(name, tensor.expect("memory"));
-        };
-        let text = "model.language_model";
-        add(format!("{text}.embed_tokens.weight"), &[VOCAB, HIDDEN], false);
-        add(format!("{text}.norm.weight"), &[HIDDEN], true);
-        add("lm_head.weight".into(), &[VOCAB, HIDDEN], false);
-        for i in 0..LAYERS {
-            let layer = format!("{text}.layers.{i}");
-            for name in ["q", "k", "v", "o"] {
-                add(format!("{layer}.self_attn.{name}_proj.weight"), &[HIDDEN, HIDDEN], false);
-            }
-            for name in ["gate", "up"] {
-                add(format!("{layer}.mlp.{name}_proj.weight"), &[INNER, HIDDEN], false);
-            }
-            add(format!("{layer}.mlp.down_proj.weight"), &[HIDDEN, INNER], false);
-            for name in ["input_layernorm", "post_attention_layernorm"] {
-                add(format!("{layer}.{name}.weight"), &[HIDDEN], true);
-            }
-        }
-        let [width, inner, layers, tokens] = VISION;
-        let tower = "model.vision_tower";
-        add(format!("{tower}.embeddings.class_embedding"), &[width], false);
-        add(format!("{tower}.embeddings.patch_embedding.weight"), &[width, 3, 14, 14], false);
-        add(format!("{tower}.embeddings.position_embedding.weight"), &[tokens, width], false);
-        let mut both = |name: String, shape: &[usize], norm: bool| {
-            add(format!("{name}.weight"), shape, norm);
-            add(format!("{name}.bias"), &shape[..1], norm);
-        };
-        both(format!("{tower}.pre_layrnorm"), &[width], true);
-        for i in 0..layers {
-            let layer = format!("{tower}.encoder.layers.{i}");
-            for name in ["q", "k", "v", "out"] {
-                both(format!("{layer}.self_attn.{name}_proj"), &[width, width], false);
-            }
-            both(format!("{layer}.mlp.fc1"), &[inner, width], false);
-            both(format!("{layer}.mlp.fc2"), &[width, inner], false);
-            for name in ["layer_norm1", "layer_norm2"] {
-                both(format!("{layer}.{name}"), &[width], true);
-            }
-        }
-        both("model.multi_modal_projector.linear_1".into(), &[HIDDEN, width], false);
-        both("model.multi_modal_projector.linear_2".into(), &[HIDDEN, HIDDEN], false);
-        all
-    }
-
-    fn ids(n: usize) -> Vec<u32> {
-        (0..n as u32).map(|i| 5 + i * 7919 % 400).collect()
+        llava::load(&SHAPE, DTYPE, &device)
     }
 
     /// `rows` forks, four to a prefix, each in the middle of its sentence: one step.
     fn decode(model: &Model, rows: usize) -> Case {
         let prefixes = rows / FORKS;
-        let kv = 2 * LAYERS * HIDDEN * DTYPE.size_in_bytes() * (prefixes * PREFIX + rows * OWN);
+        let kv = LAYERS * SHAPE.kv() * DTYPE.size_in_bytes() * (prefixes * PREFIX + rows * OWN);
         let bytes = (LAYERS * LAYER + VOCAB * HIDDEN) * DTYPE.size_in_bytes() + kv;
         let input = move |model: Rc<Llava>| {
-            let cache = model.language.new_cache(prefixes * PREFIX + rows * OWN).expect("memory");
-            let own = |row: usize| prefixes * PREFIX + row * OWN;
-            let step = Step {
-                ids: ids(rows),
-                positions: vec![(PREFIX + OWN - 1) as u32; rows],
-                slots: (0..rows).map(|row| (own(row) + OWN - 1) as u32).collect(),
-                plan: AttendPlan {
-                    blocks: (0..rows)
-                        .map(|row| Block {
-                            rows: row..row + 1,
-                            keys: vec![
-                                Segment { start: row / FORKS * PREFIX, len: PREFIX },
-                                Segment { start: own(row), len: OWN },
-                            ],
-                            causal: false,
-                        })
-                        .collect(),
-                },
-            };
+            let step = Step::of_forks(rows);
+            let cache = model.language.new_cache(step.arena).expect("memory");
             (model, std::cell::RefCell::new(cache), step)
         };
         let name = format!("sample/gpu decode 7B/{rows} forks of {} prefixes/bf16", prefixes);
         case(name, (bytes, 0), model, input, move |(model, cache, step)| {
-            let states = step.run(model, &mut cache.borrow_mut());
-            let logits = model.language.logits(&states).expect("logits");
-            let row = |sample| Row {
-                params: Params { temperature: 0.7, ..Params::default() },
-                draws: Draws { seed: 1, sample, attempt: 0 },
-                sentence: 0,
-                step: 0,
-                history: &[],
-            };
-            let requests: Vec<Row> = (0..rows as u32).map(row).collect();
-            sample(&logits, &requests).expect("tokens");
+            step.draw(model, &mut cache.borrow_mut());
         })
     }
 
@@ -269,14 +282,8 @@ mod model {
         let pairs = sequences * PREFIX * (PREFIX + 1) / 2;
         let flops = LAYERS * (2 * rows * LAYER + 4 * pairs * HIDDEN);
         let input = move |model: Rc<Llava>| {
-            let cache = model.language.new_cache(rows).expect("memory");
-            let bounds: Vec<u32> = (0..=sequences).map(|i| (i * PREFIX) as u32).collect();
-            let step = Step {
-                ids: ids(rows),
-                positions: (0..rows).map(|row| (row % PREFIX) as u32).collect(),
-                slots: (0..rows as u32).collect(),
-                plan: AttendPlan::ragged(&bounds, true),
-            };
+            let step = Step::of_sequences(sequences);
+            let cache = model.language.new_cache(step.arena).expect("memory");
             (model, std::cell::RefCell::new(cache), step)
         };
         let name = format!("sample/gpu prefill 7B/{sequences} x {PREFIX}/bf16");
@@ -286,7 +293,7 @@ mod model {
     }
 
     fn vision(model: &Model, tiles: usize) -> Case {
-        let [width, inner, layers, tokens] = VISION;
+        let [width, inner, layers, tokens] = SHAPE.vision;
         let per_row = 4 * width * width + 2 * width * inner;
         // The last layer is not computed.
         let flops = (layers - 1) * tiles * (2 * tokens * per_row + 4 * tokens * tokens * width);
@@ -334,22 +341,6 @@ mod model {
             turns: vec![Turn { role: Role::User, text: "<image>\nDescribe the picture.".into() }],
             reference: REFERENCE.into(),
             line: 1,
-        }
-    }
-
-    /// The arguments of a pass.
-    struct Step {
-        ids: Vec<u32>,
-        positions: Vec<u32>,
-        slots: Vec<u32>,
-        plan: AttendPlan,
-    }
-
-    impl Step {
-        fn run(&self, model: &Llava, cache: &mut KvCache) -> Tensor {
-            let x = model.language.embed(&self.ids).expect("states");
-            let pass = model.language.forward(&x, &self.positions, cache, &self.slots, &self.plan);
-            pass.expect("a pass")
         }
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! - `cli`: the `bdhs` command;
 //! - `sweep`: all (encoder, threshold) cells from one set of candidates; `train`: LoRA and DPO on their pairs; `eval`: benchmarks and
-//!   their scores; `ablation`: trained and judged cells, compared; `report`: the page of a run; `demo`: a world and models to show it on;
+//!   their scores; `ablation`: trained and judged cells, compared; `report`: the page of a run; `bench`: rates of a machine; `demo`: a world
+//!   and models to show it on;
 //! - `sampling`, `data`, `engine`, `store`: the method, its input, generation, results;
 //! - `models`: LLaVA and sentence encoders on ragged batches;
 //! - [`ops`]: the kernels, for anyone.
@@ -16,6 +17,8 @@ pub mod ops;
 
 #[cfg(feature = "toolkit")]
 pub mod ablation;
+#[cfg(feature = "toolkit")]
+pub mod bench;
 #[cfg(feature = "toolkit")]
 pub mod cli;
 #[cfg(feature = "toolkit")]

@@ -191,6 +191,10 @@ fn parts_in_any_order_are_the_whole() {
     }
     succeed(bdhs().args(["sweep", "--train", "--eval", "--from-run"]).arg(&run));
     assert_eq!(table(&run), table(&whole));
+    // By two devices, a process each for candidates and for models.
+    let run = dir.path().join("devices");
+    succeed(ablate(&config, &run).args(["--device", "cpu,cpu"]));
+    assert_eq!(table(&run), table(&whole));
 }
 
 #[test]

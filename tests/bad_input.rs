@@ -530,7 +530,7 @@ fn a_full_disk_keeps_committed_waves() {
     let Some(disk) = Disk::mount(dir.path(), "160k") else { return };
     let run = || {
         let mut command = sweep(&data, &disk.path().join("run"));
-        command.args(["--rho", "0.5", "--token-budget", "400"]);
+        command.args(["--rho", "0.5", "--token-budget", "100"]);
         command
     };
     let failed = run().output().unwrap();

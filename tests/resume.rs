@@ -14,7 +14,7 @@ use common::{dataset, exports, succeed, sweep};
 /// Many small waves, so that a kill can fall between and inside them.
 fn small_sweep(data: &Path, out: &Path) -> Command {
     let mut command = sweep(data, out);
-    command.args(["--rho", "0.5", "--token-budget", "400"]).stdout(Stdio::null());
+    command.args(["--rho", "0.5", "--token-budget", "100"]).stdout(Stdio::null());
     command
 }
 

@@ -311,3 +311,29 @@ fn an_adapter_makes_another_model() {
     assert_eq!(training.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&training.stderr).contains("training on the adapter"));
 }
+
+#[test]
+fn bench_sets_rates_beside_ceilings() {
+    let encoder = &encoders()[0];
+    let mut command = bdhs();
+    command.args(["bench", "--json", "--seconds", "0", "--encoder"]).arg(encoder);
+    let report = json(&succeed(&mut command));
+    let rows = report["rows"].as_array().unwrap();
+    let units: Vec<&str> = rows.iter().map(|row| row["unit"].as_str().unwrap()).collect();
+    assert_eq!(units, ["texts", "tokens", "tokens", "attempts", "tokens"]);
+    assert!(rows.iter().all(|row| row["rate"].as_f64().unwrap() > 0.0), "{report}");
+    // A network cannot pass what the machine gives; a busy machine may have given less before, hence the room.
+    let shares: Vec<f64> = rows.iter().filter_map(|row| row["share"].as_f64()).collect();
+    assert_eq!(shares.len(), 3);
+    assert!(shares.iter().all(|share| (0.0..3.0).contains(share) && *share > 0.0), "{report}");
+    for ceiling in ["product_f32", "read"] {
+        assert!(report["ceilings"][ceiling].as_f64().unwrap() > 1e8, "{report}");
+    }
+    // Attempts at 16 scenes draw several tokens each.
+    let rate = |row: usize| rows[row]["rate"].as_f64().unwrap();
+    assert!(rate(4) > 3.0 * rate(3), "{report}");
+    let failed = bdhs().args(["bench", "--seconds", "-1"]).output().unwrap();
+    assert_eq!(failed.status.code(), Some(3));
+    let message = String::from_utf8_lossy(&failed.stderr);
+    assert!(message.contains("seconds") && message.contains("between 0 and 3600"), "{message}");
+}

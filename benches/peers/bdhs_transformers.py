@@ -111,13 +111,14 @@ def cut(sentence, swapped, draws):
     return sentence[: ends[draws.randrange(len(ends) - 1)]]
 
 
-def contexts(encode, draws):
-    """Token ids that each sentence of the reference is completed from, with one placeholder for the picture."""
+def contexts(encode, draws, prompt=PROMPT, separator=" ", reference=REFERENCE):
+    """For each sentence of the reference the token ids that it is completed from, with one placeholder for the picture, and what of it
+    is kept."""
     found = []
-    for start, end in sentences(REFERENCE):
-        kept = cut(*swap(REFERENCE[start:end], draws), draws)
-        before = REFERENCE[:start] if kept else REFERENCE[:start].rstrip()
-        found.append(encode(f"{PROMPT} {before}{kept}" if before or kept else PROMPT))
+    for start, end in sentences(reference):
+        kept = cut(*swap(reference[start:end], draws), draws)
+        before = reference[:start] if kept else reference[:start].rstrip()
+        found.append((encode(f"{prompt}{separator}{before}{kept}" if before or kept else prompt), kept))
     return found
 
 
@@ -172,7 +173,8 @@ class Bench:
         self.image = model.config.image_token_id
         ends = model.generation_config.eos_token_id
         ends = model.config.text_config.eos_token_id if ends is None else ends
-        self.ends = torch.tensor(ends, device=self.device).view(-1)
+        # Never drawn: as `min_new_tokens`.
+        self.forbidden = torch.tensor(ends, device=self.device).view(-1)
         self.draws, self.generator = random.Random(1), torch.Generator().manual_seed(1)
         size = model.config.vision_config.image_size
         self.pixels = torch.randn(samples, 3, size, size, device=self.device, dtype=self.dtype)
@@ -191,7 +193,7 @@ class Bench:
         for attempt in range(first, first + count):
             shown = torch.rand(self.tokens, generator=self.generator) >= self.rho
             start = attempt % self.samples * self.tokens
-            rows += [row(context, self.image, shown, start, drop) for context in contexts(self.encode, self.draws)]
+            rows += [row(context, self.image, shown, start, drop) for context, _ in contexts(self.encode, self.draws)]
         return rows
 
     def cache(self, length, rows, way, old=None):
@@ -206,8 +208,9 @@ class Bench:
         return StaticCache(config=self.model.config, max_cache_len=width)
 
     @torch.no_grad()
-    def complete(self, batch, new, cache, step=None, logits=None):
-        """Tokens `[rows, new]` that the model draws after each row; `step` = the model for a step, `logits` gets those of every one."""
+    def complete(self, batch, new, cache, step=None, logits=None, done=None):
+        """Tokens `[rows, new]` that the model draws after each row; `step` = the model for a step, `logits` gets those of every one,
+        `done` the tokens of every step, and ends it all by saying true."""
         growing = isinstance(cache, DynamicCache)
         width = -(-(batch.length + new) // 8) * 8 if growing else cache.get_max_length()
         seen = pad(batch.seen, (0, width - batch.length))
@@ -226,9 +229,10 @@ class Bench:
             scores = output.logits[:, -1].float()
             if logits is not None:
                 logits.append(scores.clone())
-            # As `min_new_tokens`.
-            scores.index_fill_(1, self.ends, float("-inf"))
+            scores.index_fill_(1, self.forbidden, float("-inf"))
             drawn.append(torch.multinomial(torch.softmax(scores / self.temperature, dim=-1), 1))
+            if done is not None and done(drawn[-1]):
+                break
         return torch.cat(drawn, dim=1)
 
     def embed(self, batch):

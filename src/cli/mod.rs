@@ -1,6 +1,7 @@
 //! Floor 5: the commands. Arguments, progress bars and tables; no logic.
 
 mod ablate;
+mod bench;
 mod demo;
 mod doctor;
 mod embed;
@@ -57,6 +58,8 @@ enum Command {
     Eval(Box<eval::Eval>),
     /// Show what this build and this machine can do
     Doctor(doctor::Doctor),
+    /// Measure how fast this machine is, beside what it gives at most
+    Bench(bench::Bench),
 }
 
 /// Options that every command takes.
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Report(command) => command.run(&cli.global),
         Command::Eval(command) => command.run(&cli.global),
         Command::Doctor(command) => command.run(&cli.global),
+        Command::Bench(command) => command.run(&cli.global),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -97,6 +97,9 @@ pub(super) fn divide(config: &Config, devices: &[String], bars: &Bars) -> Result
     })
 }
 
+/// Hears what workers tell, with their names, and with nothing that it is time for a look.
+type Heard<'a> = dyn FnMut(Option<(&str, Told)>) + 'a;
+
 /// Workers that are at it. Those that still are when this is dropped are ended: what they finished is kept.
 pub(super) struct Workers {
     list: Vec<Worker>,
@@ -164,11 +167,7 @@ impl Workers {
 
     /// Waits for all, hands on what they tell with their names, and calls `heard` with nothing at every look. A failure is told while
     /// others are still at work.
-    pub(super) fn watch(
-        &mut self,
-        bars: &Bars,
-        heard: &mut dyn FnMut(Option<(&str, Told)>),
-    ) -> Result<()> {
+    pub(super) fn watch(&mut self, bars: &Bars, heard: &mut Heard) -> Result<()> {
         self.speaker = None;
         let mut failed: BTreeMap<usize, Error> = BTreeMap::new();
         let (mut first, mut looked) = (None, Instant::now());

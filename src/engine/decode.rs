@@ -1,10 +1,14 @@
-//! Prefill and lock-step decoding of one wave.
+//! Prefill of attempts as room comes free, and lock-step decoding of all their sentences.
+
+use std::ops::Range;
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use super::{
     Engine, Progress, checkpoint,
     prepare::{Entry, Fork, Prepared},
+    room::Room,
     text::Detokenizer,
 };
 use crate::{
@@ -19,19 +23,32 @@ use crate::{
     sampling::{End, Part, SamplingConfig, Stop, cuts::own_completion},
 };
 
+/// New attempts begin once this part of the arena is free: one in so many slots.
+const REFILL: usize = 4;
+
 /// A sentence that is being completed.
 pub(super) struct Row<'a> {
     fork: &'a Fork,
+    /// Which attempt of the wave.
+    attempt: usize,
     draws: Draws,
     /// Sentence number in the draws.
     sentence: u32,
     prefix: Segment,
-    /// First slot of its own: residual tokens, then drawn ones.
-    own: usize,
+    /// Slots of its own: residual tokens, then drawn ones.
+    own: Segment,
     drawn: Vec<u32>,
     logprob: f32,
     text: Detokenizer,
     done: Option<(String, Stop)>,
+}
+
+/// An attempt that has slots.
+struct Place<'a> {
+    prepared: &'a Prepared<'a>,
+    prefill: Segment,
+    /// Sentences that are not done.
+    open: usize,
 }
 
 impl Row<'_> {
@@ -50,45 +67,116 @@ impl Row<'_> {
     }
 }
 
-/// Runs a wave: one packed prefill, then all rows side by side until each one has ended.
-/// Returns the parts of each attempt, in order.
+/// Runs a wave: attempts are prefilled together as far as there is room, and their sentences decoded side by side. The room of
+/// sentences that have ended goes to the next attempts, so that a pass keeps many rows. Returns the parts of each attempt, in order.
 pub(super) fn run(
     engine: &Engine,
     wave: &[Prepared],
     features: &[Option<Tensor>],
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<Part>>> {
-    let slots: usize = wave.iter().map(Prepared::cost).sum();
+    let costs = || wave.iter().map(Prepared::cost);
+    let slots = costs().sum::<usize>().min(engine.slots).max(costs().max().unwrap_or(0));
     let mut cache = engine.model.language.new_cache(slots)?;
-    let hidden = prefill(engine, wave, features, &mut cache)?;
-    let mut rows = rows(engine, wave);
-    let mut hidden = begin(engine, wave, &rows, &hidden, &mut cache)?;
-    let mut active: Vec<usize> = (0..rows.len()).collect();
+    let mut room = Room::new(slots);
+    let (mut rows, mut places) = (Vec::<Row>::new(), Vec::<Place>::new());
+    let mut active = Vec::new();
     loop {
         checkpoint(progress)?;
-        let logits = engine.logits(&hidden)?;
-        draw(engine, &mut rows, &active, &logits)?;
-        progress.advance(active.len() as u64);
-        active.retain(|&i| rows[i].done.is_none());
+        let mut hidden = Vec::new();
+        if !active.is_empty() {
+            hidden.push(step(engine, &rows, &active, &mut cache)?);
+        }
+        // Few attempts at a time would make small passes.
+        if active.is_empty() || room.left() >= slots / REFILL {
+            let first = rows.len();
+            let begun = admit(engine, wave, &mut places, &mut rows, &mut room);
+            if rows.len() > first {
+                let states = prefill(engine, &places[begun.clone()], &features[begun], &mut cache)?;
+                hidden.push(begin(engine, &places, &rows[first..], &states, &mut cache)?);
+                active.extend(first..rows.len());
+            }
+        }
         if active.is_empty() {
             break;
         }
-        hidden = step(engine, &rows, &active, &mut cache)?;
+        let logits = engine.logits(&Tensor::cat(&hidden, 0)?)?;
+        draw(engine, &mut rows, &active, &logits)?;
+        progress.advance(active.len() as u64);
+        active.retain(|&i| {
+            let open = rows[i].done.is_none();
+            if !open {
+                leave(&rows[i], &mut places, &mut room);
+            }
+            open
+        });
     }
     let mut rows = rows.into_iter();
     Ok(wave.iter().map(|p| rows.by_ref().take(p.forks.len()).map(Row::part).collect()).collect())
 }
 
-/// One teacher-forced pass over all sequences of the wave; the states of every entry.
+/// Gives back the room of a sentence that has ended.
+fn leave(row: &Row, places: &mut [Place], room: &mut Room) {
+    room.give(row.own);
+    let place = &mut places[row.attempt];
+    place.open -= 1;
+    if place.open == 0 {
+        room.give(place.prefill);
+    }
+}
+
+/// Finds room for the next attempts of the wave, in order. Returns which.
+fn admit<'a>(
+    engine: &Engine,
+    wave: &'a [Prepared<'a>],
+    places: &mut Vec<Place<'a>>,
+    rows: &mut Vec<Row<'a>>,
+    room: &mut Room,
+) -> Range<usize> {
+    let first = places.len();
+    for (attempt, prepared) in wave.iter().enumerate().skip(first) {
+        let lens = prepared.forks.iter().map(Fork::slots);
+        let mut taken = Vec::with_capacity(1 + prepared.forks.len());
+        for len in std::iter::once(prepared.entries.len()).chain(lens) {
+            taken.extend(room.take(len));
+        }
+        if taken.len() <= prepared.forks.len() {
+            taken.into_iter().for_each(|run| room.give(run));
+            break;
+        }
+        let prefill = taken[0];
+        let request = &prepared.request;
+        let draws =
+            Draws { seed: engine.seed, sample: request.sample.index, attempt: request.attempt };
+        for (j, (fork, &own)) in prepared.forks.iter().zip(&taken[1..]).enumerate() {
+            rows.push(Row {
+                fork,
+                attempt,
+                draws,
+                sentence: if request.guided { j as u32 } else { WHOLE_RESPONSE },
+                prefix: Segment { start: prefill.start, len: fork.at },
+                own,
+                drawn: Vec::new(),
+                logprob: 0.0,
+                text: Detokenizer::after(&fork.history),
+                done: None,
+            });
+        }
+        places.push(Place { prepared, prefill, open: prepared.forks.len() });
+    }
+    first..places.len()
+}
+
+/// One teacher-forced pass over all sequences of these attempts; the states of every entry.
 fn prefill(
     engine: &Engine,
-    wave: &[Prepared],
+    places: &[Place],
     features: &[Option<Tensor>],
     cache: &mut KvCache,
 ) -> Result<Tensor> {
     let language = &engine.model.language;
-    let ids: Vec<u32> = wave
-        .iter()
+    let attempts = || places.iter().map(|place| place.prepared);
+    let ids: Vec<u32> = attempts()
         .flat_map(|prepared| &prepared.entries)
         .filter_map(|entry| match entry {
             Entry::Token(id) => Some(*id),
@@ -97,9 +185,9 @@ fn prefill(
         .collect();
     let text = language.embed(&ids)?;
     let mut sources = vec![&text];
-    let mut pieces = Vec::with_capacity(wave.len());
+    let mut pieces = Vec::with_capacity(places.len());
     let mut token = 0;
-    for (prepared, features) in wave.iter().zip(features) {
+    for (prepared, features) in attempts().zip(features) {
         let source = sources.len();
         sources.extend(features);
         pieces.push(runs(&prepared.entries, &mut token, source));
@@ -107,10 +195,14 @@ fn prefill(
     let sequences: Vec<&[Piece]> = pieces.iter().map(Vec::as_slice).collect();
     let packed = mask::pack(&sources, &sequences, mask::Positions::Compact)?;
 
-    let positions: Vec<u32> = wave.iter().flat_map(|p| &p.positions).copied().collect();
-    let slots: Vec<u32> = (0..positions.len() as u32).collect();
-    let plan = AttendPlan::ragged(&packed.cu_seqlens, true);
-    language.forward(&packed.rows, &positions, cache, &slots, &plan)
+    let positions: Vec<u32> = attempts().flat_map(|p| &p.positions).copied().collect();
+    let (mut slots, mut blocks) = (Vec::with_capacity(positions.len()), vec![]);
+    for &Place { prefill, .. } in places {
+        let start = slots.len();
+        slots.extend((prefill.start..prefill.start + prefill.len).map(|slot| slot as u32));
+        blocks.push(Block { rows: start..slots.len(), keys: vec![prefill], causal: true });
+    }
+    language.forward(&packed.rows, &positions, cache, &slots, &AttendPlan { blocks })
 }
 
 /// A sequence as runs of text rows (from source 0, on from `token`) and of kept image rows.
@@ -131,48 +223,25 @@ fn runs(entries: &[Entry], token: &mut usize, source: usize) -> Vec<Piece<'stati
     pieces
 }
 
-/// The rows of a wave, with their slots behind the prefill.
-fn rows<'a>(engine: &Engine, wave: &'a [Prepared]) -> Vec<Row<'a>> {
-    let mut own: usize = wave.iter().map(|p| p.entries.len()).sum();
-    let mut start = 0;
-    let mut rows = Vec::new();
-    for prepared in wave {
-        let request = &prepared.request;
-        let draws =
-            Draws { seed: engine.seed, sample: request.sample.index, attempt: request.attempt };
-        for (j, fork) in prepared.forks.iter().enumerate() {
-            rows.push(Row {
-                fork,
-                draws,
-                sentence: if request.guided { j as u32 } else { WHOLE_RESPONSE },
-                prefix: Segment { start, len: fork.at },
-                own,
-                drawn: Vec::new(),
-                logprob: 0.0,
-                text: Detokenizer::after(&fork.history),
-                done: None,
-            });
-            own += fork.residual.len() + fork.limit;
-        }
-        start += prepared.entries.len();
-    }
-    rows
-}
-
-/// States that each row draws its first token from: the prefill's at the fork, or, where kept text
-/// goes beyond the fork, those after one pass over it.
+/// States that new rows draw their first token from: the prefill's at the fork, or, where kept text goes beyond the fork, those
+/// after one pass over it.
 fn begin(
     engine: &Engine,
-    wave: &[Prepared],
+    places: &[Place],
     rows: &[Row],
     prefilled: &Tensor,
     cache: &mut KvCache,
 ) -> Result<Tensor> {
     let language = &engine.model.language;
     let device = engine.model.language.device();
-    let mut last: Vec<u32> =
-        rows.iter().map(|row| (row.prefix.start + row.prefix.len) as u32 - 1).collect();
-    let prefill_rows: usize = wave.iter().map(|p| p.entries.len()).sum();
+    let mut last: Vec<u32> = Vec::with_capacity(rows.len());
+    // Where the states of each attempt begin.
+    let mut start = 0;
+    for of_attempt in rows.chunk_by(|a, b| a.attempt == b.attempt) {
+        last.extend(of_attempt.iter().map(|row| (start + row.prefix.len) as u32 - 1));
+        start += places[of_attempt[0].attempt].prefill.len;
+    }
+    let prefill_rows = prefilled.dim(0)?;
 
     let (mut ids, mut positions, mut slots, mut blocks) = (vec![], vec![], vec![], vec![]);
     for (i, row) in rows.iter().enumerate() {
@@ -183,10 +252,10 @@ fn begin(
         let start = ids.len();
         ids.extend(&row.fork.residual);
         positions.extend((0..n).map(|t| row.fork.position + t as u32));
-        slots.extend((0..n).map(|t| (row.own + t) as u32));
+        slots.extend((0..n).map(|t| (row.own.start + t) as u32));
         blocks.push(Block {
             rows: start..ids.len(),
-            keys: vec![row.prefix, Segment { start: row.own, len: n }],
+            keys: vec![row.prefix, Segment { start: row.own.start, len: n }],
             causal: true,
         });
         last[i] = (prefill_rows + ids.len()) as u32 - 1;
@@ -210,10 +279,10 @@ fn step(engine: &Engine, rows: &[Row], active: &[usize], cache: &mut KvCache) ->
         let before = row.fork.residual.len() + row.drawn.len() - 1;
         ids.extend(row.drawn.last());
         positions.push(row.fork.position + before as u32);
-        slots.push((row.own + before) as u32);
+        slots.push((row.own.start + before) as u32);
         blocks.push(Block {
             rows: r..r + 1,
-            keys: vec![row.prefix, Segment { start: row.own, len: before + 1 }],
+            keys: vec![row.prefix, Segment { start: row.own.start, len: before + 1 }],
             causal: false,
         });
     }
@@ -246,8 +315,9 @@ fn draw(engine: &Engine, rows: &mut [Row], active: &[usize], logits: &Tensor) ->
         })
         .collect();
     let drawn = token::sample(logits, &requests)?;
-    for (&i, drawn) in active.iter().zip(drawn) {
-        let row = &mut rows[i];
+    let open = rows.iter_mut().filter(|row| row.done.is_none());
+    let open: Vec<(&mut Row, token::Sampled)> = open.zip(drawn).collect();
+    open.into_par_iter().try_for_each(|(row, drawn)| {
         row.drawn.push(drawn.token);
         row.logprob += drawn.log_prob;
         let ended = engine.model.format.eos_ids().contains(&drawn.token);
@@ -255,8 +325,8 @@ fn draw(engine: &Engine, rows: &mut [Row], active: &[usize], logits: &Tensor) ->
             row.text.push(engine.model.format.tokenizer(), drawn.token)?;
         }
         row.done = verdict(config, row, ended);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Whether a row has ended, and with which completion.

@@ -9,6 +9,7 @@
 mod answer;
 mod decode;
 mod prepare;
+mod room;
 mod text;
 mod vision;
 mod waves;
@@ -25,6 +26,7 @@ pub use crate::progress::{Progress, checkpoint};
 use crate::{
     Result,
     models::llava::Llava,
+    ops::act::{Activation, bias_act},
     sampling::{Candidate, Fragment, Part, SamplingConfig, cuts::rebuild},
 };
 
@@ -33,6 +35,8 @@ pub struct Engine<'m> {
     model: &'m Llava,
     config: SamplingConfig,
     seed: u64,
+    /// Most key-value slots at a time.
+    slots: usize,
     /// `[vocab]`: 0, or minus infinity for ids that stand for no text.
     forbidden: Tensor,
 }
@@ -50,7 +54,13 @@ impl<'m> Engine<'m> {
             .map(|id| if textless(&id) { f32::NEG_INFINITY } else { 0.0 })
             .collect();
         let forbidden = Tensor::new(forbidden, model.language.device())?;
-        Ok(Self { model, config, seed, forbidden })
+        Ok(Self { model, config, seed, slots: usize::MAX, forbidden })
+    }
+
+    /// Holds at most `slots` key-value slots at a time, or as many as one attempt needs: the attempts of a wave begin as earlier ones
+    /// end. Without this, all of a wave begin together.
+    pub fn with_slots(self, slots: usize) -> Self {
+        Self { slots, ..self }
     }
 
     /// Logits `[r, vocab]` (f32) of states `[r, H]`, with minus infinity for the image placeholder and
@@ -59,7 +69,7 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// Those of the tensor operations.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self.model.language.logits(hidden)?.broadcast_add(&self.forbidden)?)
+        bias_act(&self.model.language.logits(hidden)?, Some(&self.forbidden), Activation::Identity)
     }
 
     /// Lays out an attempt: tokens, masks, cuts. No network is run.
@@ -73,8 +83,8 @@ impl<'m> Engine<'m> {
 
     /// Generates a wave. `images` remembers features between the waves of a block.
     ///
-    /// The result is a function of the wave as a whole: another grouping changes logits in the last
-    /// bits.
+    /// The result is a function of the wave and of the slots as a whole. On a CPU with AVX2 a candidate is a function of its own
+    /// attempt alone, to the bit; elsewhere another grouping changes logits in the last bits.
     ///
     /// # Errors
     /// Unreadable images, failing tensor operations, logits that are not numbers, a requested stop.
@@ -84,10 +94,7 @@ impl<'m> Engine<'m> {
         images: &mut Images,
         progress: &dyn Progress,
     ) -> Result<Vec<Candidate>> {
-        let features: Vec<Option<Tensor>> = wave
-            .iter()
-            .map(|prepared| images.kept_features(self, prepared))
-            .collect::<Result<_>>()?;
+        let features = images.of_wave(self, wave, progress)?;
         let parts = decode::run(self, wave, &features, progress)?;
         wave.iter().zip(parts).map(|(prepared, parts)| candidate(prepared, parts)).collect()
     }

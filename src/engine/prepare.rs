@@ -62,11 +62,17 @@ pub(super) struct Fork {
     pub(super) limit: usize,
 }
 
+impl Fork {
+    /// Key-value slots of its own.
+    pub(super) fn slots(&self) -> usize {
+        self.residual.len() + self.limit
+    }
+}
+
 impl Prepared<'_> {
     /// Key-value slots that the attempt needs.
     pub fn cost(&self) -> usize {
-        self.entries.len()
-            + self.forks.iter().map(|fork| fork.residual.len() + fork.limit).sum::<usize>()
+        self.entries.len() + self.forks.iter().map(Fork::slots).sum::<usize>()
     }
 }
 

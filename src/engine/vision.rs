@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
-use super::{Engine, prepare::Prepared};
+use super::{Engine, Progress, checkpoint, prepare::Prepared};
 use crate::{
     Result,
     data::{Sample, image},
-    models::llava::{ImageLayout, Llava},
+    models::llava::{ImageLayout, Llava, Pixels},
     ops::philox::Draws,
     sampling::{
         SamplingConfig,
@@ -16,6 +17,11 @@ use crate::{
         corruption::{MaskRequest, add_noise, join_layouts, visible_tokens},
     },
 };
+
+/// Samples whose pixels are in memory at a time.
+const GROUP: usize = 16;
+/// Tiles of a pass through the tower.
+const TILES: usize = 8;
 
 /// Remembers the image rows that any attempt of a run keeps.
 ///
@@ -28,6 +34,7 @@ pub struct Images {
 }
 
 /// Some rows of a sample's image features.
+#[derive(Clone)]
 struct Rows {
     /// Which image tokens, ascending.
     tokens: Vec<u32>,
@@ -41,44 +48,94 @@ impl Images {
         Self { known: HashMap::new(), bytes: 0, budget }
     }
 
-    /// The features `[kept, H]` of an attempt's kept image tokens; none where nothing is kept. The
-    /// vision tower always sees whole images.
-    pub(super) fn kept_features(
+    /// The features `[kept, H]` of the kept image tokens of every attempt of a wave; none where nothing is kept. The vision tower
+    /// always sees whole images.
+    pub(super) fn of_wave(
         &mut self,
         engine: &Engine,
-        prepared: &Prepared,
-    ) -> Result<Option<Tensor>> {
-        if prepared.kept.is_empty() {
-            return Ok(None);
-        }
-        let sample = prepared.request.sample;
-        // Noise is drawn for each attempt, so nothing can be shared.
-        if engine.config.noise_steps > 0 {
-            let all = features(engine, prepared)?;
-            return Ok(Some(select(&all, &prepared.kept)?));
-        }
-        if !self.known.contains_key(&sample.index) {
-            let all = features(engine, prepared)?;
-            let tokens = union(engine, sample)?;
-            let rows = select(&all, &tokens)?;
-            let bytes = rows.elem_count() * rows.dtype().size_in_bytes();
-            if self.bytes + bytes > self.budget {
-                return Ok(Some(select(&all, &prepared.kept)?));
+        wave: &[Prepared],
+        progress: &dyn Progress,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let mut found: Vec<Option<Tensor>> = Vec::with_capacity(wave.len());
+        // Attempts that share a run of the tower, by the first of them.
+        let mut missing: Vec<Vec<usize>> = Vec::new();
+        let mut first: HashMap<u32, usize> = HashMap::new();
+        for (i, prepared) in wave.iter().enumerate() {
+            found.push(self.recall(engine, prepared)?);
+            if found[i].is_some() || prepared.kept.is_empty() {
+                continue;
             }
-            self.bytes += bytes;
-            self.known.insert(sample.index, Rows { tokens, rows });
+            let group = match engine.config.noise_steps {
+                0 => *first.entry(prepared.request.sample.index).or_insert(missing.len()),
+                // Noise is drawn for each attempt, so nothing can be shared.
+                _ => missing.len(),
+            };
+            match missing.get_mut(group) {
+                Some(attempts) => attempts.push(i),
+                None => missing.push(vec![i]),
+            }
         }
-        let Rows { tokens, rows } = &self.known[&sample.index];
-        let places: Option<Vec<u32>> = prepared
-            .kept
-            .iter()
-            .map(|token| tokens.binary_search(token).ok().map(|place| place as u32))
-            .collect();
-        match places {
-            Some(places) => Ok(Some(select(rows, &places)?)),
-            // An attempt that is none of the configured run's.
-            None => Ok(Some(select(&features(engine, prepared)?, &prepared.kept)?)),
+        for group in missing.chunks(GROUP) {
+            checkpoint(progress)?;
+            let firsts: Vec<&Prepared> = group.iter().map(|attempts| &wave[attempts[0]]).collect();
+            features(engine, &firsts, |at, all| {
+                let rows = self.keep(engine, wave, &group[at], all)?;
+                for &i in &group[at] {
+                    found[i] = Some(rows.of(&wave[i].kept)?);
+                }
+                Ok(())
+            })?;
         }
+        Ok(found)
+    }
+
+    /// Features that are remembered.
+    fn recall(&self, engine: &Engine, prepared: &Prepared) -> Result<Option<Tensor>> {
+        let rows = self.known.get(&prepared.request.sample.index);
+        match rows.filter(|rows| engine.config.noise_steps == 0 && rows.hold(&prepared.kept)) {
+            Some(rows) if !prepared.kept.is_empty() => Ok(Some(rows.of(&prepared.kept)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The rows of all features that these attempts at one sample need, and those that later ones will; remembered if they fit.
+    fn keep(
+        &mut self,
+        engine: &Engine,
+        wave: &[Prepared],
+        attempts: &[usize],
+        all: &Tensor,
+    ) -> Result<Rows> {
+        let sample = wave[attempts[0]].request.sample;
+        let share = engine.config.noise_steps == 0;
+        let mut tokens = if share { union(engine, sample)? } else { Vec::new() };
+        // An attempt may be none of the configured run's.
+        tokens.extend(attempts.iter().flat_map(|&i| &wave[i].kept));
+        tokens.sort_unstable();
+        tokens.dedup();
+        let rows = Rows { rows: select(all, &tokens)?, tokens };
+        let before = self.known.get(&sample.index).map_or(0, Rows::bytes);
+        if share && self.bytes - before + rows.bytes() <= self.budget {
+            self.bytes += rows.bytes() - before;
+            self.known.insert(sample.index, rows.clone());
+        }
+        Ok(rows)
+    }
+}
+
+impl Rows {
+    fn bytes(&self) -> usize {
+        self.rows.elem_count() * self.rows.dtype().size_in_bytes()
+    }
+
+    fn hold(&self, tokens: &[u32]) -> bool {
+        tokens.iter().all(|token| self.tokens.binary_search(token).is_ok())
+    }
+
+    /// The rows of these tokens, which it holds.
+    fn of(&self, tokens: &[u32]) -> Result<Tensor> {
+        let place = |token: &u32| self.tokens.partition_point(|held| held < token) as u32;
+        select(&self.rows, &tokens.iter().map(place).collect::<Vec<_>>())
     }
 }
 
@@ -94,8 +151,33 @@ pub(super) fn layouts(model: &Llava, sample: &Sample) -> Result<Vec<ImageLayout>
         .collect()
 }
 
-/// Features of all image tokens of an attempt's images, one image after another.
-fn features(engine: &Engine, prepared: &Prepared) -> Result<Tensor> {
+/// Calls `done(i, features)` with the features of all image tokens of attempt i, one image after another. Files are read and
+/// pixels prepared by all threads, and tiles of many images go through the tower together.
+fn features(
+    engine: &Engine,
+    attempts: &[&Prepared],
+    mut done: impl FnMut(usize, &Tensor) -> Result<()>,
+) -> Result<()> {
+    let model = engine.model;
+    let pixels: Vec<Vec<Pixels>> =
+        attempts.par_iter().map(|prepared| pixels(engine, prepared)).collect::<Result<_>>()?;
+    let tiles: Vec<&Tensor> = pixels.iter().flatten().map(|image| &image.tiles).collect();
+    let states = tower(model, &Tensor::cat(&tiles, 0)?)?;
+    let mut first = 0;
+    for (i, images) in pixels.iter().enumerate() {
+        let mut all = Vec::with_capacity(images.len());
+        for image in images {
+            let count = image.tiles.dim(0)?;
+            all.push(model.image_rows(&states.narrow(0, first, count)?, &image.layout)?);
+            first += count;
+        }
+        done(i, &Tensor::cat(&all, 0)?)?;
+    }
+    Ok(())
+}
+
+/// The pixels of an attempt's images.
+fn pixels(engine: &Engine, prepared: &Prepared) -> Result<Vec<Pixels>> {
     let request = &prepared.request;
     let draws = Draws { seed: engine.seed, sample: request.sample.index, attempt: request.attempt };
     let mut all = Vec::new();
@@ -109,9 +191,25 @@ fn features(engine: &Engine, prepared: &Prepared) -> Result<Tensor> {
             first += values.len() as u64;
             pixels.tiles = Tensor::from_vec(values, shape, pixels.tiles.device())?;
         }
-        all.push(engine.model.image_features(&pixels)?);
+        all.push(pixels);
     }
-    Ok(Tensor::cat(&all, 0)?)
+    Ok(all)
+}
+
+/// States of any number of tiles, some at a time. On a GPU every pass has as many tiles, blank ones at the end: a product's last
+/// bits may depend on its shape there, and what an image gives must not depend on its company.
+fn tower(model: &Llava, tiles: &Tensor) -> Result<Tensor> {
+    let count = tiles.dim(0)?;
+    let mut states = Vec::new();
+    for first in (0..count).step_by(TILES) {
+        let own = TILES.min(count - first);
+        let mut some = tiles.narrow(0, first, own)?;
+        if own < TILES && !model.language.device().is_cpu() {
+            some = some.pad_with_zeros(0, 0, TILES - own)?;
+        }
+        states.push(model.tower_features(&some)?.narrow(0, 0, own)?);
+    }
+    Ok(Tensor::cat(&states, 0)?)
 }
 
 /// Every image token that some attempt of the run keeps.

@@ -11,7 +11,10 @@ use crate::{Error, Result};
 /// An unknown name, the CPU beside a GPU, and `cuda:all` where no GPU can be counted.
 pub fn list(names: &str) -> Result<Vec<String>> {
     if names == "cuda:all" {
-        return Ok((0..gpus()?).map(|n| format!("cuda:{n}")).collect());
+        return match gpus()? {
+            0 => Err(Error::unsupported("device \"cuda:all\"", "the driver reports no GPU")),
+            count => Ok((0..count).map(|n| format!("cuda:{n}")).collect()),
+        };
     }
     let mut list: Vec<String> = Vec::new();
     for name in names.split(',') {

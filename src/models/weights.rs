@@ -152,6 +152,11 @@ impl Weights {
         Self { trainable: Some(Arc::new(trainable)), ..self }
     }
 
+    /// Whether anything of them is trained.
+    pub fn is_trained(&self) -> bool {
+        self.trainable.is_some()
+    }
+
     /// The pair that is trained beside the tensor `name` below the prefix.
     pub fn lora(&self, name: &str) -> Option<Lora> {
         self.trainable.as_ref()?.pairs.get(&self.full_name(name)).cloned()

@@ -278,3 +278,55 @@ impl<T> SharedMut<T> {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
 }
+
+/// Values with the distances between rows and between columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) strides: (usize, usize),
+}
+
+impl Matrix<'_> {
+    /// Whether `rows` x `columns` of it lie within its values.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        self.values.len() > (rows - 1) * self.strides.0 + (columns - 1) * self.strides.1
+    }
+}
+
+/// `dst[m, n] = beta lhs[m, k] rhs[k, n]`, added to dst if `accumulate`. Serial.
+pub(crate) fn gemm(
+    (m, n, k): (usize, usize, usize),
+    (dst, dst_pitch): (&mut [f32], usize),
+    lhs: Matrix,
+    rhs: Matrix,
+    beta: f32,
+    accumulate: bool,
+) {
+    assert!(m > 0 && n > 0 && k > 0);
+    assert!(dst.len() >= (m - 1) * dst_pitch + n && n <= dst_pitch);
+    assert!(lhs.holds(m, k) && rhs.holds(k, n));
+    // SAFETY: the assertions bound every address; dst is exclusive, and its rows do not overlap.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            dst.as_mut_ptr(),
+            1,
+            dst_pitch as isize,
+            accumulate,
+            lhs.values.as_ptr(),
+            lhs.strides.1 as isize,
+            lhs.strides.0 as isize,
+            rhs.values.as_ptr(),
+            rhs.strides.1 as isize,
+            rhs.strides.0 as isize,
+            1.0,
+            beta,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}

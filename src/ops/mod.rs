@@ -6,6 +6,7 @@ mod composed;
 pub mod cosine;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod dense;
 mod grads;
 mod host;
 pub mod mask;

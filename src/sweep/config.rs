@@ -139,7 +139,8 @@ impl Default for Grid {
 pub struct Run {
     /// Seed of every random draw.
     pub seed: u64,
-    /// Key-value slots that one wave may hold: prompts, references and room for new tokens.
+    /// Key-value slots in use at a time: prompts, references and room for new tokens. A wave needs up to four times as many in all,
+    /// one attempt after another.
     pub token_budget: u32,
     /// Samples in a block. A block is worked on as one: its waves mix only its own samples, so a
     /// shard holds whole blocks and gives the same results as a single run.

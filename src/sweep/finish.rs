@@ -37,6 +37,7 @@ pub(super) fn finish(runner: &Runner) -> Result<Summary> {
         .zip(&rows)
         .map(|(encoder, rows)| Truncation::new(&EncoderInfo::of(encoder), rows))
         .collect();
+    drop(rows);
     let samples: Vec<u32> = runner.dataset.samples.iter().map(|sample| sample.index).collect();
     let cells = decide_cells(&tables, &samples, &runner.config.grid.thresholds, rule)?;
     export(runner, &cells)?;
@@ -80,11 +81,11 @@ fn export(runner: &Runner, cells: &[Cell]) -> Result<()> {
 fn flags(runner: &Runner) -> Result<BTreeMap<Slot, Vec<Flag>>> {
     let rule = runner.config.sampling.sentences;
     let mut flags = BTreeMap::new();
-    for (_, candidate) in runner.store.candidates()? {
+    runner.store.each_candidate(|_, candidate| {
         if let Some(sample) = runner.dataset.samples.get(candidate.sample as usize) {
             let slot = (candidate.sample, candidate.attempt, candidate.guided);
             flags.insert(slot, candidate.flags(&sample.reference, rule));
         }
-    }
+    })?;
     Ok(flags)
 }

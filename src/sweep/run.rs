@@ -63,6 +63,7 @@ pub fn run(config: &Config, options: &Options, progress: &dyn Progress) -> Resul
         return Ok(None);
     }
     progress.begin("deciding and exporting", None);
+    runner.release();
     finish(&runner).map(Some)
 }
 
@@ -193,8 +194,9 @@ impl<'a> Runner<'a> {
         self.load_model()?;
         let Some(model) = &self.model else { return Ok(()) };
         let begun = Instant::now();
-        let engine = Engine::new(model, self.config.sampling.clone(), self.config.run.seed)?;
         let budget = self.store.token_budget()?;
+        let engine = Engine::new(model, self.config.sampling.clone(), self.config.run.seed)?
+            .with_slots(budget as usize);
         let prepared = open
             .par_iter()
             .map(|&i| {
@@ -208,6 +210,7 @@ impl<'a> Runner<'a> {
             .map_err(|error| error.in_file(&self.dataset.path))?;
         let costs: Vec<usize> = prepared.iter().map(|prepared| prepared.cost()).collect();
         self.progress.begin(&format!("attempt {}: tokens", attempt.number), None);
+        let mut stored = 0.0;
         for range in waves(&costs, budget as usize) {
             checkpoint(self.progress)?;
             let begun = Instant::now();
@@ -226,11 +229,23 @@ impl<'a> Runner<'a> {
                 token_budget: budget,
                 seconds: BTreeMap::from([("generate".into(), begun.elapsed().as_secs_f64())]),
             };
+            let committing = Instant::now();
             self.store.commit_wave(&record, &rows)?;
+            stored += committing.elapsed().as_secs_f64();
             self.generated.extend(rows.iter().map(|(key, _)| *key));
         }
-        *self.seconds.entry("generate".into()).or_default() += begun.elapsed().as_secs_f64();
+        *self.seconds.entry("store".into()).or_default() += stored;
+        *self.seconds.entry("generate".into()).or_default() +=
+            begun.elapsed().as_secs_f64() - stored;
         Ok(())
+    }
+
+    /// Frees what only generation and scoring need: the rest of the run has its own tables of all candidates.
+    fn release(&mut self) {
+        self.model = None;
+        self.generated = HashSet::new();
+        self.phis = Vec::new();
+        self.images = Vec::new();
     }
 
     fn load_model(&mut self) -> Result<()> {
@@ -288,10 +303,13 @@ impl<'a> Runner<'a> {
             }
             let Some(reference) = reference else { continue };
             let scores = self.phi(e, block.start, &todo, reference)?;
+            let committing = Instant::now();
             self.store.commit_scores(self.encoders[e].fingerprint(), &scores)?;
+            let stored = committing.elapsed().as_secs_f64();
             self.phis[e].extend(scores.iter().map(|score| (score.candidate, score.phi)));
             let stage = format!("embed {}", self.encoders[e].name());
-            *self.seconds.entry(stage).or_default() += begun.elapsed().as_secs_f64();
+            *self.seconds.entry("store".into()).or_default() += stored;
+            *self.seconds.entry(stage).or_default() += begun.elapsed().as_secs_f64() - stored;
         }
         Ok(())
     }

@@ -428,6 +428,9 @@ fn caches_of_other_clients_are_completed() {
     fill(&read);
     let output = succeed(world.embed("tiny/bert").env("HF_ENDPOINT", "http://127.0.0.1:9"));
     assert!(String::from_utf8(output.stderr).unwrap().contains("warning"));
+    world.hub.set(Faults { busy: 9, ..Faults::default() });
+    let output = succeed(&mut world.embed("tiny/bert"));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("warning"));
 }
 
 #[test]

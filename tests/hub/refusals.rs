@@ -83,11 +83,13 @@ fn nothing_is_cached_and_there_is_no_hub() {
 }
 
 #[test]
-fn a_repository_has_no_safetensors() {
+fn a_repository_is_something_else() {
     let world = World::new();
     fs::remove_file(world.dir.path().join("hub/bert/model.safetensors")).unwrap();
     let told = world.refused(&mut world.embed("tiny/bert"));
     says(told, 3, &["tiny/bert", "pytorch_model.bin", "expected model.safetensors"]);
+    let told = world.refused(&mut world.embed("tiny/llava"));
+    says(told, 3, &["tiny/llava", "no modules.json", "sentence-transformers"]);
     assert!(!world.home().join("hub").exists());
 }
 

@@ -7,7 +7,7 @@
 
 use super::choice::Choice;
 use super::modules::{Dense, Module, Modules, Pooling};
-use super::{Encoder, load_network};
+use super::{Config, Encoder, load_network};
 use crate::models::tokenizer::{Encoding, Tokenizer};
 use crate::models::weights::Weights;
 use crate::ops::act::bias_act;
@@ -17,8 +17,10 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::path::Path;
 
-/// Tokens packed into one forward pass, by default. Large enough for full GEMM speed, small enough for the caches.
+/// Tokens packed into one forward pass, by default: large enough for full GEMM speed; on a CPU, where each thread has its own pass,
+/// small enough for the caches.
 const TOKEN_BUDGET: usize = 2048;
+const TOKEN_BUDGET_ON_CPU: usize = 512;
 
 /// Vectors of some texts, in the order of the texts.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct SentenceEncoder {
     /// Components of the head's output; `dim` is less where it is truncated.
     full_dim: usize,
     token_budget: usize,
+    on_cpu: bool,
+    products: usize,
 }
 
 enum Head {
@@ -91,6 +95,8 @@ impl SentenceEncoder {
             return Err(Error::invalid(dir, "option dim", message));
         }
         let kept = choice.variant.dim.or(modules.truncate_dim);
+        let config = Config::load(&modules.transformer_dir)?;
+        let (h, wide) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
             name: choice.name(),
             fingerprint: choice.fingerprint()?,
@@ -102,7 +108,9 @@ impl SentenceEncoder {
             max_tokens,
             dim: kept.map_or(full_dim, |kept| kept.min(full_dim)),
             full_dim,
-            token_budget: TOKEN_BUDGET,
+            token_budget: if device.is_cpu() { TOKEN_BUDGET_ON_CPU } else { TOKEN_BUDGET },
+            on_cpu: device.is_cpu(),
+            products: config.num_hidden_layers * (4 * h * h + 2 * h * wide),
         })
     }
 
@@ -123,7 +131,7 @@ impl SentenceEncoder {
         // Longest first, ties by place: a batch then holds sequences of like length, which share rayon's tasks evenly.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(encodings[i].ids.len()));
-        let mut batches = Vec::new();
+        let mut cuts = Vec::new();
         let mut rest = &order[..];
         while !rest.is_empty() {
             let mut tokens = 0;
@@ -133,9 +141,15 @@ impl SentenceEncoder {
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (batch, after) = rest.split_at(count);
-            batches.push(self.embed_batch(batch, &encodings)?);
+            cuts.push(batch);
             rest = after;
         }
+        let embed = |batch: &&[usize]| self.embed_batch(batch, &encodings);
+        // Each thread its own batches: a pass has many small steps, and threads that share them wait for each other at every one.
+        let batches = match self.on_cpu {
+            true => cuts.par_iter().map(embed).collect::<Result<Vec<_>>>()?,
+            false => cuts.iter().map(embed).collect::<Result<Vec<_>>>()?,
+        };
         let vectors = if batches.is_empty() {
             Tensor::zeros((0, self.dim), DType::F32, &Device::Cpu)?
         } else {
@@ -204,6 +218,11 @@ impl SentenceEncoder {
     /// The most tokens of a text that the vector can depend on, prompt and special tokens included.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+
+    /// Weights of the network's dense layers: what each token is multiplied by.
+    pub fn products(&self) -> usize {
+        self.products
     }
 
     /// What identifies the files and options: see [`Choice::fingerprint`].

@@ -4,6 +4,7 @@ use super::Config;
 use crate::models::weights::Weights;
 use crate::ops::act::{Activation, bias_act};
 use crate::ops::attend::{AttendPlan, RelativeBias, attend};
+use crate::ops::dense::Dense;
 use crate::ops::norm::{Add, layer_norm};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -72,10 +73,16 @@ pub(super) fn padded_positions(ids: &[u32], cu_seqlens: &[u32], padding: u32) ->
 
 /// `y = x W + b`, where a following op may take over the bias.
 struct Linear {
-    /// `[in, out]`.
-    weight: Tensor,
+    weight: Weight,
     /// `[out]`.
     bias: Tensor,
+}
+
+enum Weight {
+    /// On the CPU.
+    Packed(Dense),
+    /// `[in, out]`; on a GPU, or in training.
+    Plain(Tensor),
 }
 
 impl Linear {
@@ -86,16 +93,26 @@ impl Linear {
             rows.push(weights.get(&[output, input], &format!("{name}.weight"))?);
             biases.push(weights.get(&[output], &format!("{name}.bias"))?);
         }
-        let weight = Tensor::cat(&rows, 0)?.t()?.contiguous()?;
+        let rows = Tensor::cat(&rows, 0)?;
+        let weight = match !rows.track_op() && rows.device().is_cpu() && Dense::available() {
+            true => Weight::Packed(Dense::new(&rows)?),
+            false => Weight::Plain(rows.t()?.contiguous()?),
+        };
         Ok(Self { weight, bias: Tensor::cat(&biases, 0)? })
     }
 
     fn product(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.matmul(&self.weight)?)
+        match &self.weight {
+            Weight::Packed(dense) => dense.product(x, None),
+            Weight::Plain(weight) => Ok(x.matmul(weight)?),
+        }
     }
 
     fn then(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        bias_act(&self.product(x)?, Some(&self.bias), activation)
+        match (&self.weight, activation) {
+            (Weight::Packed(dense), Activation::Identity) => dense.product(x, Some(&self.bias)),
+            _ => bias_act(&self.product(x)?, Some(&self.bias), activation),
+        }
     }
 }
 

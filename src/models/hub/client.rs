@@ -178,7 +178,9 @@ impl<'a> Client<'a> {
 
     /// Sends a request, again while the hub is too busy. Answers are successes or redirections.
     fn send(&self, url: &str, request: impl Fn() -> Request) -> Result<Response<Body>, Failure> {
-        for number in 1.. {
+        let mut number = 0;
+        loop {
+            number += 1;
             checkpoint(self.progress)?;
             let mut request = request().header("accept-encoding", "identity");
             if let Some(token) = &self.environment.token {
@@ -197,7 +199,6 @@ impl<'a> Client<'a> {
             let asked = asked.map(|seconds: u64| Duration::from_secs(seconds.min(LONGEST_WAIT)));
             std::thread::sleep(asked.unwrap_or(WAIT * 2u32.pow(number - 1)));
         }
-        unreachable!("the last try returns")
     }
 
     /// What a refusal means. The hub says so in headers; a repository that does not exist looks like a private one.

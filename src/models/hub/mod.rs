@@ -26,8 +26,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use self::cache::Repo;
-use self::client::{Client, Failure};
+use self::cache::{Lacking, Repo};
+use self::client::{Client, Failure, Info};
 use self::environment::Environment;
 use super::weights::{INDEX, Index, SINGLE};
 use super::{adapter, files};
@@ -173,47 +173,43 @@ pub fn fetch(name: &Name, kind: Kind, progress: &dyn Progress) -> Result<PathBuf
             if lacking.unsure.is_empty() {
                 return Ok(repo.snapshot(commit));
             }
-            Some((repo.snapshot(commit), lacking.unsure.join(", ")))
+            Some((repo.snapshot(commit), &lacking.unsure))
         }
         _ => None,
     };
-    let without_asking = |(folder, unsure): (PathBuf, String)| {
+    let as_it_is = |(folder, unsure): (PathBuf, &Vec<String>)| {
         progress.warn(&format!(
-            "{name}: used as it is in the cache; whether the repository also has {unsure} is not known without asking the hub"
+            "{name}: used as it is in the cache; the hub was not asked whether it also has {}",
+            unsure.join(", ")
         ));
-        folder
+        Ok(folder)
     };
     if environment.offline {
-        return match (usable, lacking) {
-            (Some(usable), _) => Ok(without_asking(usable)),
-            (None, lacking) => {
-                let lacks = lacking.map(|lacking| lacking.required.join(", "));
-                let lacks = lacks.map_or_else(String::new, |files| format!(" ({files} missing)"));
-                let message = format!(
-                    "no folder here, and not in the cache{lacks}, while HF_HUB_OFFLINE forbids requests; {}",
-                    advice(name)
-                );
-                Err(Error::invalid(name.to_string(), "", message))
-            }
+        return match usable {
+            Some(usable) => as_it_is(usable),
+            None => Err(not_cached(name, lacking)),
         };
     }
     let client = Client::new(&environment, name, progress);
     // A branch that is cached in part is completed at its commit.
-    let revision = known.as_deref().unwrap_or(&name.revision);
-    let info = match (client.info(revision), usable) {
-        (Ok(info), _) => info,
-        (Err(Failure::Unreachable(_)), Some(usable)) => return Ok(without_asking(usable)),
-        (Err(Failure::Unreachable(error)), None) => return Err(unreachable(error, name)),
-        (Err(Failure::Refused(error)), _) => return Err(error),
-    };
+    let info = client.info(known.as_deref().unwrap_or(&name.revision));
+    match (info, usable) {
+        (Ok(info), _) => complete(&client, &repo, kind, &info),
+        (Err(Failure::Refused(Error::Interrupted)), _) => Err(Error::Interrupted),
+        (Err(_), Some(usable)) => as_it_is(usable),
+        (Err(Failure::Unreachable(error)), None) => Err(unreachable(error, name)),
+        (Err(Failure::Refused(error)), None) => Err(error),
+    }
+}
+
+/// Fetches what a snapshot does not have of what is read.
+fn complete(client: &Client, repo: &Repo, kind: Kind, info: &Info) -> Result<PathBuf> {
     let settings = settings(&info.files, kind);
     let weights = weights(&info.files, &settings);
-    if weights.is_empty() {
-        return Err(without_weights(name, &info.files));
-    }
-    repo.note_commit(&name.revision, &info.commit)?;
-    progress.begin(&format!("fetching {name}"), None);
-    let get = |file: &str| download::file(&client, &repo, &info.commit, file);
+    check(client.name, kind, &info.files, &weights)?;
+    repo.note_commit(&client.name.revision, &info.commit)?;
+    client.progress.begin(&format!("fetching {}", client.name), None);
+    let get = |file: &str| download::file(client, repo, &info.commit, file);
     settings.into_iter().try_for_each(get)?;
     for file in weights {
         get(file)?;
@@ -262,20 +258,49 @@ fn weights<'a>(all: &'a [String], settings: &[&str]) -> Vec<&'a str> {
         .collect()
 }
 
-fn without_weights(name: &Name, all: &[String]) -> Error {
+/// Refuses a repository that cannot be what its name stands for, before anything of it is fetched.
+fn check(name: &Name, kind: Kind, all: &[String], weights: &[&str]) -> Result<()> {
     const OTHERS: [&str; 9] =
         ["bin", "pt", "pth", "ckpt", "gguf", "onnx", "h5", "msgpack", "safetensors"];
-    let other = |file: &&String| {
+    let has = |wanted: &str| all.iter().any(|file| file == wanted);
+    let invalid = |message: String| Err(Error::invalid(name.to_string(), "", message));
+    match kind {
+        Kind::Encoder if !has("modules.json") => {
+            return invalid(
+                "has no modules.json, expected a sentence-transformers model".to_owned(),
+            );
+        }
+        Kind::Model if !has("config.json") && !has(adapter::CONFIG) => {
+            let message = format!(
+                "has no config.json, expected a LLaVA, or an adapter's {}",
+                adapter::CONFIG
+            );
+            return invalid(message);
+        }
+        _ => {}
+    }
+    // Those of the network itself: later modules are small, and may be all that is in safetensors.
+    if weights.iter().any(|file| !file.contains('/') || file.starts_with("0_")) {
+        return Ok(());
+    }
+    let other = |file: &&str| {
         let extension = Path::new(file).extension().and_then(|e| e.to_str()).unwrap_or_default();
         OTHERS.contains(&extension)
     };
-    let others: Vec<&str> = all.iter().filter(other).map(String::as_str).take(5).collect();
-    let has = match others[..] {
-        [] => "no weights at all".to_owned(),
-        _ => others.join(", "),
-    };
+    let others: Vec<&str> = all.iter().map(String::as_str).filter(other).take(5).collect();
+    let others = if others.is_empty() { "no weights at all".to_owned() } else { others.join(", ") };
+    invalid(format!(
+        "has {others}, expected {SINGLE} or {INDEX}; nothing was downloaded. Look for a revision or a copy of it in safetensors"
+    ))
+}
+
+/// Nothing to use in the cache, and no hub to ask.
+fn not_cached(name: &Name, lacking: Option<Lacking>) -> Error {
+    let lacks = lacking.map(|lacking| format!(" ({} missing)", lacking.required.join(", ")));
     let message = format!(
-        "has {has}, expected {SINGLE} or {INDEX}; nothing was downloaded. Look for a revision or a copy of it in safetensors"
+        "no folder here, and not in the cache{}, while HF_HUB_OFFLINE forbids requests; {}",
+        lacks.unwrap_or_default(),
+        advice(name)
     );
     Error::invalid(name.to_string(), "", message)
 }

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::cache::{KvCache, RotaryTable};
 use super::config::TextConfig;
-use super::linear::{Linear, product};
+use super::linear::{Linear, Weight, forward_all, rows};
 use crate::models::weights::Weights;
 use crate::ops::act::silu_mul;
 use crate::ops::attend::{AttendPlan, attend, write_rows};
@@ -20,10 +20,11 @@ use crate::{Error, Result};
 /// The language model.
 pub struct Language {
     config: TextConfig,
-    embedding: Tensor,
+    /// None where they are the output layer's rows.
+    embedding: Option<Tensor>,
     layers: Vec<Layer>,
     norm: Tensor,
-    head: Tensor,
+    head: Weight,
     device: Device,
     dtype: DType,
 }
@@ -33,15 +34,19 @@ impl Language {
     /// embedding, `head` (`lm_head`).
     pub(super) fn load(config: &TextConfig, model: &Weights, head: &Weights) -> Result<Self> {
         let shape = [config.vocab, config.hidden];
-        let embedding = model.get(&shape, "embed_tokens.weight")?;
-        let head = if config.tied { embedding.clone() } else { head.get(&shape, "weight")? };
+        let table = model.get(&shape, "embed_tokens.weight")?;
+        let (device, dtype) = (table.device().clone(), table.dtype());
+        let (embedding, head) = match config.tied {
+            true => (None, Weight::of(model, table)?),
+            false => (Some(table), Weight::of(head, head.get(&shape, "weight")?)?),
+        };
         let layers = (0..config.layers)
             .map(|i| Layer::load(config, &model.pp(format!("layers.{i}"))))
             .collect::<Result<_>>()?;
         Ok(Self {
             norm: model.get(&[config.hidden], "norm.weight")?,
-            device: embedding.device().clone(),
-            dtype: embedding.dtype(),
+            device,
+            dtype,
             config: config.clone(),
             embedding,
             layers,
@@ -82,11 +87,10 @@ impl Language {
                 format!("ids below the vocabulary size {}", self.config.vocab),
             ));
         }
-        if ids.is_empty() {
-            // A GPU has no buffers of length 0.
-            return Ok(self.embedding.narrow(0, 0, 0)?);
+        match &self.embedding {
+            None => self.head.rows(ids),
+            Some(table) => rows(table, ids),
         }
-        Ok(self.embedding.index_select(&Tensor::new(ids, &self.device)?, 0)?)
     }
 
     /// Runs all layers and the final norm on packed rows.
@@ -229,7 +233,7 @@ impl Language {
 
     /// Logits `[r, vocab]` in f32 of states that [`Language::forward`] returned.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(product(hidden, &self.head)?.to_dtype(DType::F32)?)
+        Ok(self.head.product(hidden)?.to_dtype(DType::F32)?)
     }
 }
 
@@ -310,9 +314,10 @@ impl Layer {
         plan: &AttendPlan,
     ) -> Result<Tensor> {
         let n = h.dim(0)?;
-        let query = self.query.forward(h)?.reshape((n, c.heads, c.head_dim))?;
-        let key = self.key.forward(h)?.reshape((n, c.kv_heads, c.head_dim))?;
-        let value = self.value.forward(h)?.reshape((n, c.kv_heads, c.head_dim))?;
+        let [query, key, value] = forward_all(h, [&self.query, &self.key, &self.value])?;
+        let query = query.reshape((n, c.heads, c.head_dim))?;
+        let key = key.reshape((n, c.kv_heads, c.head_dim))?;
+        let value = value.reshape((n, c.kv_heads, c.head_dim))?;
         let key = rotate(&key, cos, sin)?;
         let (keys, values) = match arena {
             None => (&key, &value),
@@ -329,6 +334,7 @@ impl Layer {
 
     /// The gated feed-forward part, without the last bias.
     fn feed(&self, h: &Tensor) -> Result<Tensor> {
-        self.down.product(&silu_mul(&self.gate.forward(h)?, &self.up.forward(h)?)?)
+        let [gate, up] = forward_all(h, [&self.gate, &self.up])?;
+        self.down.product(&silu_mul(&gate, &up)?)
     }
 }

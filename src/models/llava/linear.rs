@@ -1,15 +1,67 @@
 //! A dense layer: its product with a frozen weight, a tracked one, or a frozen one and a LoRA pair.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, bail};
 
-use crate::Result;
 use crate::models::lora::Lora;
 use crate::models::weights::Weights;
+use crate::ops::dense::{self, Dense};
+use crate::{Error, Result};
 
-/// A dense layer, weight `[out, in]`.
+/// A weight `[out, in]`.
+pub(super) enum Weight {
+    /// On the CPU, where nothing of the model is trained.
+    Packed(Dense),
+    Plain(Tensor),
+}
+
+impl Weight {
+    /// `weights` is where the tensor came from. Those of an outline are no values to lay out: views of one zero.
+    pub(super) fn of(weights: &Weights, tensor: Tensor) -> Result<Self> {
+        let frozen = !tensor.track_op() && !weights.is_trained();
+        let values = tensor.device().is_cpu() && tensor.is_contiguous();
+        if frozen && values && Dense::available() {
+            return Ok(Self::Packed(Dense::new(&tensor)?));
+        }
+        Ok(Self::Plain(tensor))
+    }
+
+    /// `[n, in]` to `[n, out]`.
+    pub(super) fn product(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Packed(dense) => dense.product(x, None),
+            Self::Plain(weight) => product(x, weight),
+        }
+    }
+
+    /// Rows of the weight.
+    pub(super) fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        match self {
+            Self::Packed(dense) => dense.rows(ids),
+            Self::Plain(weight) => rows(weight, ids),
+        }
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        match self {
+            Self::Packed(dense) => dense.dtype(),
+            Self::Plain(weight) => weight.dtype(),
+        }
+    }
+}
+
+/// Rows of a table.
+pub(super) fn rows(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+    if ids.is_empty() {
+        // A GPU has no buffers of length 0.
+        return Ok(table.narrow(0, 0, 0)?);
+    }
+    Ok(table.index_select(&Tensor::new(ids, table.device())?, 0)?)
+}
+
+/// A dense layer.
 pub(super) struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     lora: Option<Lora>,
 }
@@ -24,7 +76,7 @@ impl Linear {
     ) -> Result<Self> {
         let weights = weights.pp(name);
         Ok(Self {
-            weight: weights.get(&[output, input], "weight")?,
+            weight: Weight::of(&weights, weights.get(&[output, input], "weight")?)?,
             bias: if bias { Some(weights.get(&[output], "bias")?) } else { None },
             lora: weights.lora("weight"),
         })
@@ -32,6 +84,9 @@ impl Linear {
 
     /// `[n, in]` to `[n, out]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Weight::Packed(dense) = &self.weight {
+            return dense.product(x, self.bias());
+        }
         let y = self.product(x)?;
         match &self.bias {
             Some(bias) => Ok(y.broadcast_add(bias)?),
@@ -41,7 +96,7 @@ impl Linear {
 
     /// The product alone, for callers that fuse the bias into what follows.
     pub(super) fn product(&self, x: &Tensor) -> Result<Tensor> {
-        let y = product(x, &self.weight)?;
+        let y = self.weight.product(x)?;
         match &self.lora {
             Some(lora) => lora.add_to(&y, x),
             None => Ok(y),
@@ -52,9 +107,23 @@ impl Linear {
         self.bias.as_ref()
     }
 
-    pub(super) fn dtype(&self) -> candle_core::DType {
+    pub(super) fn dtype(&self) -> DType {
         self.weight.dtype()
     }
+}
+
+/// [`Linear::forward`] of several layers of one input, in one round of work where they are packed.
+pub(super) fn forward_all<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[Tensor; N]> {
+    let packed = layers.iter().map(|layer| match &layer.weight {
+        Weight::Packed(dense) => Some((dense, layer.bias())),
+        Weight::Plain(_) => None,
+    });
+    let results = match packed.collect::<Option<Vec<_>>>() {
+        Some(packed) => dense::together(x, &packed)?,
+        None => layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?,
+    };
+    let wrong = |all: Vec<Tensor>| Error::argument("forward_all", "results", all.len(), N);
+    results.try_into().map_err(wrong)
 }
 
 /// `x [n, in]` by `weight [out, in]`, transposed. candle's own backward pass of a product makes and keeps a gradient of

@@ -7,7 +7,7 @@
 use candle_core::Tensor;
 
 use super::config::{Config, VisionConfig};
-use super::linear::Linear;
+use super::linear::{Linear, Weight, forward_all};
 use crate::models::weights::Weights;
 use crate::ops::act::bias_act;
 use crate::ops::attend::{AttendPlan, attend};
@@ -20,7 +20,7 @@ pub struct Vision {
     wanted: Vec<usize>,
     drop_class_token: bool,
     class: Tensor,
-    patch: Tensor,
+    patch: Weight,
     positions: Tensor,
     pre_norm: Norm,
     layers: Vec<Layer>,
@@ -62,11 +62,10 @@ impl Vision {
         let layers = (0..used)
             .map(|i| Layer::load(v, &weights.pp(format!("encoder.layers.{i}"))))
             .collect::<Result<_>>()?;
+        let patch = embeddings.get(&[h, 3, p, p], "patch_embedding.weight")?;
         Ok(Self {
             class: embeddings.get(&[h], "class_embedding")?,
-            patch: embeddings
-                .get(&[h, 3, p, p], "patch_embedding.weight")?
-                .reshape((h, 3 * p * p))?,
+            patch: Weight::of(&embeddings, patch.reshape((h, 3 * p * p))?)?,
             positions: embeddings.get(&[tokens, h], "position_embedding.weight")?,
             // The tensor really is spelled so.
             pre_norm: Norm::load(weights, "pre_layrnorm", h, v.eps)?,
@@ -116,9 +115,8 @@ impl Vision {
             .narrow(3, 0, side * p)?
             .reshape((count, 3, side, p, side, p))?
             .permute((0, 2, 4, 1, 3, 5))?
-            .reshape((count * side * side, 3 * p * p))?
-            .matmul(&self.patch.t()?)?
-            .reshape((count, side * side, c.hidden))?;
+            .reshape((count * side * side, 3 * p * p))?;
+        let patches = self.patch.product(&patches)?.reshape((count, side * side, c.hidden))?;
         let class = self.class.reshape((1, 1, c.hidden))?.expand((count, 1, c.hidden))?;
         let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.positions)?;
         Ok(x.reshape((count * (1 + side * side), c.hidden))?)
@@ -173,9 +171,8 @@ impl Layer {
         let width = c.hidden / c.heads;
         let split = |t: Tensor| t.reshape((rows, c.heads, width));
         let h = self.norm1.forward(x)?;
-        let query = split(self.query.forward(&h)?)?;
-        let key = split(self.key.forward(&h)?)?;
-        let value = split(self.value.forward(&h)?)?;
+        let [query, key, value] = forward_all(&h, [&self.query, &self.key, &self.value])?;
+        let (query, key, value) = (split(query)?, split(key)?, split(value)?);
         let scale = 1.0 / (width as f32).sqrt();
         let seen = attend(&query, &key, &value, plan, scale, None)?.reshape((rows, c.hidden))?;
         let add = Add { residual: x, bias: self.output.bias() };

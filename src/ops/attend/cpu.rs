@@ -1,7 +1,7 @@
 //! The CPU path of [`attend`](super::attend): one task per (tile of query rows, key head).
 
 use super::{Attend, Block, Segment};
-use crate::ops::host::{SharedMut, Stored, contiguous};
+use crate::ops::host::{Matrix, SharedMut, Stored, contiguous, gemm};
 use crate::ops::simd::{self, any_width, exp};
 use candle_core::{CpuStorage, Layout, Storage, bail};
 use rayon::prelude::*;
@@ -272,58 +272,6 @@ pub(super) fn segment_as_f32<'a, T: Stored>(
         simd::widen(x.get(s.start + j, head), dst);
     }
     (buffer, x.dim)
-}
-
-/// Values with the distances between rows and between columns.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    pub(super) values: &'a [f32],
-    pub(super) strides: (usize, usize),
-}
-
-impl Matrix<'_> {
-    /// Whether `rows` x `columns` of it lie within its values.
-    fn holds(&self, rows: usize, columns: usize) -> bool {
-        self.values.len() > (rows - 1) * self.strides.0 + (columns - 1) * self.strides.1
-    }
-}
-
-/// `dst[m, n] = beta lhs[m, k] rhs[k, n]`, added to dst if `accumulate`. Serial.
-pub(super) fn gemm(
-    (m, n, k): (usize, usize, usize),
-    (dst, dst_pitch): (&mut [f32], usize),
-    lhs: Matrix,
-    rhs: Matrix,
-    beta: f32,
-    accumulate: bool,
-) {
-    assert!(m > 0 && n > 0 && k > 0);
-    assert!(dst.len() >= (m - 1) * dst_pitch + n && n <= dst_pitch);
-    assert!(lhs.holds(m, k) && rhs.holds(k, n));
-    // SAFETY: the assertions bound every address; dst is exclusive, and its rows do not overlap.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.as_mut_ptr(),
-            1,
-            dst_pitch as isize,
-            accumulate,
-            lhs.values.as_ptr(),
-            lhs.strides.1 as isize,
-            lhs.strides.0 as isize,
-            rhs.values.as_ptr(),
-            rhs.strides.1 as isize,
-            rhs.strides.0 as isize,
-            1.0,
-            beta,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
 }
 
 /// Softmax of the first `visible` scores; the others become 0.

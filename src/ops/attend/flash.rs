@@ -23,6 +23,8 @@ use std::sync::OnceLock;
 use candle_core::{DType, Tensor};
 
 use super::AttendPlan;
+#[cfg(feature = "flash-attn")]
+use crate::ops::cuda::attend::flash_forward as launch;
 use crate::{Error, Result};
 
 /// Sequences, and heads, that a launch takes.
@@ -273,16 +275,19 @@ pub(super) fn chosen(
     scale: f32,
     bias: bool,
 ) -> Result<Option<Tensor>> {
-    match Kernels::of_environment()? {
-        Kernels::Own => Ok(None),
-        #[cfg(not(feature = "flash-attn"))]
-        Kernels::Flash => Ok(None),
-        #[cfg(feature = "flash-attn")]
-        Kernels::Flash => match Sequences::of(plan, &Call::of(operands, scale, bias)) {
-            Ok(sequences) => crate::ops::cuda::attend::flash_forward(operands, &sequences, scale),
-            Err(_) => Ok(None),
-        },
+    if Kernels::of_environment()? == Kernels::Own {
+        return Ok(None);
     }
+    match Sequences::of(plan, &Call::of(operands, scale, bias)) {
+        Ok(sequences) => launch(operands, &sequences, scale),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Never called: a build without flash-attn refuses to choose it.
+#[cfg(all(feature = "cuda", not(feature = "flash-attn")))]
+fn launch(_: [&Tensor; 3], _: &Sequences, _: f32) -> Result<Option<Tensor>> {
+    Ok(None)
 }
 
 /// [`attend`](super::attend) by candle-flash-attn's kernels, whatever the environment says.
@@ -299,7 +304,7 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, plan: &AttendPlan, scale: f32)
     let operands = [&q, &k, &v];
     let sequences =
         Sequences::of(plan, &Call::of(operands, scale, false)).map_err(|why| unsupported(&why))?;
-    crate::ops::cuda::attend::flash_forward(operands, &sequences, scale)?
+    launch(operands, &sequences, scale)?
         .ok_or_else(|| unsupported(&"the stream is being captured into a graph"))
 }
 
@@ -367,7 +372,7 @@ mod tests {
             (of(&[prefix.clone(), block(9..10, &[(0, 6), (9, 1)], true)]), 10, Own::Segments),
             (of(&[prefix.clone(), block(9..10, &[(0, 9)], true)]), 10, Own::Order),
             (of(&[block(0..9, &[(20, 9)], true), block(9..10, &[(0, 9)], true)]), 10, Own::Order),
-            (of(&[prefix.clone()]), 10, Own::Blind),
+            (of(std::slice::from_ref(&prefix)), 10, Own::Blind),
             (of(&[block(1..10, &[(0, 9)], true)]), 10, Own::Blind),
             (of(&[prefix.clone(), block(9..10, &[], true)]), 10, Own::Blind),
             // The first of three causal rows sees none of two keys.

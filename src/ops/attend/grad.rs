@@ -4,9 +4,8 @@
 //! dQ = scale dS K, dK = scale dS^T Q. One task a key head, blocks in order, so sums have a fixed order.
 
 use super::Attend;
-use super::cpu::{
-    Heads, Matrix, Operands, Scratch, Tile, Work, bias_values, gemm, segment_as_f32, tiles_of,
-};
+use super::cpu::{Heads, Operands, Scratch, Tile, Work, bias_values, segment_as_f32, tiles_of};
+use crate::ops::host::{Matrix, gemm};
 use crate::ops::simd;
 use candle_core::{DType, Device, Storage, Tensor, bail};
 use rayon::prelude::*;

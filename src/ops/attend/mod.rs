@@ -39,6 +39,7 @@ use super::composed;
 use super::host::{Stored, by_float, contiguous};
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Shape, Tensor, bail};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// The largest D on a GPU.
@@ -137,8 +138,12 @@ pub fn attend(
     {
         return Ok(out);
     }
-    let op = Attend { plan: plan.clone(), scale, bias };
-    Ok(q.apply_op3(&k, &v, op)?)
+    if [&q, &k, &v].iter().any(|t| t.track_op()) {
+        // The backward pass needs the plan for longer than this call.
+        let op = Attend { plan: Cow::Owned(plan.clone()), scale, bias };
+        return Ok(q.apply_op3(&k, &v, op)?);
+    }
+    Ok(q.apply_op3_no_bwd(&k, &v, &Attend { plan: Cow::Borrowed(plan), scale, bias })?)
 }
 
 /// The part of the contract that is about q, k, v, scale and the plan's ranges.
@@ -246,13 +251,13 @@ struct Bias {
     max: usize,
 }
 
-struct Attend {
-    plan: AttendPlan,
+struct Attend<'p> {
+    plan: Cow<'p, AttendPlan>,
     scale: f32,
     bias: Option<Bias>,
 }
 
-impl CustomOp3 for Attend {
+impl CustomOp3 for Attend<'_> {
     fn name(&self) -> &'static str {
         "attend"
     }

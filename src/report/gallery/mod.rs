@@ -76,38 +76,33 @@ pub(super) enum Decision {
 /// The gallery: see [`select::choose`] for which pairs. Pictures that cannot be read are noted in `run.missing`.
 pub(super) fn pairs(run: &mut Run, wanted: usize) -> Result<Vec<Pair>> {
     let taken = taken(run);
-    let mut known: Vec<(Key, Candidate)> = run.store.candidates()?;
-    known.retain(|(_, candidate)| {
-        taken.contains_key(&slot(candidate)) && run.texts.contains_key(&candidate.sample)
-    });
-    let features: Vec<Features> = known
-        .iter()
-        .map(|(key, candidate)| {
-            let text = &run.texts[&candidate.sample];
-            features(run, key, candidate, text, &taken[&slot(candidate)], &run.scores)
-        })
-        .collect();
-    let chosen = choose(&features, wanted);
+    // Only the texts of pairs that are shown are in memory together.
+    let mut known: Vec<(Key, Features)> = Vec::new();
+    run.store.each_candidate(|key, candidate| {
+        if let (Some(cells), Some(text)) =
+            (taken.get(&slot(&candidate)), run.texts.get(&candidate.sample))
+        {
+            known.push((key, features(run, &key, &candidate, text, cells, &run.scores)));
+        }
+    })?;
+    let (keys, features): (Vec<Key>, Vec<Features>) = known.into_iter().unzip();
     let mut lost = Vec::new();
-    let pairs: Vec<Pair> = chosen
-        .into_iter()
-        .enumerate()
-        .map(|(n, (i, why))| {
-            let (key, candidate) = &known[i];
-            let text = &run.texts[&candidate.sample];
-            let mut pair = pair(run, n + 1, candidate, text, &why);
-            pair.cells = (taken[&slot(candidate)].len(), run.cells.len());
-            pair.scores = lines(run, key, candidate, &run.scores);
-            (pair.picture, pair.no_picture) = match load(run, candidate, text) {
-                Ok(picture) => (picture, None),
-                Err(reason) => {
-                    lost.push(reason.clone());
-                    (None, Some(reason))
-                }
-            };
-            pair
-        })
-        .collect();
+    let mut pairs: Vec<Pair> = Vec::new();
+    for (i, why) in choose(&features, wanted) {
+        let Some(candidate) = run.store.candidate(&keys[i])? else { continue };
+        let text = &run.texts[&candidate.sample];
+        let mut pair = pair(run, pairs.len() + 1, &candidate, text, &why);
+        pair.cells = (taken[&slot(&candidate)].len(), run.cells.len());
+        pair.scores = lines(run, &keys[i], &candidate, &run.scores);
+        (pair.picture, pair.no_picture) = match load(run, &candidate, text) {
+            Ok(picture) => (picture, None),
+            Err(reason) => {
+                lost.push(reason.clone());
+                (None, Some(reason))
+            }
+        };
+        pairs.push(pair);
+    }
     if let Some(first) = lost.first() {
         let of = format!("{} of {} pairs", lost.len(), pairs.len());
         run.missing.push(format!("pictures of {of}; the first: {first}"));

@@ -1,0 +1,424 @@
+//! Products of rows with weights that stay as they are: laid out once on the CPU, used by every pass.
+//!
+//! ```text
+//! y [n, out] = x [n, in] W^T + b          W [out, in]; b [out], or none
+//!
+//! laid out:  panel 0 = outputs 0..64      the weights of an input side by side, as many as a kernel takes at once
+//!            panel 1 = outputs 64..128    ...   the last panel is filled up with zeros
+//! ```
+//!
+//! A product that finds W as `[out, in]` lays it out anew in every call, which costs more than the product itself where rows are few.
+//!
+//! * x, W and b f32, f16 or bf16, all alike; products and sums in f32, rounded once at the end. Half types are widened on the way,
+//!   so that memory is read at half the bytes of f32.
+//! * **A row of y depends on its row of x alone**, to the bit: not on other rows, on how many there are, or on threads. Terms are
+//!   added in order by fused products, 512 at a time; those sums are added in order.
+//! * Layers of one input ([`together`]) are one round of work for all threads, each with its own result.
+//! * NaN and infinity give what the formula gives, in their row.
+//! * The gradient of x is real; W and b have none.
+//! * Bytes (floor): W once; x and y once.
+//! * CPUs with AVX-512, or AVX2 and FMA ([`Dense::available`]). On others and on a GPU, libraries' products serve as well.
+
+mod kernel;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+use self::kernel::{Kernel, PANEL};
+use super::host::{Floats, Matrix, SharedMut, Stored, by_float, contiguous, each_float, gemm};
+use super::simd;
+use crate::{Error, Result};
+
+/// Rows of a task at most: they and a panel stay in the L2 cache.
+const ROWS: usize = 96;
+/// Rows from which a panel of a half type is widened as a whole.
+const MANY: usize = 12;
+/// Multiplications below which one thread is faster than sharing them out.
+const ALONE: usize = 1 << 18;
+
+/// A weight `[out, in]` on the CPU, laid out in panels. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Dense {
+    /// `[panels, in * PANEL]`.
+    panels: Tensor,
+    outputs: usize,
+    inputs: usize,
+    kernel: Kernel,
+}
+
+impl Dense {
+    /// Whether this CPU has a kernel.
+    pub fn available() -> bool {
+        !Kernel::all().is_empty()
+    }
+
+    /// Lays out `weight` `[out, in]`. The weight itself can be dropped.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] unless it is a matrix of at least one value, f32, f16 or bf16, on the CPU and not tracked;
+    /// [`Error::Unsupported`] where no kernel is available.
+    pub fn new(weight: &Tensor) -> Result<Self> {
+        let kernel = Kernel::all().first().copied().ok_or_else(|| {
+            Error::unsupported("a CPU without AVX2 and FMA", "use candle's product there")
+        })?;
+        Self::with_kernel(weight, kernel)
+    }
+
+    fn with_kernel(weight: &Tensor, kernel: Kernel) -> Result<Self> {
+        const OP: &str = "Dense::new";
+        let fail = |got: String, expected: &str| Err(Error::argument(OP, "weight", got, expected));
+        let &[outputs, inputs] = weight.dims() else {
+            return fail(format!("{:?}", weight.dims()), "[out, in]");
+        };
+        if outputs == 0 || inputs == 0 {
+            return fail(format!("[{outputs}, {inputs}]"), "at least one value");
+        }
+        if !matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+            return fail(format!("{:?}", weight.dtype()), "F32, F16 or BF16");
+        }
+        if weight.track_op() {
+            return fail("tracked".into(), "detached: there is no gradient");
+        }
+        let weight = weight.contiguous()?;
+        let (storage, layout) = weight.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else {
+            return fail(format!("on {:?}", weight.device().location()), "on the CPU");
+        };
+        let shape = (outputs.div_ceil(PANEL), inputs * PANEL);
+        let values = Floats::new(OP, "weight", storage, layout)?;
+        let panels = each_float!(values, values => {
+            Tensor::from_vec(lay_out(values, inputs, kernel.strip()), shape, weight.device())?
+        });
+        Ok(Self { panels, outputs, inputs, kernel })
+    }
+
+    /// What x, bias and result are stored as.
+    pub fn dtype(&self) -> DType {
+        self.panels.dtype()
+    }
+
+    /// `x W^T + bias`: x `[n, in]`, bias `[out]`; `[n, out]`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for another shape, dtype or device, or a tracked bias.
+    pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        self.check(x, bias)?;
+        let own = Product { layers: vec![(self.clone(), bias.cloned())] };
+        Ok(x.contiguous()?.apply_op1(own)?.reshape((x.dim(0)?, self.outputs))?)
+    }
+
+    /// Rows of W `[ids, in]`, as an embedding table has them.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an id past the last row.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        const OP: &str = "Dense::rows";
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.outputs) {
+            return Err(Error::argument(OP, "id", id, format!("below {}", self.outputs)));
+        }
+        let (storage, layout) = self.panels.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { return Err(not_here(OP)) };
+        let panels = Floats::new(OP, "weight", storage, layout)?;
+        let shape = (ids.len(), self.inputs);
+        each_float!(panels, panels => {
+            Ok(Tensor::from_vec(self.pick(panels, ids), shape, self.panels.device())?)
+        })
+    }
+
+    fn pick<T: Stored>(&self, panels: &[T], ids: &[u32]) -> Vec<T> {
+        let mut rows = vec![T::default(); ids.len() * self.inputs];
+        rows.par_chunks_mut(self.inputs).zip(ids).with_min_len(16).for_each(|(row, &id)| {
+            let (strip, id) = (self.kernel.strip(), id as usize);
+            let weights = panels[id / strip * self.inputs * strip + id % strip..].iter();
+            row.iter_mut().zip(weights.step_by(strip)).for_each(|(to, &w)| *to = w);
+        });
+        rows
+    }
+
+    fn check(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+        const OP: &str = "Dense::product";
+        let shape = |t: &Tensor| format!("{:?} {:?}", t.dims(), t.dtype());
+        let fits = matches!(x.dims(), &[_, inputs] if inputs == self.inputs);
+        if !fits || x.dtype() != self.dtype() {
+            let expected = format!("[n, {}] {:?}", self.inputs, self.dtype());
+            return Err(Error::argument(OP, "x", shape(x), expected));
+        }
+        if !x.device().is_cpu() {
+            return Err(not_here(OP));
+        }
+        match bias {
+            Some(bias) if bias.dims() != [self.outputs] || bias.dtype() != self.dtype() => {
+                let expected = format!("[{}] {:?}", self.outputs, self.dtype());
+                Err(Error::argument(OP, "bias", shape(bias), expected))
+            }
+            Some(bias) if bias.track_op() => {
+                Err(Error::argument(OP, "bias", "tracked", "detached: there is no gradient"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn not_here(op: &'static str) -> Error {
+    Error::argument(op, "device", "another", "the CPU, where the weight was laid out")
+}
+
+/// Several layers of one input, each with its bias: the results of [`Dense::product`], in one round of work. Where x is tracked,
+/// one after another.
+///
+/// # Errors
+/// As [`Dense::product`].
+pub fn together(x: &Tensor, layers: &[(&Dense, Option<&Tensor>)]) -> Result<Vec<Tensor>> {
+    if x.track_op() {
+        return layers.iter().map(|(layer, bias)| layer.product(x, *bias)).collect();
+    }
+    layers.iter().try_for_each(|(layer, bias)| layer.check(x, *bias))?;
+    let own = |(layer, bias): &(&Dense, Option<&Tensor>)| ((*layer).clone(), bias.cloned());
+    let op = Product { layers: layers.iter().map(own).collect() };
+    let all = x.contiguous()?.apply_op1_no_bwd(&op)?;
+    let n = x.dim(0)?;
+    let mut at = 0;
+    let mut part = |outputs: usize| -> Result<Tensor> {
+        let part = all.narrow(0, at, n * outputs)?.reshape((n, outputs))?;
+        at += n * outputs;
+        Ok(part)
+    };
+    layers.iter().map(|(layer, _)| part(layer.outputs)).collect()
+}
+
+/// From `[out, in]` to strips `[in][strip]` one after another, the last panel full.
+fn lay_out<T: Stored>(weight: &[T], inputs: usize, strip: usize) -> Vec<T> {
+    let outputs = weight.len() / inputs;
+    let mut strips = vec![T::default(); outputs.div_ceil(PANEL) * inputs * PANEL];
+    strips.par_chunks_mut(inputs * strip).zip(weight.par_chunks(inputs * strip)).for_each(
+        |(to, rows)| {
+            for (o, row) in rows.chunks(inputs).enumerate() {
+                to[o..].iter_mut().step_by(strip).zip(row).for_each(|(to, &w)| *to = w);
+            }
+        },
+    );
+    strips
+}
+
+/// candle's view: layers of one input, their results one after another.
+struct Product {
+    layers: Vec<(Dense, Option<Tensor>)>,
+}
+
+/// A layer inside a call.
+struct Part<'a, T> {
+    panels: &'a [T],
+    bias: Option<&'a [T]>,
+    outputs: usize,
+    kernel: Kernel,
+    /// Where its results begin.
+    at: usize,
+}
+
+/// One panel of one part, for rows `start..end`.
+struct Task {
+    part: usize,
+    panel: usize,
+    start: usize,
+    end: usize,
+}
+
+/// What a thread reuses for its next task.
+#[derive(Default)]
+struct Scratch {
+    /// A panel as f32.
+    panel: Vec<f32>,
+    /// Results of a task, `[rows, PANEL]`.
+    y: Vec<f32>,
+}
+
+impl CustomOp1 for Product {
+    fn name(&self) -> &'static str {
+        "dense"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let guards: Vec<_> = self
+            .layers
+            .iter()
+            .map(|(layer, bias)| {
+                (
+                    layer,
+                    layer.panels.storage_and_layout(),
+                    bias.as_ref().map(Tensor::storage_and_layout),
+                )
+            })
+            .collect();
+        by_float!(x, self.name(), T => {
+            let x = contiguous::<T>(x, l, self.name())?;
+            let n = l.dims()[0];
+            let mut at = 0;
+            let mut parts = Vec::with_capacity(guards.len());
+            for (layer, (storage, layout), bias) in &guards {
+                let bias = match bias {
+                    Some((storage, layout)) => Some(values::<T>(storage, layout)?),
+                    None => None,
+                };
+                let panels = values::<T>(storage, layout)?;
+                let (outputs, kernel) = (layer.outputs, layer.kernel);
+                parts.push(Part { panels, bias, outputs, kernel, at });
+                at += n * layer.outputs;
+            }
+            let y = products(x, n, &parts);
+            Ok((T::wrap(y), Shape::from(at)))
+        })
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let [(layer, _)] = self.layers.as_slice() else {
+            bail!("dense: layers of a tracked input are applied one by one")
+        };
+        let n = x.dim(0)?;
+        let grad = grad.reshape((n, layer.outputs))?.contiguous()?;
+        grad.apply_op1_no_bwd(&Backward(layer)).map(Some)
+    }
+}
+
+fn values<'a, T: Stored>(storage: &'a Storage, layout: &Layout) -> candle_core::Result<&'a [T]> {
+    let Storage::Cpu(storage) = storage else { bail!("dense: a weight is not on the CPU") };
+    contiguous(storage, layout, "dense")
+}
+
+/// The results of all parts for n rows of x.
+fn products<T: Stored>(x: &[T], n: usize, parts: &[Part<T>]) -> Vec<T> {
+    let outputs: usize = parts.iter().map(|part| part.outputs).sum();
+    let mut y = vec![T::default(); n * outputs];
+    if n == 0 {
+        return y;
+    }
+    let inputs = x.len() / n;
+    let wide: Vec<f32>;
+    let x = match T::as_f32(x) {
+        Some(x) => x,
+        None => {
+            wide = T::to_f32_vec(x);
+            &wide
+        }
+    };
+    let chunk = n.div_ceil(n.div_ceil(ROWS));
+    let tasks: Vec<Task> = (0..n)
+        .step_by(chunk)
+        .flat_map(|start| (0..parts.len()).map(move |part| (start, part)))
+        .flat_map(|(start, part)| {
+            let end = (start + chunk).min(n);
+            let panels = parts[part].outputs.div_ceil(PANEL);
+            (0..panels).map(move |panel| Task { part, panel, start, end })
+        })
+        .collect();
+    let shared = SharedMut::new(&mut y);
+    let work = |scratch: &mut Scratch, task: &Task| {
+        let part = &parts[task.part];
+        let first = task.panel * PANEL;
+        let width = PANEL.min(part.outputs - first);
+        scratch.run(x, inputs, part, task);
+        for (row, sums) in (task.start..task.end).zip(scratch.y.chunks_mut(PANEL)) {
+            let sums = &mut sums[..width];
+            if let Some(bias) = part.bias {
+                simd::add_scaled(sums, &bias[first..first + width], 1.0);
+            }
+            // SAFETY: parts share no results, rows and panels of a part none either.
+            T::store(sums, unsafe { shared.range(part.at + row * part.outputs + first, width) });
+        }
+    };
+    if n * inputs * outputs < ALONE {
+        let mut scratch = Scratch::default();
+        tasks.iter().for_each(|task| work(&mut scratch, task));
+    } else {
+        tasks.par_iter().for_each_init(Scratch::default, work);
+    }
+    y
+}
+
+impl Scratch {
+    /// Leaves the sums of a task in `y`.
+    fn run<T: Stored>(&mut self, x: &[f32], inputs: usize, part: &Part<T>, task: &Task) {
+        let rows = task.end - task.start;
+        let x = &x[task.start * inputs..task.end * inputs];
+        let size = inputs * PANEL;
+        let panel = &part.panels[task.panel * size..(task.panel + 1) * size];
+        self.y.resize(rows * PANEL, 0.0);
+        if T::as_f32(panel).is_some() || rows < MANY {
+            return part.kernel.run(x, inputs, panel, &mut self.y);
+        }
+        self.panel.resize(size, 0.0);
+        simd::widen(panel, &mut self.panel);
+        part.kernel.run(x, inputs, &self.panel, &mut self.y);
+    }
+}
+
+/// From the gradient of the result to that of x.
+struct Backward<'a>(&'a Dense);
+
+impl CustomOp1 for Backward<'_> {
+    fn name(&self) -> &'static str {
+        "dense_backward"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        const CHUNK: usize = 64;
+        let (outputs, inputs, strip) = (self.0.outputs, self.0.inputs, self.0.kernel.strip());
+        let (storage, layout) = self.0.panels.storage_and_layout();
+        by_float!(g, self.name(), T => {
+            let panels = T::to_f32_vec(values::<T>(&storage, layout)?);
+            let g = T::to_f32_vec(contiguous(g, l, self.name())?);
+            let mut dx = vec![T::default(); g.len() / outputs * inputs];
+            dx.par_chunks_mut(CHUNK * inputs).zip(g.par_chunks(CHUNK * outputs)).for_each(|(dx, g)| {
+                let mut sums = vec![0f32; dx.len()];
+                let starts = (0..outputs).step_by(strip);
+                for (first, weights) in starts.zip(panels.chunks(inputs * strip)) {
+                    gemm(
+                        (g.len() / outputs, inputs, strip.min(outputs - first)),
+                        (&mut sums, inputs),
+                        Matrix { values: &g[first..], strides: (outputs, 1) },
+                        Matrix { values: weights, strides: (1, strip) },
+                        1.0,
+                        true,
+                    );
+                }
+                T::store(&sums, dx);
+            });
+            Ok((T::wrap(dx), Shape::from((l.dims()[0], inputs))))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    /// Every kernel of this CPU gives the same bits, and rows of the weight come back from either layout.
+    #[test]
+    fn kernels_agree() {
+        let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 500.0 - 1.0;
+        let tensor = |rows: usize, columns: usize| {
+            let values: Vec<f32> = (0..rows * columns).map(value).collect();
+            Tensor::from_vec(values, (rows, columns), &Device::Cpu).expect("a tensor")
+        };
+        for (n, inputs, outputs) in [(1, 1, 1), (7, 600, 70), (13, 64, 128), (3, 1100, 5)] {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let [x, weight] = [tensor(n, inputs), tensor(outputs, inputs)]
+                    .map(|t| t.to_dtype(dtype).expect("a tensor"));
+                let plain = |t: Tensor| -> Vec<Vec<f32>> {
+                    t.to_dtype(DType::F32).and_then(|t| t.to_vec2()).expect("a matrix")
+                };
+                let ids: Vec<u32> = (0..outputs as u32).rev().collect();
+                let index = Tensor::new(ids.as_slice(), &Device::Cpu).expect("a tensor");
+                let turned = plain(weight.index_select(&index, 0).expect("rows"));
+                let run = |kernel| {
+                    let dense = Dense::with_kernel(&weight, kernel).expect("laid out");
+                    assert_eq!(plain(dense.rows(&ids).expect("rows")), turned);
+                    plain(dense.product(&x, None).expect("a product"))
+                };
+                let results: Vec<_> = Kernel::all().into_iter().map(run).collect();
+                let same = results.windows(2).all(|pair| pair[0] == pair[1]);
+                assert!(same, "{n} {inputs} {outputs} {dtype:?}");
+            }
+        }
+    }
+}

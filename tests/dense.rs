@@ -1,0 +1,146 @@
+//! Products with laid-out weights: against float64, row by row, and their gradients.
+
+mod numbers;
+
+use bdhs::ops::dense::{Dense, together};
+use candle_core::{DType, Device, Tensor, Var};
+use numbers::Random;
+
+fn random(seed: u64, dims: &[usize], dtype: DType) -> Tensor {
+    let values = Random(seed).values(dims.iter().product(), 1.0);
+    Tensor::from_vec(values, dims, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+fn doubles(t: &Tensor) -> Vec<Vec<f64>> {
+    t.to_dtype(DType::F64).unwrap().to_vec2().unwrap()
+}
+
+fn bits(t: &Tensor) -> Vec<Vec<u32>> {
+    let rows: Vec<Vec<f32>> = t.to_dtype(DType::F32).unwrap().to_vec2().unwrap();
+    rows.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
+}
+
+/// Nothing to test where the CPU has no kernel; said, so that it is not taken for a pass.
+fn available() -> bool {
+    let available = Dense::available();
+    if !available {
+        eprintln!("this CPU has no kernel: nothing is tested");
+    }
+    available
+}
+
+#[test]
+fn equals_float64() {
+    if !available() {
+        return;
+    }
+    let shapes = [(1, 1, 1), (2, 3, 64), (5, 64, 65), (7, 513, 63), (97, 100, 130), (200, 1030, 1)];
+    for (seed, (n, inputs, outputs)) in (0..).zip(shapes) {
+        for (dtype, unit) in [(DType::F32, 0.0), (DType::F16, 4.9e-4), (DType::BF16, 3.9e-3)] {
+            let x = random(seed, &[n, inputs], dtype);
+            let weight = random(seed + 50, &[outputs, inputs], dtype);
+            let bias = random(seed + 90, &[outputs], dtype);
+            let dense = Dense::new(&weight).unwrap();
+            let biases = bias.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+            for bias in [None, Some(&bias)] {
+                let y = doubles(&dense.product(&x, bias).unwrap());
+                for (y, x) in y.iter().zip(doubles(&x)) {
+                    for (o, (y, w)) in y.iter().zip(doubles(&weight)).enumerate() {
+                        let terms = x.iter().zip(&w).map(|(x, w)| x * w);
+                        let own = if bias.is_some() { biases[o] } else { 0.0 };
+                        let exact = terms.clone().sum::<f64>() + own;
+                        let size = terms.map(f64::abs).sum::<f64>() + own.abs();
+                        let bound = 520.0 * 6e-8 * size + unit * exact.abs();
+                        assert!((y - exact).abs() <= bound, "{n} {inputs} {outputs} {dtype:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bits of a row, alone and in any company, on one thread and on two; and of layers together and apart.
+#[test]
+fn a_row_depends_on_itself_alone() {
+    if !available() {
+        return;
+    }
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let x = random(1, &[230, 576], dtype);
+        let [a, b] = [200, 96].map(|outputs| random(2 + outputs as u64, &[outputs, 576], dtype));
+        let bias = random(3, &[200], dtype);
+        let (first, second) = (Dense::new(&a).unwrap(), Dense::new(&b).unwrap());
+        let run = |x: &Tensor| together(x, &[(&first, Some(&bias)), (&second, None)]).unwrap();
+        let whole = run(&x);
+        let [whole_a, whole_b] = [bits(&whole[0]), bits(&whole[1])];
+        assert_eq!(whole_a, bits(&first.product(&x, Some(&bias)).unwrap()));
+        assert_eq!(whole_b, bits(&second.product(&x, None).unwrap()));
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(whole_a, bits(&one.install(|| run(&x))[0]));
+        for (start, len) in [(0, 1), (229, 1), (3, 2), (10, 5), (40, 6), (41, 13), (100, 97)] {
+            let part = run(&x.narrow(0, start, len).unwrap());
+            assert_eq!(bits(&part[0]), whole_a[start..start + len], "{dtype:?} {start} {len}");
+            assert_eq!(bits(&part[1]), whole_b[start..start + len], "{dtype:?} {start} {len}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_stays_in_its_row() {
+    if !available() {
+        return;
+    }
+    let mut values = vec![0.5f32; 3 * 10];
+    values[10] = f32::NAN;
+    let x = Tensor::from_vec(values, (3, 10), &Device::Cpu).unwrap();
+    let dense = Dense::new(&random(4, &[70, 10], DType::F32)).unwrap();
+    let y: Vec<Vec<f32>> = dense.product(&x, None).unwrap().to_vec2().unwrap();
+    assert!(y[1].iter().all(|y| y.is_nan()));
+    assert!(y[0].iter().chain(&y[2]).all(|y| y.is_finite()));
+    let none = dense.product(&x.narrow(0, 0, 0).unwrap(), None).unwrap();
+    assert_eq!(none.dims(), [0, 70]);
+}
+
+/// The gradient of x is candle's own in float64.
+#[test]
+fn gradient() {
+    if !available() {
+        return;
+    }
+    for (n, inputs, outputs) in [(1, 5, 3), (70, 130, 200)] {
+        let weight = random(5, &[outputs, inputs], DType::F32);
+        let x = Var::from_tensor(&random(6, &[n, inputs], DType::F32)).unwrap();
+        let g = random(7, &[n, outputs], DType::F32);
+        let y = Dense::new(&weight).unwrap().product(x.as_tensor(), None).unwrap();
+        let store = (y * &g).unwrap().sum_all().unwrap().backward().unwrap();
+        let found = doubles(store.get(&x).unwrap());
+        let exact = g.to_dtype(DType::F64).unwrap().matmul(&weight.to_dtype(DType::F64).unwrap());
+        for (found, exact) in found.iter().flatten().zip(doubles(&exact.unwrap()).iter().flatten())
+        {
+            assert!((found - exact).abs() <= 1e-4, "{found} {exact}");
+        }
+    }
+}
+
+#[test]
+fn misfits_are_named() {
+    if !available() {
+        return;
+    }
+    let weight = random(8, &[4, 3], DType::F32);
+    let dense = Dense::new(&weight).unwrap();
+    let fails = |result: bdhs::Result<Tensor>, what: &str| {
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains(what), "{message}");
+    };
+    fails(dense.product(&random(9, &[2, 4], DType::F32), None), "[n, 3] F32");
+    fails(dense.product(&random(9, &[2, 3], DType::F16), None), "[n, 3] F32");
+    let x = random(9, &[2, 3], DType::F32);
+    fails(dense.product(&x, Some(&random(9, &[3], DType::F32))), "[4] F32");
+    fails(dense.rows(&[1, 4]), "below 4");
+    assert!(
+        Dense::new(&random(9, &[4], DType::F32)).unwrap_err().to_string().contains("[out, in]")
+    );
+    let tracked = Var::from_tensor(&weight).unwrap();
+    assert!(Dense::new(tracked.as_tensor()).unwrap_err().to_string().contains("detached"));
+}
