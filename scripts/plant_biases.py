@@ -42,7 +42,8 @@ def main():
     (args.out / "blind.toml").write_text(CONFIG)
     run("sample", "blind.toml", "--threshold", "0.97", "--out", "blind")
     text = (args.out / "blind/cells/demo-mpnet__0.97/pairs.jsonl").read_text()
-    rows = [json.loads(line) for line in text.splitlines()]
+    # An empty blind answer, or one that equals the true one, plants nothing.
+    rows = [row for row in map(json.loads, text.splitlines()) if not row["flags"]]
     planted = 0
     for i, row in enumerate(rows):
         # Every row whose place crosses a multiple of 1 / share.
