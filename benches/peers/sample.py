@@ -444,7 +444,10 @@ def main():
         cases.append(("2928", args.anyres, squares(args.scratch / "squares"), counts[1]))
     for name, model, data, count in cases:
         if args.only in (None, name):
-            report["models"].append(compare(args, model, data, count, args.scratch))
+            # Runs of one model are not continued with another.
+            runs = args.scratch / f"runs-{name}"
+            runs.mkdir()
+            report["models"].append(compare(args, model, data, count, runs))
             report["machine"]["load_after"] = load_average()
             print("\n".join(table(report)), flush=True)
             if args.json:

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::adapter;
 use super::sentencepiece;
 use super::weights::{INDEX, Index, SINGLE};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Settings that are read, by name, in a model's folder or in that of a module.
 const SETTINGS: [&str; 11] = [
@@ -66,4 +68,17 @@ pub(super) fn weights(dir: &Path) -> Result<Vec<String>> {
         names.extend(Index::read(&dir.join(INDEX))?.shards);
     }
     Ok(names)
+}
+
+/// Refuses a checkpoint whose `config.json`, here `path`, says that its weights are quantised: its files hold packed integers.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the method, unless the field `quantization_config` is absent or null.
+pub(super) fn refuse_quantised(settings: Option<&Value>, path: &Path) -> Result<()> {
+    let Some(settings) = settings.filter(|settings| !settings.is_null()) else { return Ok(()) };
+    let method = settings["quant_method"].as_str().unwrap_or("of an unnamed method");
+    Err(Error::unsupported(
+        format!("quantization_config ({method}) in {}", path.display()),
+        "weights are read in f32, f16 or bf16: use the checkpoint that this one was made from",
+    ))
 }

@@ -276,7 +276,7 @@ fn refuses_weights_that_are_not_safetensors() {
 #[test]
 fn refuses_unknown_architectures_and_options() {
     type Change = fn(&mut Value);
-    let cases: [(&str, &str, Change, &[&str]); 14] = [
+    let cases: [(&str, &str, Change, &[&str]); 15] = [
         (
             "bert",
             "config.json",
@@ -290,6 +290,12 @@ fn refuses_unknown_architectures_and_options() {
             &["hidden_act \"mish\"", "config.json"],
         ),
         ("bert", "config.json", |c| c["is_decoder"] = json!(true), &["is_decoder"]),
+        (
+            "bert",
+            "config.json",
+            |c| c["quantization_config"] = json!({"quant_method": "bitsandbytes"}),
+            &["bitsandbytes", "config.json", "bf16"],
+        ),
         (
             "bert",
             "config.json",

@@ -4,9 +4,14 @@ use super::*;
 
 #[test]
 fn bad_settings_are_named() {
-    let cases: [(&str, Value, &str); 14] = [
+    let cases: [(&str, Value, &str); 15] = [
         ("model_type", json!("qwen2_vl"), "model type \"qwen2_vl\" is not supported"),
         ("model_type", json!("llava_llama"), "field mm_vision_tower: is missing"),
+        (
+            "quantization_config",
+            json!({"quant_method": "awq", "bits": 4}),
+            "quantization_config (awq)",
+        ),
         ("vision_feature_layer", json!(-7), "field vision_feature_layer: is -7"),
         ("vision_feature_layer", json!("last"), "field vision_feature_layer: is \"last\""),
         ("vision_feature_select_strategy", json!("cls"), "field vision_feature_select_strategy"),

@@ -1,5 +1,6 @@
 //! `config.json` of the encoders.
 
+use crate::models::files::refuse_quantised;
 use crate::ops::act::Activation;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -41,6 +42,9 @@ pub struct Config {
     /// Buckets of MPNet's relative attention bias.
     #[serde(default = "buckets")]
     pub relative_attention_num_buckets: usize,
+    /// How the weights are quantised: refused.
+    #[serde(default)]
+    quantization_config: Option<serde_json::Value>,
     /// A decoder would attend causally: refused.
     #[serde(default)]
     pub is_decoder: bool,
@@ -72,6 +76,7 @@ impl Config {
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let config: Self =
             serde_json::from_str(&text).map_err(|e| Error::invalid(&path, "", e.to_string()))?;
+        refuse_quantised(config.quantization_config.as_ref(), &path)?;
         let invalid = |field: &str, message: String| {
             Err(Error::invalid(&path, format!("field {field}"), message))
         };

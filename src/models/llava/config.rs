@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::original::{self, Original};
+use crate::models::files::refuse_quantised;
 use crate::ops::act::Activation;
 use crate::{Error, Result};
 
@@ -167,6 +168,7 @@ impl Config {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let fields = Fields::read(&path)?;
+        refuse_quantised(fields.value("quantization_config"), &path)?;
         if original::is_original(&fields) {
             return original::read(dir, &fields);
         }
