@@ -52,6 +52,10 @@ impl Variant {
     pub(super) fn resolve(&mut self, progress: &dyn Progress) -> Result<()> {
         let mut done = Ok(());
         self.visit_paths(&mut |path, kind| {
+            // The first failure is the one to tell, and nothing is fetched after it.
+            if done.is_err() {
+                return;
+            }
             let found = match kind {
                 None => embedded::resolve(path),
                 Some(_) => named::encoder(path, progress),
