@@ -404,7 +404,7 @@ fn attempts(model: &Model) -> Case {
             (0..samples as u32).map(|index| sample_of(folder.path(), index)).collect();
         (model, config.clone(), samples, folder)
     };
-    let name = model.name("attempts", format!("{samples} x {FORKS} sentences of {NEW}"));
+    let name = model.name("attempts", format!("{samples} x {FORKS} x {NEW} tokens"));
     case(name, (0, 0), model, input, |(model, config, samples, _)| {
         let engine = Engine::new(model, config.clone(), 1).expect("an engine");
         let wave: Vec<_> = samples
