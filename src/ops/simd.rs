@@ -245,6 +245,18 @@ pub(crate) fn widen<T: Element>(x: &[T], out: &mut [f32]) {
 }
 
 any_width! {
+    /// out_i = x_i rounded to nearest, ties to even; NaN stays NaN. The bits of [`bf16::from_f32`], without its branches.
+    fn narrow(x: &[f32], out: &mut [bf16]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            let quiet = bits >> 16 | 0x40;
+            *out = bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16);
+        }
+    }
+}
+
+any_width! {
     /// Sum of (x_i - shift)^power for power 1 or 2, in the lanes of the module docs.
     fn moment(x: &[f32], shift: f32, square: bool) -> f32 {
         let power = |value: f32| {
