@@ -2,6 +2,7 @@
 
 mod numbers;
 
+use bdhs::ops::act::{Activation, bias_act};
 use bdhs::ops::dense::{Dense, together};
 use candle_core::{DType, Device, Tensor, Var};
 use numbers::Random;
@@ -108,6 +109,34 @@ fn what_is_no_number_stays_in_its_row() {
             let none = dense.product(&x.narrow(0, 0, 0).unwrap(), None).unwrap();
             assert_eq!(none.dims(), [0, 70]);
         }
+    }
+}
+
+/// An activation after the product has the bits of `bias_act` in f32, is rounded once in bf16, and has a gradient.
+#[test]
+fn activations_join_the_product() {
+    if !available() {
+        return;
+    }
+    let [x, weight, bias] =
+        [&[9, 70][..], &[130, 70], &[130]].map(|dims| random(3, dims, DType::F32));
+    let act = Activation::GeluErf;
+    let dense = Dense::new(&weight).unwrap();
+    let apart = |x: &Tensor| bias_act(&dense.product(x, None).unwrap(), Some(&bias), act).unwrap();
+    let expected = bits(&apart(&x));
+    assert_eq!(bits(&dense.activated(&x, Some(&bias), act).unwrap()), expected);
+    let tracked = Var::from_tensor(&x).unwrap();
+    let y = dense.activated(tracked.as_tensor(), Some(&bias), act).unwrap();
+    assert_eq!(bits(&y), expected);
+    assert!(y.sum_all().unwrap().backward().unwrap().get(&tracked).is_some());
+
+    let [x, weight, bias] = [x, weight, bias].map(|t| t.to_dtype(DType::BF16).unwrap());
+    let dense = Dense::new(&weight).unwrap();
+    let y = doubles(&dense.activated(&x, Some(&bias), act).unwrap());
+    let [x, weight, bias] = [x, weight, bias].map(|t| t.to_dtype(DType::F32).unwrap());
+    let wide = Dense::new(&weight).unwrap().activated(&x, Some(&bias), act).unwrap();
+    for (y, exact) in y.iter().flatten().zip(doubles(&wide).iter().flatten()) {
+        assert!((y - exact).abs() <= 1e-5 + 2f64.powi(-9) * exact.abs(), "{y} {exact}");
     }
 }
 

@@ -28,6 +28,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, 
 use rayon::prelude::*;
 
 use self::kernel::{Fused, Kernel, PANEL};
+use super::act::{self, Activation, bias_act};
 use super::host::{Floats, Matrix, SharedMut, Stored, by_float, contiguous, each_float, gemm};
 use super::simd;
 use crate::{Error, Result};
@@ -111,8 +112,27 @@ impl Dense {
     /// [`Error::Argument`] for another shape, dtype or device, or a tracked bias.
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         self.check(x, bias)?;
-        let own = Product { layers: vec![(self.clone(), bias.cloned())] };
+        let layers = vec![(self.clone(), bias.cloned())];
+        let own = Product { layers, activation: Activation::Identity };
         Ok(x.contiguous()?.apply_op1(own)?.reshape((x.dim(0)?, self.outputs))?)
+    }
+
+    /// `f(x W^T + bias)`, shapes as in [`Dense::product`]. In between is rounded only where x is tracked.
+    ///
+    /// # Errors
+    /// As [`Dense::product`].
+    pub fn activated(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        self.check(x, bias)?;
+        if x.track_op() {
+            return bias_act(&self.product(x, None)?, bias, activation);
+        }
+        let own = Product { layers: vec![(self.clone(), bias.cloned())], activation };
+        Ok(x.contiguous()?.apply_op1_no_bwd(&own)?.reshape((x.dim(0)?, self.outputs))?)
     }
 
     /// Rows of W `[ids, in]`, as an embedding table has them.
@@ -186,7 +206,8 @@ pub fn together(x: &Tensor, layers: &[(&Dense, Option<&Tensor>)]) -> Result<Vec<
     }
     layers.iter().try_for_each(|(layer, bias)| layer.check(x, *bias))?;
     let own = |(layer, bias): &(&Dense, Option<&Tensor>)| ((*layer).clone(), bias.cloned());
-    let op = Product { layers: layers.iter().map(own).collect() };
+    let layers_of_op = layers.iter().map(own).collect();
+    let op = Product { layers: layers_of_op, activation: Activation::Identity };
     let all = x.contiguous()?.apply_op1_no_bwd(&op)?;
     let n = x.dim(0)?;
     let mut at = 0;
@@ -219,6 +240,8 @@ fn lay_out<T: Stored>(weight: &[T], inputs: usize, kernel: Kernel) -> Vec<T> {
 /// candle's view: layers of one input, their results one after another.
 struct Product {
     layers: Vec<(Dense, Option<Tensor>)>,
+    /// Of all results. With one there is no backward pass.
+    activation: Activation,
 }
 
 /// A layer inside a call.
@@ -281,7 +304,7 @@ impl CustomOp1 for Product {
             // Layers of one type have one kernel.
             let Some((layer, _)) = self.layers.first() else { bail!("dense: no layers") };
             let x = Rows::new(x, layer);
-            let y = products(&x, n, &parts);
+            let y = products(&x, n, &parts, self.activation);
             Ok((T::wrap(y), Shape::from(at)))
         })
     }
@@ -335,7 +358,7 @@ impl<'a, T: Stored> Rows<'a, T> {
 }
 
 /// The results of all parts for n rows of x.
-fn products<T: Stored>(x: &Rows<T>, n: usize, parts: &[Part<T>]) -> Vec<T> {
+fn products<T: Stored>(x: &Rows<T>, n: usize, parts: &[Part<T>], activation: Activation) -> Vec<T> {
     let outputs: usize = parts.iter().map(|part| part.outputs).sum();
     let mut y = vec![T::default(); n * outputs];
     if n == 0 {
@@ -363,6 +386,7 @@ fn products<T: Stored>(x: &Rows<T>, n: usize, parts: &[Part<T>]) -> Vec<T> {
             if let Some(bias) = part.bias {
                 simd::add_scaled(sums, &bias[first..first + width], 1.0);
             }
+            act::apply(activation, sums);
             // SAFETY: parts share no results, rows and panels of a part none either.
             T::store(sums, unsafe { shared.range(part.at + row * part.outputs + first, width) });
         }
