@@ -9,15 +9,18 @@
 //!
 //! A product that finds W as `[out, in]` lays it out anew in every call, which costs more than the product itself where rows are few.
 //!
-//! * x, W and b f32, f16 or bf16, all alike; products and sums in f32, rounded once at the end. Half types are widened on the way,
-//!   so that memory is read at half the bytes of f32.
+//! * x, W and b f32, f16 or bf16, all alike; products and sums in f32, rounded once at the end, after an activation where one is asked
+//!   for ([`Dense::activated`]). Half types are widened on the way, so that memory is read at half the bytes of f32.
 //! * **A row of y depends on its row of x alone**, to the bit: not on other rows, on how many there are, or on threads. Terms are
 //!   added in order by fused products, 512 at a time; those sums are added in order.
+//! * Where the CPU has dot products of bf16 (`avx512_bf16`), bf16 goes through them and is never widened: twice the rate. Terms come in
+//!   pairs, the second of a pair first, with one rounding a term as above; subnormal operands count as zero, and so do subnormal sums.
+//!   So **results in bf16 differ in the last bits between CPUs that have the instruction and CPUs that do not**; f32 and f16 do not.
 //! * Layers of one input ([`together`]) are one round of work for all threads, each with its own result.
 //! * NaN and infinity give what the formula gives, in their row.
 //! * The gradient of x is real; W and b have none.
 //! * Bytes (floor): W once; x and y once.
-//! * CPUs with AVX-512, or AVX2 and FMA ([`Dense::available`]). On others and on a GPU, libraries' products serve as well.
+//! * CPUs with AVX-512 (with or without dot products of bf16), or AVX2 and FMA ([`Dense::available`]). On others and on a GPU, libraries' products serve as well.
 
 mod dots;
 mod kernel;
