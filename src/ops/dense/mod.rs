@@ -306,7 +306,7 @@ impl CustomOp1 for Product {
             }
             // Layers of one type have one kernel.
             let Some((layer, _)) = self.layers.first() else { bail!("dense: no layers") };
-            let x = Rows::new(x, layer);
+            let x = Input::new(x, layer);
             let y = products(&x, n, &parts, self.activation);
             Ok((T::wrap(y), Shape::from(at)))
         })
@@ -328,13 +328,13 @@ fn values<'a, T: Stored>(storage: &'a Storage, layout: &Layout) -> candle_core::
 }
 
 /// x as a kernel takes it.
-enum Rows<'a, T: Stored> {
+enum Input<'a, T: Stored> {
     Fused(Fused, Cow<'a, [f32]>),
     /// Each row of whole pairs.
     Dots(Cow<'a, [T]>),
 }
 
-impl<'a, T: Stored> Rows<'a, T> {
+impl<'a, T: Stored> Input<'a, T> {
     fn new(x: &'a [T], layer: &Dense) -> Self {
         let (inputs, width) = (layer.inputs, layer.width());
         match (layer.kernel, T::as_f32(x)) {
@@ -361,7 +361,12 @@ impl<'a, T: Stored> Rows<'a, T> {
 }
 
 /// The results of all parts for n rows of x.
-fn products<T: Stored>(x: &Rows<T>, n: usize, parts: &[Part<T>], activation: Activation) -> Vec<T> {
+fn products<T: Stored>(
+    x: &Input<T>,
+    n: usize,
+    parts: &[Part<T>],
+    activation: Activation,
+) -> Vec<T> {
     let outputs: usize = parts.iter().map(|part| part.outputs).sum();
     let mut y = vec![T::default(); n * outputs];
     if n == 0 {
@@ -405,20 +410,20 @@ fn products<T: Stored>(x: &Rows<T>, n: usize, parts: &[Part<T>], activation: Act
 
 impl Scratch {
     /// Leaves the sums of a task in `y`.
-    fn run<T: Stored>(&mut self, x: &Rows<T>, inputs: usize, part: &Part<T>, task: &Task) {
+    fn run<T: Stored>(&mut self, x: &Input<T>, inputs: usize, part: &Part<T>, task: &Task) {
         let rows = task.end - task.start;
         let own = task.start * inputs..task.end * inputs;
         let size = inputs * PANEL;
         let panel = &part.panels[task.panel * size..(task.panel + 1) * size];
         self.y.resize(rows * PANEL, 0.0);
         match x {
-            Rows::Dots(x) => dots::run(&x[own], inputs, panel, &mut self.y),
-            Rows::Fused(kernel, x) if T::as_f32(panel).is_none() && rows >= MANY => {
+            Input::Dots(x) => dots::run(&x[own], inputs, panel, &mut self.y),
+            Input::Fused(kernel, x) if T::as_f32(panel).is_none() && rows >= MANY => {
                 self.panel.resize(size, 0.0);
                 simd::widen(panel, &mut self.panel);
                 kernel.run(&x[own], inputs, &self.panel, &mut self.y);
             }
-            Rows::Fused(kernel, x) => kernel.run(&x[own], inputs, panel, &mut self.y),
+            Input::Fused(kernel, x) => kernel.run(&x[own], inputs, panel, &mut self.y),
         }
     }
 }
