@@ -172,6 +172,7 @@ fn instructions() -> Vec<Check> {
         Check { name: "fma", present: is_x86_feature_detected!("fma") },
         Check { name: "f16c", present: is_x86_feature_detected!("f16c") },
         Check { name: "avx512f", present: is_x86_feature_detected!("avx512f") },
+        Check { name: "avx512_bf16", present: is_x86_feature_detected!("avx512bf16") },
     ]
 }
 

@@ -23,7 +23,7 @@ use super::grads;
 #[cfg(feature = "cuda")]
 use super::host::candle;
 use super::host::{Rows, Stored, by_float, check_device, contiguous, map_rows, rows};
-use super::simd::{self, any_width, exp};
+use super::simd::{self, elementwise, exp};
 use crate::{Error, Result};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -164,7 +164,7 @@ fn silu(x: f32) -> f32 {
 
 macro_rules! map_in_place {
     ($name:ident, $f:expr) => {
-        any_width! {
+        elementwise! {
             fn $name(values: &mut [f32]) {
                 for v in values.iter_mut() {
                     *v = $f(*v);
@@ -219,7 +219,7 @@ fn slope(activation: Activation, values: &mut [f32]) {
     }
 }
 
-any_width! {
+elementwise! {
     fn multiply(values: &mut [f32], by: &[f32]) {
         for (v, by) in values.iter_mut().zip(by) {
             *v *= by;
@@ -227,7 +227,7 @@ any_width! {
     }
 }
 
-any_width! {
+elementwise! {
     fn gate_times_up(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
             *g = silu(*g) * u;
@@ -235,7 +235,8 @@ any_width! {
     }
 }
 
-fn apply(activation: Activation, values: &mut [f32]) {
+/// Turns values into their activations.
+pub(super) fn apply(activation: Activation, values: &mut [f32]) {
     match activation {
         Activation::Identity => {}
         Activation::GeluErf => map_gelu_erf(values),

@@ -175,6 +175,8 @@ pub(crate) use each_float;
 pub(crate) trait Stored: Element {
     /// The values themselves, if they are f32.
     fn as_f32(values: &[Self]) -> Option<&[f32]>;
+    /// The values themselves, if they are bf16.
+    fn as_bf16(values: &[Self]) -> Option<&[bf16]>;
     /// Rounds `src` to this type. Slices of one length.
     fn store(src: &[f32], dst: &mut [Self]);
     /// The typed slice inside a storage, `None` for another dtype.
@@ -193,10 +195,14 @@ pub(crate) trait Stored: Element {
 }
 
 macro_rules! stored {
-    ($ty:ty, $variant:ident, $as_f32:expr, $store:expr) => {
+    ($ty:ty, $variant:ident, $as_f32:expr, $as_bf16:expr, $store:expr) => {
         impl Stored for $ty {
             fn as_f32(values: &[Self]) -> Option<&[f32]> {
                 let f: fn(&[Self]) -> Option<&[f32]> = $as_f32;
+                f(values)
+            }
+            fn as_bf16(values: &[Self]) -> Option<&[bf16]> {
+                let f: fn(&[Self]) -> Option<&[bf16]> = $as_bf16;
                 f(values)
             }
             fn store(src: &[f32], dst: &mut [Self]) {
@@ -221,9 +227,9 @@ macro_rules! stored {
         }
     };
 }
-stored!(f32, F32, |values| Some(values), |src, dst| dst.copy_from_slice(src));
-stored!(f16, F16, |_| None, |src, dst| dst.convert_from_f32_slice(src));
-stored!(bf16, BF16, |_| None, |src, dst| dst.convert_from_f32_slice(src));
+stored!(f32, F32, |values| Some(values), |_| None, |src, dst| dst.copy_from_slice(src));
+stored!(f16, F16, |_| None, |_| None, |src, dst| dst.convert_from_f32_slice(src));
+stored!(bf16, BF16, |_| None, |values| Some(values), simd::narrow);
 
 /// The elements of a contiguous operand, inside a candle op.
 pub(crate) fn contiguous<'a, T: Stored>(

@@ -32,7 +32,7 @@ use super::host::candle;
 use super::host::{
     Rows, SharedMut, Stored, TASK, by_float, check_device, contiguous, map_rows, rows,
 };
-use super::simd::{self, any_width};
+use super::simd::{self, any_width, elementwise};
 use crate::{Error, Result};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -175,7 +175,7 @@ fn check(op: &'static str, x: &Tensor, before: Option<Add>, eps: f64) -> Result<
 
 // CPU path.
 
-any_width! {
+elementwise! {
     fn centre_and_scale(values: &mut [f32], mean: f32, inverse: f32, weight: &[f32]) {
         for (v, w) in values.iter_mut().zip(weight) {
             *v = (*v - mean) * inverse * w;

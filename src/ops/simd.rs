@@ -147,6 +147,30 @@ macro_rules! any_width {
 
 pub(crate) use any_width;
 
+/// As [`any_width`], also for AVX-512: for loops that treat each value alone.
+macro_rules! elementwise {
+    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $body:block) => {
+        $(#[$meta])*
+        pub(crate) fn $name($($arg: $ty),*) {
+            $crate::ops::simd::any_width! {
+                fn narrower($($arg: $ty),*) $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn widest($($arg: $ty),*) $body
+                if is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the feature was detected.
+                    return unsafe { widest($($arg),*) };
+                }
+            }
+            narrower($($arg),*)
+        }
+    };
+}
+
+pub(crate) use elementwise;
+
 /// Roundings that a term of [`dot`] or [`dot3`] over `d` elements passes through at most, on either path: its product, one
 /// addition per 32 elements in its lane, five to join the lanes. Hence
 /// |computed - exact| <= g * sum |a_i b_i| with g = n u / (1 - n u), n this number, u = 2^-24 (barring underflow).
@@ -244,26 +268,42 @@ pub(crate) fn widen<T: Element>(x: &[T], out: &mut [f32]) {
     portable::widen(x, out);
 }
 
+elementwise! {
+    /// out_i = x_i rounded to nearest, ties to even; NaN stays NaN. The bits of [`bf16::from_f32`], without its branches.
+    fn narrow(x: &[f32], out: &mut [bf16]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            let quiet = bits >> 16 | 0x40;
+            *out = bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16);
+        }
+    }
+}
+
 any_width! {
     /// Sum of (x_i - shift)^power for power 1 or 2, in the lanes of the module docs.
     fn moment(x: &[f32], shift: f32, square: bool) -> f32 {
-        let power = |value: f32| {
-            let centred = value - shift;
-            if square { centred * centred } else { centred }
-        };
-        // Whole steps apart from the rest: loops of fixed length become vector instructions.
-        let mut acc = [[0f32; 8]; CHAINS];
-        let steps = x.chunks_exact(8 * CHAINS);
-        let rest = steps.remainder();
-        for step in steps {
-            for (i, &value) in step.iter().enumerate() {
-                acc[i / 8][i % 8] += power(value);
+        #[inline(always)]
+        fn total(x: &[f32], power: impl Fn(f32) -> f32) -> f32 {
+            // Whole steps apart from the rest: loops of fixed length become vector instructions.
+            let mut acc = [[0f32; 8]; CHAINS];
+            let lanes = acc.as_flattened_mut();
+            let (steps, rest) = x.as_chunks::<{ 8 * CHAINS }>();
+            for step in steps {
+                for (lane, &value) in lanes.iter_mut().zip(step) {
+                    *lane += power(value);
+                }
             }
+            for (lane, &value) in lanes.iter_mut().zip(rest) {
+                *lane += power(value);
+            }
+            join(acc)
         }
-        for (i, &value) in rest.iter().enumerate() {
-            acc[i / 8][i % 8] += power(value);
+        // Not a branch in the loop, which would keep it scalar.
+        match square {
+            true => total(x, |value| (value - shift) * (value - shift)),
+            false => total(x, |value| value - shift),
         }
-        join(acc)
     }
 }
 
@@ -283,7 +323,7 @@ any_width! {
     }
 }
 
-any_width! {
+elementwise! {
     /// out_i = exp((x_i - max) * scale) for x_i <= max, scale > 0; relative error below 1e-6 of the true value of the
     /// rounded exponent. Exponents below -87 give 0, so no result is subnormal.
     fn exp_scaled(x: &[f32], max: f32, scale: f32, out: &mut [f32]) {
@@ -330,7 +370,7 @@ any_width! {
     }
 }
 
-any_width! {
+elementwise! {
     /// x_i *= by.
     fn scale(x: &mut [f32], by: f32) {
         for x in x {

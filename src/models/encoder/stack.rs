@@ -109,9 +109,9 @@ impl Linear {
     }
 
     fn then(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        match (&self.weight, activation) {
-            (Weight::Packed(dense), Activation::Identity) => dense.product(x, Some(&self.bias)),
-            _ => bias_act(&self.product(x)?, Some(&self.bias), activation),
+        match &self.weight {
+            Weight::Packed(dense) => dense.activated(x, Some(&self.bias), activation),
+            Weight::Plain(_) => bias_act(&self.product(x)?, Some(&self.bias), activation),
         }
     }
 }

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, 
 
 use crate::models::lora::Lora;
 use crate::models::weights::Weights;
+use crate::ops::act::{Activation, bias_act};
 use crate::ops::dense::Dense;
 use crate::{Error, Result};
 
@@ -92,6 +93,14 @@ impl Linear {
             Some(bias) => Ok(y.broadcast_add(bias)?),
             None => Ok(y),
         }
+    }
+
+    /// `f` of [`Linear::forward`], where packed without rounding in between.
+    pub(super) fn activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        if let Weight::Packed(dense) = &self.weight {
+            return dense.activated(x, self.bias(), activation);
+        }
+        bias_act(&self.product(x)?, self.bias(), activation)
     }
 
     /// The product alone, for callers that fuse the bias into what follows.

@@ -6,7 +6,7 @@ use super::config::Config;
 use super::linear::Linear;
 use crate::Result;
 use crate::models::weights::Weights;
-use crate::ops::act::{Activation, bias_act};
+use crate::ops::act::Activation;
 
 /// The multimodal projector.
 pub struct Projector {
@@ -37,7 +37,7 @@ impl Projector {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut h = x.to_dtype(self.last.dtype())?;
         for layer in &self.inner {
-            h = bias_act(&layer.product(&h)?, layer.bias(), self.act)?;
+            h = layer.activated(&h, self.act)?;
         }
         Ok(self.last.forward(&h)?.to_dtype(x.dtype())?)
     }

@@ -9,7 +9,6 @@ use candle_core::Tensor;
 use super::config::{Config, VisionConfig};
 use super::linear::{Group, Linear, Weight};
 use crate::models::weights::Weights;
-use crate::ops::act::bias_act;
 use crate::ops::attend::{AttendPlan, attend};
 use crate::ops::norm::{Add, layer_norm, layer_norm_sum};
 use crate::{Error, Result};
@@ -171,8 +170,7 @@ impl Layer {
         let seen = attend(&query, &key, &value, plan, scale, None)?.reshape((rows, c.hidden))?;
         let add = Add { residual: x, bias: self.output.bias() };
         let (x, h) = self.norm2.forward_sum(&self.output.product(&seen)?, add)?;
-        let h = self.up.product(&h)?;
-        let h = bias_act(&h, self.up.bias(), c.act)?;
+        let h = self.up.activated(&h, c.act)?;
         Ok((x + self.down.forward(&h)?)?)
     }
 }

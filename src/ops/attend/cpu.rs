@@ -2,7 +2,7 @@
 
 use super::{Attend, Block, Segment};
 use crate::ops::host::{Matrix, SharedMut, Stored, contiguous, gemm};
-use crate::ops::simd::{self, any_width, exp};
+use crate::ops::simd::{self, elementwise, exp};
 use candle_core::{CpuStorage, Layout, Storage, bail};
 use rayon::prelude::*;
 
@@ -285,7 +285,7 @@ fn softmax(scores: &mut [f32], visible: usize) {
     }
 }
 
-any_width! {
+elementwise! {
     /// Turns scores into e^(score - max).
     fn exp_minus(scores: &mut [f32], max: f32) {
         for score in scores {

@@ -1,6 +1,9 @@
-//! The inner loops: some rows by 64 outputs. Each result is one chain of fused products in the order of the inputs, 512 at a
-//! time, so both kernels give the same bits, for any number of rows.
+//! Which kernels there are, and the inner loops of those in f32: some rows by 64 outputs. Each result is one chain of fused products
+//! in the order of the inputs, 512 at a time, so both give the same bits, for any number of rows.
 
+use candle_core::DType;
+
+use super::dots;
 use crate::ops::simd::Element;
 
 #[cfg(target_arch = "x86_64")]
@@ -10,10 +13,10 @@ use std::arch::x86_64::*;
 pub(super) const PANEL: usize = 64;
 /// Terms that are summed before the sum joins the result. So many of a panel's weights stay in the L2 cache, and long sums keep
 /// their last bits.
-const DEPTH: usize = 512;
+pub(super) const DEPTH: usize = 512;
 /// Rows that the kernels keep in registers.
 #[cfg(target_arch = "x86_64")]
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 
 /// A kernel for a fixed number of rows: x, distance of its rows, weights, terms, y, whether to add to it.
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +25,55 @@ type Block<T> = unsafe fn(*const f32, usize, *const T, usize, *mut f32, bool);
 /// What the CPU has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kernel {
+    /// Of bf16 alone: 6 rows by 64 outputs in 24 registers, two terms an instruction.
+    Dots,
+    /// In f32, of any type.
+    Fused(Fused),
+}
+
+impl Kernel {
+    /// The kernels that this CPU runs for weights of a type, the fastest first.
+    pub(super) fn all(dtype: DType) -> Vec<Self> {
+        let mut all = Vec::new();
+        if dtype == DType::BF16 && dots::available() {
+            all.push(Self::Dots);
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                all.push(Self::Fused(Fused::Wide));
+            }
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
+                all.push(Self::Fused(Fused::Narrow));
+            }
+        }
+        all
+    }
+
+    /// Outputs whose weights lie side by side: a panel is `[PANEL / strip][in / group][strip][group]`.
+    pub(super) fn strip(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Fused(Fused::Narrow) => 16,
+            _ => PANEL,
+        }
+    }
+
+    /// Inputs of an output whose weights lie side by side. Their number is filled up to a multiple of it.
+    pub(super) fn group(self) -> usize {
+        match self {
+            Self::Dots => dots::PAIR,
+            Self::Fused(_) => 1,
+        }
+    }
+}
+
+/// A kernel of fused products in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fused {
     /// AVX-512: 6 rows by 64 outputs in 24 registers.
     #[cfg(target_arch = "x86_64")]
     Wide,
@@ -30,37 +82,7 @@ pub(super) enum Kernel {
     Narrow,
 }
 
-impl Kernel {
-    /// The kernels that this CPU runs, the fastest first.
-    pub(super) fn all() -> Vec<Self> {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let mut all = Vec::new();
-            if is_x86_feature_detected!("avx512f") {
-                all.push(Self::Wide);
-            }
-            if is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c")
-            {
-                all.push(Self::Narrow);
-            }
-            all
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        Vec::new()
-    }
-
-    /// Outputs whose weights lie side by side: a panel is `[PANEL / strip][in][strip]`.
-    pub(super) fn strip(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Wide => PANEL,
-            #[cfg(target_arch = "x86_64")]
-            Self::Narrow => 16,
-        }
-    }
-
+impl Fused {
     /// `y [rows, PANEL] = x [rows, inputs] panel`.
     #[cfg_attr(
         not(target_arch = "x86_64"),
@@ -71,7 +93,7 @@ impl Kernel {
         assert!(y.len() == rows * PANEL && x.len() == rows * inputs);
         assert!(panel.len() == inputs * PANEL);
         match self {
-            // SAFETY: the CPU has the features, by `all`; the lengths were checked.
+            // SAFETY: the CPU has the features, by [`Kernel::all`]; the lengths were checked.
             #[cfg(target_arch = "x86_64")]
             Self::Wide => unsafe { wide(x, inputs, panel, y) },
             // SAFETY: as above.
@@ -82,7 +104,7 @@ impl Kernel {
 }
 
 /// # Safety
-/// As the assertions of [`Kernel::run`]; the CPU has AVX-512F.
+/// As the assertions of [`Fused::run`]; the CPU has AVX-512F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma,f16c")]
 unsafe fn wide<T: Element>(x: &[f32], inputs: usize, panel: &[T], y: &mut [f32]) {
@@ -102,7 +124,7 @@ unsafe fn wide<T: Element>(x: &[f32], inputs: usize, panel: &[T], y: &mut [f32])
 }
 
 /// # Safety
-/// As the assertions of [`Kernel::run`]; the CPU has AVX2, FMA and F16C.
+/// As the assertions of [`Fused::run`]; the CPU has AVX2, FMA and F16C.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn narrow<T: Element>(x: &[f32], inputs: usize, panel: &[T], y: &mut [f32]) {

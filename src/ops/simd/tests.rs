@@ -57,6 +57,19 @@ fn portable_path_is_the_same_function() {
     paths_agree::<bf16>();
 }
 
+/// Every upper half of an f32 with lower halves around the ties, NaN and infinities among them.
+#[test]
+fn narrowing_has_the_bits_of_half() {
+    for low in [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+        let x: Vec<f32> = (0..1 << 16).map(|high| f32::from_bits(high << 16 | low)).collect();
+        let mut out = vec![bf16::default(); x.len()];
+        narrow(&x, &mut out);
+        for (x, out) in x.iter().zip(&out) {
+            assert_eq!(out.to_bits(), bf16::from_f32(*x).to_bits(), "{:#x}", x.to_bits());
+        }
+    }
+}
+
 #[test]
 fn max_keeps_nan_on_either_side() {
     for at in 0..11 {
