@@ -1,6 +1,7 @@
 //! Floor 4: the ablation. Every cell (encoder, threshold) from candidates that are generated once.
 
 pub mod atomic;
+mod block;
 mod config;
 pub mod export;
 mod finish;
