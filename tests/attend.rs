@@ -221,6 +221,11 @@ fn writes_rows_in_place() {
             };
             assert_eq!(&after[slot * 6..][..6], expected, "slot {slot}");
         }
+        // Parts of longer rows, which lie apart.
+        let longer = tensor(&mut random, &[2, 5, 3], dtype).narrow(1, 3, 2).unwrap();
+        write_rows(&arena, &longer, &[5, 1]).unwrap();
+        let (after, new) = (values(&arena), values(&longer));
+        assert_eq!((&after[30..36], &after[6..12]), (&new[..6], &new[6..]));
     }
     let arena = Tensor::zeros((4, 2), DType::F32, &Device::Cpu).unwrap();
     let rows = Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap();

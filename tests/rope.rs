@@ -53,6 +53,19 @@ fn pairs_are_turned_by_their_angle() {
 }
 
 #[test]
+fn rows_may_lie_apart() {
+    let mut random = Random(7);
+    let (cos, sin, _) = tables(&mut random, 5, 3);
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let all = Tensor::from_vec(random.values(5 * 4 * 6, 1.0), (5, 4, 6), &Device::Cpu);
+        let all = all.unwrap().to_dtype(dtype).unwrap();
+        let whole = rotate(&all, &cos, &sin).unwrap();
+        let [part, expected] = [&all, &whole].map(|t| t.narrow(1, 1, 2).unwrap());
+        assert_eq!(values(&rotate(&part, &cos, &sin).unwrap()), values(&expected), "{dtype:?}");
+    }
+}
+
+#[test]
 fn values_and_gradients_have_the_bits_of_candles_ops() {
     let mut random = Random(2);
     let (rows, heads, dim) = (50, 3, 16);

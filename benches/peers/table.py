@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The GPU section of docs/performance.md, from all benches/results/gpu-*.json that `gpu.py` wrote.
+"""The GPU section of docs/performance.md, from all benches/results/gpu-*.json that `gpu.py` wrote, and transformers-*.json of the same
+GPUs that `bdhs_transformers.py` wrote.
 
     table.py                 writes the section
     table.py --self-check    makes one of a made-up run in a temporary folder, and looks at it
@@ -9,11 +10,13 @@ import argparse
 import glob
 import json
 import os
+import re
 import tempfile
 
 from common import put_between, write
 
 BEGIN, END = "<!-- ops on GPU: made by benches/peers/table.py -->", "<!-- end of ops on GPU -->"
+ATTEMPTS = r"sample/gpu attempts 7B/(\d+) x 4 x 40 tokens/bf16"
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 
 
@@ -72,11 +75,28 @@ def section(report):
     return [*lines, "", "Versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".", ""]
 
 
+def attempts(report, theirs):
+    """Whole attempts at samples with a picture each, of equal lengths, beside those of transformers."""
+    own = [(match, row) for row in report["rows"] if (match := re.fullmatch(ATTEMPTS, row["case"]))]
+    if not own:
+        return []
+    match, row = own[0]
+    ours = row["ours"]["median"] / int(match[1])
+    lines = [f"Attempts ({row['case']}): ours {1e3 * ours:.1f} ms each.", "", "| transformers | ms an attempt | ratio |", "|---|---|---|"]
+    lines += [f"| {r['case']} | {1e3 * r['with_vision']:.0f} | **{r['with_vision'] / ours:.1f}** |" for r in theirs["rows"]]
+    return [*lines, ""]
+
+
 def make(results, document):
     lines = []
     for path in sorted(glob.glob(os.path.join(results, "gpu-*.json"))):
         with open(path) as file:
-            lines += section(json.load(file))
+            report = json.load(file)
+        lines += section(report)
+        theirs = os.path.join(results, os.path.basename(path).replace("gpu-", "transformers-", 1))
+        if os.path.exists(theirs):
+            with open(theirs) as file:
+                lines += attempts(report, json.load(file))
     put_between(document, BEGIN, END, lines or ["No run is recorded yet."])
 
 
@@ -91,13 +111,16 @@ def self_check():
     product = row | {"case": "cosine/gpu y/8/f16", "flops": 10**12, "rate": 1e15, "ceiling": None, "share": None, "peers": {}}
     state = {"clocks.sm": "1 MHz", "clocks.mem": "2 MHz", "temperature.gpu": "3", "power.draw": "4 W"}
     machine = {"gpu": "G", "driver": "1", "cuda": "2", "multiprocessors": 3, "l2_bytes": 5e7, "cpu": "C", "cores": 4, "before": state, "after": {}, "date": "D"}
-    report = {"machine": machine, "versions": {"torch": "9"}, "commit": "abc", "ceilings": {"read": 2e12, "gemm f16": 7e14}, "rows": [row, product], "skipped": ["z"], "failed": []}
+    whole = row | {"case": "sample/gpu attempts 7B/4 x 4 x 40 tokens/bf16", "peers": {}, "rate": 0, "share": None}
+    theirs = {"rows": [{"case": "hidden/static, 1 at once", "with_vision": 5e-3}]}
+    report = {"machine": machine, "versions": {"torch": "9"}, "commit": "abc", "ceilings": {"read": 2e12, "gemm f16": 7e14}, "rows": [row, product, whole], "skipped": ["z"], "failed": []}
     with tempfile.TemporaryDirectory() as folder:
         document = os.path.join(folder, "page.md")
         with open(document, "w") as file:
             file.write(f"before\n{BEGIN}\nold\n{END}\nafter\n")
         make(folder, document)
         write(os.path.join(folder, "gpu-g.json"), report)
+        write(os.path.join(folder, "transformers-g.json"), theirs)
         for _ in range(2):
             make(folder, document)
         with open(document) as file:
@@ -112,6 +135,8 @@ def self_check():
         "- pool/gpu x/8/f32: broken: RuntimeError: no",
         "- z",
         "read 2.00 TB/s, gemm f16 700 TFLOP/s",
+        "ours 0.2 ms each.",
+        "| hidden/static, 1 at once | 5 | **20.0** |",
     ]:
         assert part in text, (part, text)
     print("the section of a made-up run is as it should be")

@@ -25,6 +25,8 @@ const SAMPLES: usize = 16;
 /// Sequences of a prefill, and tokens of each: prompt, kept image tokens and reference of an attempt at 7B's usual size.
 const SEQUENCES: usize = 8;
 const PREFIX: usize = 160;
+/// Sentences that are decoded at once.
+const BATCHES: [usize; 5] = [1, 4, 16, 64, 256];
 /// Sentences that fork from a sequence, and tokens that each has drawn.
 const FORKS: usize = 4;
 const OWN: usize = 16;
@@ -64,7 +66,7 @@ pub(super) fn model(options: &Options, clock: &Clock, ceilings: &Ceilings) -> Re
     let weights = layers * options.dtype.size_in_bytes() as f64;
     let name = options.model.file_name().unwrap_or_default().to_string_lossy();
 
-    let mut cache = model.language.new_cache(SEQUENCES * (prefix + FORKS * OWN))?;
+    let mut cache = model.language.new_cache(SEQUENCES * prefix)?;
     let rows = (SEQUENCES * prefix) as f64;
     let seconds = clock.time(|| passes.prefill(&mut cache))?;
     let prefill = Row {
@@ -73,17 +75,21 @@ pub(super) fn model(options: &Options, clock: &Clock, ceilings: &Ceilings) -> Re
         rate: rows / seconds,
         share: Some(ceilings.share(2.0 * layers * rows, weights, seconds)),
     };
-    let forks = (SEQUENCES * FORKS) as f64;
-    let seconds = clock.time(|| passes.step(&mut cache))?;
     let head = (text.vocab * text.hidden) as f64;
     let read = weights + head * options.dtype.size_in_bytes() as f64;
-    let decode = Row {
-        what: format!("{name}: decoding, {forks} sentences at once"),
-        unit: "tokens",
-        rate: forks / seconds,
-        share: Some(ceilings.share(2.0 * (layers + head) * forks, read, seconds)),
-    };
-    let mut rows = vec![prefill, decode];
+    let mut rows = vec![prefill];
+    for forks in BATCHES {
+        let step = passes.step(forks);
+        let mut cache = model.language.new_cache(step.slots)?;
+        let seconds = clock.time(|| passes.decode(&step, &mut cache))?;
+        let sentences = forks as f64;
+        rows.push(Row {
+            what: format!("{name}: decoding, {forks} at once"),
+            unit: "tokens",
+            rate: sentences / seconds,
+            share: Some(ceilings.share(2.0 * (layers + head) * sentences, read, seconds)),
+        });
+    }
     rows.extend(attempts(&model, &name, clock)?);
     Ok(rows)
 }
@@ -129,6 +135,16 @@ fn layer_products(text: &TextConfig) -> usize {
     text.layers * (2 * text.hidden * (wide + narrow) + 3 * text.hidden * text.inner)
 }
 
+/// A decode step.
+struct Step {
+    plan: AttendPlan,
+    /// Slots and positions of the tokens that are decoded.
+    last: Vec<u32>,
+    positions: Vec<u32>,
+    /// Of the arena.
+    slots: usize,
+}
+
 /// Passes of the language model as the engine takes them.
 struct Passes<'a> {
     model: &'a Llava,
@@ -146,10 +162,10 @@ impl Passes<'_> {
         Ok(())
     }
 
-    /// The last token of every fork, and its logits.
-    fn step(&self, cache: &mut KvCache) -> Result<()> {
-        let forks = SEQUENCES * FORKS;
-        let own = |fork: usize| SEQUENCES * self.prefix + fork * OWN;
+    /// So many sentences, [`FORKS`] of them leaving each sequence.
+    fn step(&self, forks: usize) -> Step {
+        let sequences = forks.div_ceil(FORKS);
+        let own = |fork: usize| sequences * self.prefix + fork * OWN;
         let block = |fork: usize| Block {
             rows: fork..fork + 1,
             keys: vec![
@@ -158,10 +174,17 @@ impl Passes<'_> {
             ],
             causal: false,
         };
-        let plan = AttendPlan { blocks: (0..forks).map(block).collect() };
-        let slots: Vec<u32> = (0..forks).map(|fork| (own(fork) + OWN - 1) as u32).collect();
-        let positions = vec![(self.prefix + OWN - 1) as u32; forks];
-        let states = self.run(cache, &positions, &slots, &plan)?;
+        Step {
+            plan: AttendPlan { blocks: (0..forks).map(block).collect() },
+            last: (0..forks).map(|fork| (own(fork) + OWN - 1) as u32).collect(),
+            positions: vec![(self.prefix + OWN - 1) as u32; forks],
+            slots: own(forks),
+        }
+    }
+
+    /// The last token of every sentence, and its logits.
+    fn decode(&self, step: &Step, cache: &mut KvCache) -> Result<()> {
+        let states = self.run(cache, &step.positions, &step.last, &step.plan)?;
         self.model.language.logits(&states)?;
         Ok(())
     }

@@ -22,7 +22,7 @@ use super::cuda;
 use super::grads;
 #[cfg(feature = "cuda")]
 use super::host::candle;
-use super::host::{Stored, by_float, check_device, contiguous, map_rows, rows};
+use super::host::{Rows, Stored, by_float, check_device, contiguous, map_rows, rows};
 use super::simd::{self, any_width, exp};
 use crate::{Error, Result};
 #[cfg(feature = "cuda")]
@@ -247,8 +247,8 @@ fn apply(activation: Activation, values: &mut [f32]) {
     }
 }
 
-fn bias_act_cpu<T: Stored>(x: &[T], bias: Option<&[T]>, width: usize, f: Activation) -> Vec<T> {
-    map_rows(x, width, |values, _| {
+fn bias_act_cpu<T: Stored>(x: Rows<T>, bias: Option<&[T]>, f: Activation) -> Vec<T> {
+    map_rows(x, |values, _| {
         if let Some(bias) = bias {
             simd::add_scaled(values, bias, 1.0);
         }
@@ -256,12 +256,11 @@ fn bias_act_cpu<T: Stored>(x: &[T], bias: Option<&[T]>, width: usize, f: Activat
     })
 }
 
-fn silu_mul_cpu<T: Stored>(gate: &[T], up: &[T], width: usize) -> Vec<T> {
-    map_rows(gate, width, |values, row| {
+fn silu_mul_cpu<T: Stored>(gate: Rows<T>, up: Rows<T>) -> Vec<T> {
+    map_rows(gate, |values, row| {
         // A stack buffer in pieces, since the widest MLP rows do not fit one.
         let mut wide = [0f32; 256];
-        let up = &up[row * width..(row + 1) * width];
-        for (values, up) in values.chunks_mut(256).zip(up.chunks(256)) {
+        for (values, up) in values.chunks_mut(256).zip(up.get(row).chunks(256)) {
             let wide = &mut wide[..up.len()];
             simd::widen(up, wide);
             gate_times_up(values, wide);
@@ -287,7 +286,7 @@ fn bias_act_grads(
         Some(bias) => Some(grads::as_f32([bias], "bias_act")?),
         None => None,
     };
-    let dx = map_rows(&x32, width, |values, row| {
+    let dx = map_rows(Rows::packed(&x32, width), |values, row| {
         if let Some([bias]) = &bias32 {
             simd::add_scaled(values, bias, 1.0);
         }
@@ -309,13 +308,14 @@ fn silu_mul_grads(
     }
     let [gate32, up32, grad32] = grads::as_f32([gate, up, grad], "silu_mul")?;
     let width = width(gate.shape());
-    let dgate = map_rows(&gate32, width, |values, row| {
+    let gate32 = Rows::packed(&gate32, width);
+    let dgate = map_rows(gate32, |values, row| {
         let own = row * width..(row + 1) * width;
         map_silu_slope(values);
         multiply(values, &up32[own.clone()]);
         multiply(values, &grad32[own]);
     });
-    let dup = map_rows(&gate32, width, |values, row| {
+    let dup = map_rows(gate32, |values, row| {
         map_silu(values);
         multiply(values, &grad32[row * width..(row + 1) * width]);
     });
@@ -337,7 +337,7 @@ impl CustomOp1 for Plain {
 
     fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         by_float!(x, self.name(), T => {
-            let y = bias_act_cpu::<T>(contiguous(x, l, self.name())?, None, width(l.shape()), self.0);
+            let y = bias_act_cpu::<T>(Rows::of(x, l, self.name())?, None, self.0);
             Ok((T::wrap(y), l.shape().clone()))
         })
     }
@@ -369,8 +369,7 @@ impl CustomOp2 for Biased {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         by_float!(x, self.name(), T => {
             let bias = contiguous(bias, bias_l, self.name())?;
-            let x = contiguous(x, l, self.name())?;
-            let y = bias_act_cpu::<T>(x, Some(bias), width(l.shape()), self.0);
+            let y = bias_act_cpu::<T>(Rows::of(x, l, self.name())?, Some(bias), self.0);
             Ok((T::wrap(y), l.shape().clone()))
         })
     }
@@ -414,8 +413,8 @@ impl CustomOp2 for SiluMul {
         up_l: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         by_float!(gate, self.name(), T => {
-            let up = contiguous(up, up_l, self.name())?;
-            let y = silu_mul_cpu::<T>(contiguous(gate, l, self.name())?, up, width(l.shape()));
+            let up = Rows::of(up, up_l, self.name())?;
+            let y = silu_mul_cpu::<T>(Rows::of(gate, l, self.name())?, up);
             Ok((T::wrap(y), l.shape().clone()))
         })
     }

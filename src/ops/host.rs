@@ -1,6 +1,6 @@
-//! The values of a candle tensor that lives on the host, as a typed slice.
+//! The values of a candle tensor that lives on the host, as a typed slice or as rows.
 
-use candle_core::{CpuStorage, Layout, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Layout, Shape, Storage, Tensor, bail};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -73,13 +73,48 @@ pub(crate) fn candle(error: Error) -> candle_core::Error {
     }
 }
 
-/// The tensor as the ops over its last axis take it: contiguous, or on a GPU in evenly spaced rows.
+/// The tensor as the ops over its last axis take it: itself if its rows are evenly spaced, as in a slice of a joined product, else
+/// a contiguous copy.
 pub(crate) fn rows(tensor: &Tensor) -> candle_core::Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if tensor.device().is_cuda() {
-        return super::cuda::even_rows(tensor);
+    if even_rows(tensor.layout()).is_some() { Ok(tensor.clone()) } else { tensor.contiguous() }
+}
+
+/// `[n, ..]` itself if what a row holds lies together, else a contiguous copy.
+pub(crate) fn whole_rows(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    if flat_rows(tensor.layout()).is_some() { Ok(tensor.clone()) } else { tensor.contiguous() }
+}
+
+/// `[n, ..]` as `[n, values of a row]`, if what a row holds lies together.
+pub(crate) fn flat_rows(layout: &Layout) -> Option<Layout> {
+    let (&n, inner) = layout.dims().split_first()?;
+    let (&pitch, strides) = layout.stride().split_first()?;
+    let inner = Shape::from(inner);
+    let flat = Layout::new((n, inner.elem_count()).into(), vec![pitch, 1], layout.start_offset());
+    inner.is_contiguous(strides).then_some(flat)
+}
+
+/// Rows, width and distance of a layout whose rows along the last axis are evenly spaced.
+pub(crate) fn even_rows(layout: &Layout) -> Option<(usize, usize, usize)> {
+    let (Some((&width, outer)), Some((&step, strides))) =
+        (layout.dims().split_last(), layout.stride().split_last())
+    else {
+        return Some((1, 1, 1));
+    };
+    if step != 1 && width > 1 {
+        return None;
     }
-    tensor.contiguous()
+    let count: usize = outer.iter().product();
+    // From the innermost axis out; axes of one place have no distance.
+    let mut even: Option<(usize, usize)> = None;
+    for (&dim, &stride) in outer.iter().zip(strides).rev().filter(|(dim, _)| **dim != 1) {
+        even = match even {
+            None => Some((stride, stride * dim)),
+            Some((row, whole)) if stride == whole => Some((row, whole * dim)),
+            Some(_) if count == 0 => even,
+            Some(_) => return None,
+        };
+    }
+    Some((count, width, even.map_or(width, |(row, _)| row)))
 }
 
 /// An error unless offsets lead from 0 to `total`, which are `of`, and never fall.
@@ -229,30 +264,67 @@ macro_rules! by_float {
 }
 pub(crate) use by_float;
 
+/// Rows of one width, evenly spaced.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    values: &'a [T],
+    pub(crate) count: usize,
+    pub(crate) width: usize,
+    pitch: usize,
+}
+
+impl<'a, T: Stored> Rows<'a, T> {
+    /// Rows one after another; `width` is not 0.
+    pub(crate) fn packed(values: &'a [T], width: usize) -> Self {
+        Self { values, count: values.len() / width, width, pitch: width }
+    }
+
+    /// Those of an operand that [`rows`] gave, inside a candle op.
+    pub(crate) fn of(
+        storage: &'a CpuStorage,
+        layout: &Layout,
+        op: &'static str,
+    ) -> candle_core::Result<Self> {
+        let Some(values) = T::slice(storage) else { bail!("{op}: operands differ in dtype") };
+        let Some((count, width, pitch)) = even_rows(layout) else {
+            bail!("{op}: rows of {layout:?} are not evenly spaced")
+        };
+        let extent = if count * width == 0 { 0 } else { (count - 1) * pitch + width };
+        // A view of nothing may lie past the end.
+        let start = if extent == 0 { 0 } else { layout.start_offset() };
+        Ok(Self { values: &values[start..start + extent], count, width, pitch })
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, row: usize) -> &'a [T] {
+        &self.values[row * self.pitch..][..self.width]
+    }
+
+    /// All values of all rows.
+    pub(crate) fn len(&self) -> usize {
+        self.count * self.width
+    }
+}
+
 /// Elements a task handles at least: enough to hide what a task costs.
 pub(crate) const TASK: usize = 1 << 14;
 
-/// Calls `f(row as f32, index of the row)` on every row of `width` values and returns what it left in them.
-pub(crate) fn map_rows<T: Stored>(
-    x: &[T],
-    width: usize,
-    f: impl Fn(&mut [f32], usize) + Sync,
-) -> Vec<T> {
+/// Calls `f(row as f32, index of the row)` on every row and returns what it left in them, one after another.
+pub(crate) fn map_rows<T: Stored>(x: Rows<T>, f: impl Fn(&mut [f32], usize) + Sync) -> Vec<T> {
     let mut out = vec![T::default(); x.len()];
-    if x.is_empty() {
+    if out.is_empty() {
         return out;
     }
-    let rows = TASK.div_ceil(width);
-    out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).enumerate().for_each(
-        |(task, (out, x))| {
-            let mut values = vec![0f32; width];
-            for (i, (out, x)) in out.chunks_mut(width).zip(x.chunks(width)).enumerate() {
-                simd::widen(x, &mut values);
-                f(&mut values, task * rows + i);
-                T::store(&values, out);
-            }
-        },
-    );
+    let rows = TASK.div_ceil(x.width);
+    out.par_chunks_mut(rows * x.width).enumerate().for_each(|(task, out)| {
+        let mut values = vec![0f32; x.width];
+        for (i, out) in out.chunks_mut(x.width).enumerate() {
+            let row = task * rows + i;
+            simd::widen(x.get(row), &mut values);
+            f(&mut values, row);
+            T::store(&values, out);
+        }
+    });
     out
 }
 

@@ -29,7 +29,9 @@ use super::cuda;
 use super::grads;
 #[cfg(feature = "cuda")]
 use super::host::candle;
-use super::host::{SharedMut, Stored, TASK, by_float, check_device, contiguous, map_rows, rows};
+use super::host::{
+    Rows, SharedMut, Stored, TASK, by_float, check_device, contiguous, map_rows, rows,
+};
 use super::simd::{self, any_width};
 use crate::{Error, Result};
 #[cfg(feature = "cuda")]
@@ -200,7 +202,11 @@ fn normalise(law: Law, eps: f32, values: &mut [f32], weight: &[f32], bias: Optio
 }
 
 impl Norm {
-    fn forward<T: Stored>(&self, x: &[T], residual: Option<&[T]>) -> candle_core::Result<Vec<T>> {
+    fn forward<T: Stored>(
+        &self,
+        x: Rows<T>,
+        residual: Option<Rows<T>>,
+    ) -> candle_core::Result<Vec<T>> {
         let width = self.width;
         let weight = parameter::<T>(&self.weight)?;
         let bias = self.bias.as_ref().map(parameter::<T>).transpose()?;
@@ -209,16 +215,16 @@ impl Norm {
         let normed_at = out.len() - x.len();
         let shared = SharedMut::new(&mut out);
         let rows = TASK.div_ceil(width);
-        x.par_chunks(rows * width).enumerate().for_each(|(task, chunk)| {
+        (0..x.count.div_ceil(rows)).into_par_iter().for_each(|task| {
             let mut values = vec![0f32; width];
-            for (i, x) in chunk.chunks(width).enumerate() {
-                let at = (task * rows + i) * width;
-                simd::widen(x, &mut values);
+            for row in task * rows..((task + 1) * rows).min(x.count) {
+                let at = row * width;
+                simd::widen(x.get(row), &mut values);
                 if let Some(bias) = &add_bias {
                     simd::add_scaled(&mut values, bias, 1.0);
                 }
                 if let Some(residual) = residual {
-                    simd::add_scaled(&mut values, &residual[at..at + width], 1.0);
+                    simd::add_scaled(&mut values, residual.get(row), 1.0);
                 }
                 if self.both {
                     // SAFETY: each row of the sum is written by its one task, and only here.
@@ -388,8 +394,7 @@ impl CustomOp3 for TrackedNorm {
         by_float!(x, "norm", T => {
             let weight = T::to_f32_vec(contiguous::<T>(weight, weight_l, "norm")?);
             let bias = T::to_f32_vec(contiguous::<T>(bias, bias_l, "norm")?);
-            let x = contiguous::<T>(x, l, "norm")?;
-            let y = map_rows(x, weight.len(), |values, _| {
+            let y = map_rows(Rows::<T>::of(x, l, "norm")?, |values, _| {
                 normalise(self.law, self.eps, values, &weight, Some(&bias));
             });
             Ok((T::wrap(y), l.shape().clone()))
@@ -473,7 +478,7 @@ impl CustomOp1 for Norm {
 
     fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         by_float!(x, "norm", T => {
-            let y = self.forward::<T>(contiguous(x, l, "norm")?, None)?;
+            let y = self.forward::<T>(Rows::of(x, l, "norm")?, None)?;
             Ok((T::wrap(y), self.shape(l)))
         })
     }
@@ -497,8 +502,8 @@ impl CustomOp2 for Norm {
         residual_l: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         by_float!(x, "norm", T => {
-            let residual = contiguous(residual, residual_l, "norm")?;
-            let y = self.forward::<T>(contiguous(x, l, "norm")?, Some(residual))?;
+            let residual = Rows::of(residual, residual_l, "norm")?;
+            let y = self.forward::<T>(Rows::of(x, l, "norm")?, Some(residual))?;
             Ok((T::wrap(y), self.shape(l)))
         })
     }

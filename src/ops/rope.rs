@@ -19,7 +19,9 @@
 use super::cuda;
 #[cfg(feature = "cuda")]
 use super::host::candle;
-use super::host::{Stored, by_float, check_device, contiguous, map_rows};
+use super::host::{
+    Rows, Stored, by_float, check_device, contiguous, flat_rows, map_rows, whole_rows,
+};
 use super::simd::any_width;
 use crate::{Error, Result};
 #[cfg(feature = "cuda")]
@@ -47,7 +49,7 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         check_device(OP, what, table, x)?;
     }
     let op = Rotate { cos: cos.contiguous()?, sin: sin.contiguous()? };
-    Ok(x.contiguous()?.apply_op1(op)?)
+    Ok(whole_rows(x)?.apply_op1(op)?)
 }
 
 any_width! {
@@ -76,11 +78,11 @@ impl CustomOp1 for Rotate {
         };
         let cos = contiguous::<f32>(cos, cos_l, "rotate")?;
         let sin = contiguous::<f32>(sin, sin_l, "rotate")?;
-        let (heads, dim) = (l.dims()[1], l.dims()[2]);
+        let dim = l.dims()[2];
         let half = dim / 2;
         by_float!(x, "rotate", T => {
-            let x = contiguous::<T>(x, l, "rotate")?;
-            let y = map_rows(x, heads * dim, |values, row| {
+            let Some(flat) = flat_rows(l) else { bail!("rotate: {l:?}") };
+            let y = map_rows(Rows::<T>::of(x, &flat, "rotate")?, |values, row| {
                 let own = row * half..(row + 1) * half;
                 for head in values.chunks_mut(dim) {
                     let (a, b) = head.split_at_mut(half);

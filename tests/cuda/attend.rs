@@ -244,6 +244,13 @@ fn rows_are_written_in_place() {
                 write_rows(t, &rows.narrow(0, 0, 1).unwrap(), &[3]).unwrap();
             }
             assert_eq!(values(&gpu_arena), values(&arena), "{dtype:?}, {width} wide");
+            // Parts of longer rows, which lie apart.
+            let (longer, gpu_longer) =
+                both(&device, &random.vec(4 * 5 * width), &[4, 5, width], dtype);
+            for (t, rows) in [(&arena, &longer), (&gpu_arena, &gpu_longer)] {
+                write_rows(t, &rows.narrow(1, 2, 2).unwrap(), &[1, 4, 5, 2]).unwrap();
+            }
+            assert_eq!(values(&gpu_arena), values(&arena), "{dtype:?}, {width} wide, apart");
             let refused = write_rows(&gpu_arena, &gpu_rows, &[0, 1, 2, 7]).unwrap_err().to_string();
             assert!(refused.contains("slots is 7"), "{refused}");
         }

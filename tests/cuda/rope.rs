@@ -52,6 +52,12 @@ fn bits_are_the_cpus() {
                 let seen = rotate(&cut(&gpu), &cut(&gpu_cos), &cut(&gpu_sin)).unwrap();
                 assert_same(&seen, &cut(&twin), &format!("{what}, from row 1"));
             }
+            // Heads in the middle of longer rows.
+            if heads > 1 {
+                let cut = |t: &Tensor| t.narrow(1, 1, heads - 1).unwrap();
+                let seen = rotate(&cut(&gpu), &gpu_cos, &gpu_sin).unwrap();
+                assert_same(&seen, &cut(&twin), &format!("{what}, from head 1"));
+            }
         }
     }
 }

@@ -379,14 +379,14 @@ void write_case(Suite& suite, Rng& rng) {
         if (rng.chance(0.5)) slots.insert(slots.begin() + (long)rng.below(slots.size() + 1), s);
     if (slots.empty()) return;
     suite.begin(check::text("writes in units of %d", (int)unit));
-    const uint64_t bytes = width * unit;
-    Buffer<uint8_t> rows(slots.size() * bytes), to(arena * bytes);
+    const uint64_t bytes = width * unit, pitch = bytes + rng.below(3) * unit;
+    Buffer<uint8_t> rows((slots.size() - 1) * pitch + bytes), to(arena * bytes);
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = (uint8_t)rng.next();
     for (size_t i = 0; i < to.size(); ++i) to[i] = (uint8_t)rng.next();
     std::vector<uint8_t> want(to.data(), to.data() + to.size());
-    for (size_t i = 0; i < slots.size(); ++i) memcpy(&want[slots[i] * bytes], rows.data() + i * bytes, bytes);
+    for (size_t i = 0; i < slots.size(); ++i) memcpy(&want[slots[i] * bytes], rows.data() + i * pitch, bytes);
     const Buffer<uint32_t> where(slots);
-    const WriteArgs a = {rows.data(), to.data(), where.data(), slots.size(), bytes, (uint32_t)unit, 0};
+    const WriteArgs a = {rows.data(), to.data(), where.data(), slots.size(), bytes, pitch, (uint32_t)unit, 0};
     shim::launch({1 + (unsigned)rng.below(3)}, {WRITE_THREADS}, {rng.next()}, [&] { write_rows(a); });
     if (memcmp(to.data(), want.data(), want.size())) suite.fail("other bytes than a copy gives");
 }

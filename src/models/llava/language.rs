@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::cache::{KvCache, RotaryTable};
 use super::config::TextConfig;
-use super::linear::{Linear, Weight, forward_all, rows};
+use super::linear::{Group, Linear, Results, Weight, rows};
 use crate::models::weights::Weights;
 use crate::ops::act::silu_mul;
 use crate::ops::attend::{AttendPlan, attend, write_rows};
@@ -250,13 +250,10 @@ type Arena<'a> = ((&'a Tensor, &'a Tensor), &'a [u32]);
 
 struct Layer {
     attention_norm: Tensor,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    qkv: Group<3>,
     output: Linear,
     mlp_norm: Tensor,
-    gate: Linear,
-    up: Linear,
+    gate_up: Group<2>,
     down: Linear,
 }
 
@@ -265,19 +262,15 @@ impl Layer {
         let attention = weights.pp("self_attn");
         let mlp = weights.pp("mlp");
         let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let project =
-            |name, input, output| Linear::load(&attention, name, input, output, c.attention_bias);
-        let feed = |name, input, output| Linear::load(&mlp, name, input, output, c.mlp_bias);
+        let qkv = [("q_proj", wide), ("k_proj", narrow), ("v_proj", narrow)];
+        let gate_up = [("gate_proj", c.inner), ("up_proj", c.inner)];
         Ok(Self {
             attention_norm: weights.get(&[c.hidden], "input_layernorm.weight")?,
-            query: project("q_proj", c.hidden, wide)?,
-            key: project("k_proj", c.hidden, narrow)?,
-            value: project("v_proj", c.hidden, narrow)?,
-            output: project("o_proj", wide, c.hidden)?,
+            qkv: Group::load(&attention, c.hidden, qkv, c.attention_bias)?,
+            output: Linear::load(&attention, "o_proj", wide, c.hidden, c.attention_bias)?,
             mlp_norm: weights.get(&[c.hidden], "post_attention_layernorm.weight")?,
-            gate: feed("gate_proj", c.hidden, c.inner)?,
-            up: feed("up_proj", c.hidden, c.inner)?,
-            down: feed("down_proj", c.inner, c.hidden)?,
+            gate_up: Group::load(&mlp, c.hidden, gate_up, c.mlp_bias)?,
+            down: Linear::load(&mlp, "down_proj", c.inner, c.hidden, c.mlp_bias)?,
         })
     }
 
@@ -303,7 +296,7 @@ impl Layer {
         let seen = self.attend(c, &h, rotary, arena, plan)?;
         let add = Add { residual: &stream, bias: self.output.bias() };
         let (stream, h) = rms_norm_sum(&seen, add, &self.mlp_norm, c.eps)?;
-        Ok((stream, (self.feed(&h)?, self.down.bias())))
+        Ok((stream, (self.feed(c, &h)?, self.down.bias())))
     }
 
     /// Attention over the arena, or over the rows themselves, up to the output projection without its bias.
@@ -316,11 +309,19 @@ impl Layer {
         plan: &AttendPlan,
     ) -> Result<Tensor> {
         let n = h.dim(0)?;
-        let [query, key, value] = forward_all(h, [&self.query, &self.key, &self.value])?;
-        let query = query.reshape((n, c.heads, c.head_dim))?;
-        let key = key.reshape((n, c.kv_heads, c.head_dim))?;
-        let value = value.reshape((n, c.kv_heads, c.head_dim))?;
-        let key = rotate(&key, cos, sin)?;
+        let (wide, narrow) = (c.heads, c.kv_heads);
+        let [query, key, value] = match self.qkv.forward(h)? {
+            Results::Joined(all) => {
+                let all = all.reshape((n, wide + 2 * narrow, c.head_dim))?;
+                let turned = rotate(&all.narrow(1, 0, wide + narrow)?, cos, sin)?;
+                let value = all.narrow(1, wide + narrow, narrow)?;
+                [turned.narrow(1, 0, wide)?, turned.narrow(1, wide, narrow)?, value]
+            }
+            apart => {
+                let [query, key, value] = apart.heads([wide, narrow, narrow], c.head_dim)?;
+                [rotate(&query, cos, sin)?, rotate(&key, cos, sin)?, value]
+            }
+        };
         let (keys, values) = match arena {
             None => (&key, &value),
             Some(((keys, values), slots)) => {
@@ -330,13 +331,13 @@ impl Layer {
             }
         };
         let scale = 1.0 / (c.head_dim as f32).sqrt();
-        let seen = attend(&rotate(&query, cos, sin)?, keys, values, plan, scale, None)?;
-        self.output.product(&seen.reshape((n, c.heads * c.head_dim))?)
+        let seen = attend(&query, keys, values, plan, scale, None)?;
+        self.output.product(&seen.reshape((n, wide * c.head_dim))?)
     }
 
     /// The gated feed-forward part, without the last bias.
-    fn feed(&self, h: &Tensor) -> Result<Tensor> {
-        let [gate, up] = forward_all(h, [&self.gate, &self.up])?;
-        self.down.product(&silu_mul(&gate, &up)?)
+    fn feed(&self, c: &TextConfig, h: &Tensor) -> Result<Tensor> {
+        let [gate, up] = self.gate_up.forward(h)?.heads([1, 1], c.inner)?;
+        self.down.product(&silu_mul(&gate, &up)?.reshape((h.dim(0)?, c.inner))?)
     }
 }

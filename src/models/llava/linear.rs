@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, 
 
 use crate::models::lora::Lora;
 use crate::models::weights::Weights;
-use crate::ops::dense::{self, Dense};
+use crate::ops::dense::Dense;
 use crate::{Error, Result};
 
 /// A weight `[out, in]`.
@@ -112,17 +112,80 @@ impl Linear {
     }
 }
 
-/// [`Linear::forward`] of several layers of one input, in one round of work where they are packed.
-pub(super) fn forward_all<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[Tensor; N]> {
-    let packed = layers.iter().map(|layer| match &layer.weight {
-        Weight::Packed(dense) => Some((dense, layer.bias())),
-        Weight::Plain(_) => None,
-    });
-    let results = match packed.collect::<Option<Vec<_>>>() {
-        Some(packed) => dense::together(x, &packed)?,
-        None => layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?,
-    };
-    let wrong = |all: Vec<Tensor>| Error::argument("forward_all", "results", all.len(), N);
+/// Layers of one input. Where nothing of the model is trained they are a single product.
+pub(super) enum Group<const N: usize> {
+    Joined(Linear),
+    Apart([Linear; N]),
+}
+
+/// What a [`Group`] gives, each `[n, out]`.
+pub(super) enum Results<const N: usize> {
+    /// One after another in each row.
+    Joined(Tensor),
+    Apart([Tensor; N]),
+}
+
+impl<const N: usize> Group<N> {
+    /// Layers by name, with their outputs.
+    pub(super) fn load(
+        weights: &Weights,
+        input: usize,
+        layers: [(&str, usize); N],
+        bias: bool,
+    ) -> Result<Self> {
+        let apart = || each(layers, |(name, out)| Linear::load(weights, name, input, out, bias));
+        if weights.is_trained() {
+            return Ok(Self::Apart(apart()?));
+        }
+        let rows = each(layers, |(name, out)| weights.pp(name).get(&[out, input], "weight"))?;
+        // Views of one zero, as an outline gives, would become values.
+        if rows.iter().any(|rows| rows.track_op() || !rows.is_contiguous()) {
+            return Ok(Self::Apart(apart()?));
+        }
+        let bias = match bias {
+            true => Some(each(layers, |(name, out)| weights.pp(name).get(&[out], "bias"))?),
+            false => None,
+        };
+        Ok(Self::Joined(Linear {
+            weight: Weight::of(weights, Tensor::cat(&rows, 0)?)?,
+            bias: bias.map(|bias| Tensor::cat(&bias, 0)).transpose()?,
+            lora: None,
+        }))
+    }
+
+    /// `[n, in]` through all layers.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Results<N>> {
+        Ok(match self {
+            Self::Joined(layer) => Results::Joined(layer.forward(x)?),
+            Self::Apart(layers) => Results::Apart(each(layers.each_ref(), |l| l.forward(x))?),
+        })
+    }
+}
+
+impl<const N: usize> Results<N> {
+    /// The results as `[n, heads, dim]`, where a layer has so many heads; views of rows that may lie apart.
+    pub(super) fn heads(self, heads: [usize; N], dim: usize) -> Result<[Tensor; N]> {
+        let mut first = 0;
+        match self {
+            Self::Joined(all) => {
+                let all = all.reshape((all.dim(0)?, heads.iter().sum::<usize>(), dim))?;
+                each(heads, |heads| {
+                    first += heads;
+                    Ok(all.narrow(1, first - heads, heads)?)
+                })
+            }
+            Self::Apart(results) => {
+                let mut heads = heads.into_iter();
+                each(results, |t| Ok(t.reshape((t.dim(0)?, heads.next().unwrap_or(0), dim))?))
+            }
+        }
+    }
+}
+
+/// The results of all, or the first error.
+fn each<T, U, const N: usize>(all: [T; N], f: impl FnMut(T) -> Result<U>) -> Result<[U; N]> {
+    let results: Vec<U> = all.into_iter().map(f).collect::<Result<_>>()?;
+    let wrong = |results: Vec<U>| Error::argument("each", "results", results.len(), N);
     results.try_into().map_err(wrong)
 }
 

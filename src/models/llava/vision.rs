@@ -7,7 +7,7 @@
 use candle_core::Tensor;
 
 use super::config::{Config, VisionConfig};
-use super::linear::{Linear, Weight, forward_all};
+use super::linear::{Group, Linear, Weight};
 use crate::models::weights::Weights;
 use crate::ops::act::bias_act;
 use crate::ops::attend::{AttendPlan, attend};
@@ -141,9 +141,7 @@ impl Vision {
 
 struct Layer {
     norm1: Norm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    qkv: Group<3>,
     output: Linear,
     norm2: Norm,
     up: Linear,
@@ -153,13 +151,11 @@ struct Layer {
 impl Layer {
     fn load(c: &VisionConfig, weights: &Weights) -> Result<Self> {
         let (attention, mlp) = (weights.pp("self_attn"), weights.pp("mlp"));
-        let project = |name| Linear::load(&attention, name, c.hidden, c.hidden, true);
+        let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| (name, c.hidden));
         Ok(Self {
             norm1: Norm::load(weights, "layer_norm1", c.hidden, c.eps)?,
-            query: project("q_proj")?,
-            key: project("k_proj")?,
-            value: project("v_proj")?,
-            output: project("out_proj")?,
+            qkv: Group::load(&attention, c.hidden, qkv, true)?,
+            output: Linear::load(&attention, "out_proj", c.hidden, c.hidden, true)?,
             norm2: Norm::load(weights, "layer_norm2", c.hidden, c.eps)?,
             up: Linear::load(&mlp, "fc1", c.hidden, c.inner, true)?,
             down: Linear::load(&mlp, "fc2", c.inner, c.hidden, true)?,
@@ -169,10 +165,8 @@ impl Layer {
     fn forward(&self, c: &VisionConfig, x: &Tensor, plan: &AttendPlan) -> Result<Tensor> {
         let rows = x.dim(0)?;
         let width = c.hidden / c.heads;
-        let split = |t: Tensor| t.reshape((rows, c.heads, width));
         let h = self.norm1.forward(x)?;
-        let [query, key, value] = forward_all(&h, [&self.query, &self.key, &self.value])?;
-        let (query, key, value) = (split(query)?, split(key)?, split(value)?);
+        let [query, key, value] = self.qkv.forward(&h)?.heads([c.heads; 3], width)?;
         let scale = 1.0 / (width as f32).sqrt();
         let seen = attend(&query, &key, &value, plan, scale, None)?.reshape((rows, c.hidden))?;
         let add = Add { residual: x, bias: self.output.bias() };

@@ -36,7 +36,7 @@ pub mod flash;
 mod grad;
 
 use super::composed;
-use super::host::{Stored, by_float, contiguous};
+use super::host::{Rows, Stored, by_float, flat_rows, whole_rows};
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Shape, Tensor, bail};
 use std::borrow::Cow;
@@ -131,7 +131,8 @@ pub fn attend(
 ) -> Result<Tensor> {
     check(q, k, v, plan, scale)?;
     let bias = bias.map(|b| check_bias(b, plan, q.dims()[1])).transpose()?;
-    let [q, k, v] = [rows_contiguous(q)?, rows_contiguous(k)?, rows_contiguous(v)?];
+    // Rows of any pitch are taken as they are.
+    let [q, k, v] = [whole_rows(q)?, whole_rows(k)?, whole_rows(v)?];
     #[cfg(feature = "cuda")]
     if q.device().is_cuda()
         && let Some(out) = flash::chosen([&q, &k, &v], plan, scale, bias.is_some())?
@@ -177,12 +178,6 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, plan: &AttendPlan, scale: f32) -> R
     plan.check(rows, slots)
 }
 
-/// Lets heads and rows have any pitch, as in a slice of a fused q/k/v product; copies otherwise.
-fn rows_contiguous(t: &Tensor) -> Result<Tensor> {
-    let (dim, stride) = (t.dims()[2], t.stride());
-    if stride[2] == 1 && stride[1] == dim { Ok(t.clone()) } else { Ok(t.contiguous()?) }
-}
-
 fn check_bias(bias: &RelativeBias, plan: &AttendPlan, heads: usize) -> Result<Bias> {
     const OP: &str = "attend";
     let t = &bias.table;
@@ -226,7 +221,7 @@ pub fn write_rows(arena: &Tensor, rows: &Tensor, slots: &[u32]) -> Result<()> {
     if slots.is_empty() {
         return Ok(());
     }
-    Ok(arena.inplace_op2(&rows.contiguous()?, &WriteRows { slots })?)
+    Ok(arena.inplace_op2(&whole_rows(rows)?, &WriteRows { slots })?)
 }
 
 /// An error unless slots are distinct and below `count`.
@@ -334,14 +329,14 @@ impl InplaceOp2 for WriteRows<'_> {
         rows_l: &Layout,
     ) -> candle_core::Result<()> {
         by_float!(rows, "write_rows", T => {
-            let rows = contiguous::<T>(rows, rows_l, "write_rows")?;
+            let Some(flat) = flat_rows(rows_l) else { bail!("write_rows: {rows_l:?}") };
+            let rows = Rows::<T>::of(rows, &flat, "write_rows")?;
             let Some(arena) = <T as Stored>::slice_mut(arena) else {
                 bail!("write_rows: operands differ in dtype")
             };
-            let width = rows.len() / self.slots.len();
-            for (row, &slot) in rows.chunks(width.max(1)).zip(self.slots) {
-                let at = arena_l.start_offset() + slot as usize * width;
-                arena[at..at + width].copy_from_slice(row);
+            for (row, &slot) in self.slots.iter().enumerate() {
+                let at = arena_l.start_offset() + slot as usize * rows.width;
+                arena[at..at + rows.width].copy_from_slice(rows.get(row));
             }
             Ok(())
         })

@@ -260,6 +260,7 @@ layouts! {
         slots: Address,
         count: u64,
         row_bytes: u64,
+        pitch: u64,
         unit: u32,
         reserved: u32,
     }

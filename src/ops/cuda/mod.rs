@@ -56,7 +56,7 @@ use crate::{Error, Result};
 use args::Address;
 pub use args::FoundPair;
 pub use module::{Gpu, count, load, probe};
-pub(in crate::ops) use tensor::{even_rows, on_gpu, tensor, to_host, with_rows};
+pub(in crate::ops) use tensor::{on_gpu, tensor, to_host, with_rows};
 
 /// Turns a status of the driver into an error that names the op and what it was doing.
 fn driver_error(op: &'static str, what: &'static str) -> impl Fn(DriverError) -> Error {

@@ -11,6 +11,7 @@ use super::args::{self, RopeArgs};
 use super::module::File;
 use super::pool::Output;
 use super::{Queue, Rows, Values, check_len, geometry};
+use crate::ops::host::flat_rows;
 use crate::{Error, Result};
 
 /// Turns `heads` heads of D values in each row of x and writes them into `out`, `[rows, heads, D]`, row-major, of the dtype of
@@ -75,18 +76,17 @@ pub fn rotate<T: Output>(
 /// A tensor's storage with its layout.
 type Operand<'a> = (&'a CudaStorage, &'a Layout);
 
-/// The forward pass of the candle op: x `[n, heads, D]` contiguous, tables `[n, D / 2]` contiguous.
+/// The forward pass of the candle op: x `[n, heads, D]`, its rows any distance apart; tables `[n, D / 2]` contiguous.
 pub(in crate::ops) fn forward(
     x: Operand<'_>,
     cos: Operand<'_>,
     sin: Operand<'_>,
 ) -> Result<CudaStorage> {
     let (storage, layout) = x;
-    let &[rows, heads, dim] = layout.dims() else {
+    let (&[_, heads, _], Some(flat)) = (layout.dims(), flat_rows(layout)) else {
         return Err(Error::argument("rotate", "x", format!("{layout:?}"), "[n, heads, D]"));
     };
-    let in_rows = Layout::contiguous_with_offset((rows, heads * dim), layout.start_offset());
-    let x_rows = Rows::of_storage("rotate", "x", storage, &in_rows)?;
+    let x_rows = Rows::of_storage("rotate", "x", storage, &flat)?;
     match x_rows.values {
         Values::F32(_) => rotated::<f32>(storage, &x_rows, heads, cos, sin),
         Values::F16(_) => rotated::<f16>(storage, &x_rows, heads, cos, sin),

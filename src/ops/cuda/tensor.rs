@@ -7,6 +7,7 @@ use candle_core::{CudaStorage, Layout, Shape, Storage, Tensor};
 use cudarc::driver::{CudaSlice, DeviceRepr};
 
 use super::{Rows, Values, driver_error, refuse_capture};
+use crate::ops::host::{even_rows, rows};
 use crate::{Error, Result};
 
 impl<'a> Rows<'a> {
@@ -19,7 +20,7 @@ impl<'a> Rows<'a> {
     ) -> Result<Self> {
         let uneven =
             || Error::argument(op, what, format!("strided {layout:?}"), "evenly spaced rows");
-        let (count, width, stride) = row_layout(layout).ok_or_else(uneven)?;
+        let (count, width, stride) = even_rows(layout).ok_or_else(uneven)?;
         let extent = if count == 0 { 0 } else { (count - 1) * stride + width };
         // A view of nothing may lie past the end.
         let start = if extent == 0 { 0 } else { layout.start_offset() };
@@ -41,27 +42,6 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Rows, width and distance of a layout whose rows along the last axis are evenly spaced.
-fn row_layout(layout: &Layout) -> Option<(usize, usize, usize)> {
-    let (&width, outer) = layout.dims().split_last()?;
-    let (&step, strides) = layout.stride().split_last()?;
-    if step != 1 && width > 1 {
-        return None;
-    }
-    let count: usize = outer.iter().product();
-    // From the innermost axis out; axes of one place have no distance.
-    let mut even: Option<(usize, usize)> = None;
-    for (&dim, &stride) in outer.iter().zip(strides).rev().filter(|(dim, _)| **dim != 1) {
-        even = match even {
-            None => Some((stride, stride * dim)),
-            Some((row, whole)) if stride == whole => Some((row, whole * dim)),
-            Some(_) if count == 0 => even,
-            Some(_) => return None,
-        };
-    }
-    Some((count, width, even.map_or(width, |(row, _)| row)))
-}
-
 /// The storage of an operand that a candle op holds beside its inputs.
 pub(in crate::ops) fn on_gpu<'a>(
     op: &'static str,
@@ -74,11 +54,6 @@ pub(in crate::ops) fn on_gpu<'a>(
     }
 }
 
-/// The tensor itself if its rows along the last axis are evenly spaced, else a contiguous copy.
-pub(in crate::ops) fn even_rows(tensor: &Tensor) -> candle_core::Result<Tensor> {
-    if row_layout(tensor.layout()).is_some() { Ok(tensor.clone()) } else { tensor.contiguous() }
-}
-
 /// Runs `f` on the rows of a CUDA tensor along its last axis. A layout without even rows is copied first.
 pub(in crate::ops) fn with_rows<R>(
     op: &'static str,
@@ -86,7 +61,7 @@ pub(in crate::ops) fn with_rows<R>(
     tensor: &Tensor,
     f: impl FnOnce(&Rows<'_>, &CudaDevice) -> Result<R>,
 ) -> Result<R> {
-    let tensor = even_rows(tensor)?;
+    let tensor = rows(tensor)?;
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cuda(storage) => {

@@ -243,10 +243,10 @@ impl Slots {
     }
 }
 
-/// Writes rows (one after another) to their slots of an arena of packed rows of the same width. One launch.
+/// Writes rows to their slots of an arena of packed rows of the same width. One launch.
 ///
 /// # Errors
-/// On rows that are not as many as the slots or lie apart, an arena that is too short or of another type or GPU, and
+/// On rows that are not as many as the slots, an arena that is too short or of another type or GPU, and
 /// statuses of the driver.
 pub fn write_rows<T: Output>(
     stream: &Arc<CudaStream>,
@@ -256,9 +256,13 @@ pub fn write_rows<T: Output>(
 ) -> Result<()> {
     let op = "cuda::attend::write_rows";
     let queue = Queue { op, stream };
-    if rows.count != slots.count || (rows.stride != rows.width && rows.count > 1) {
-        let got = format!("{} rows of {}, {} apart", rows.count, rows.width, rows.stride);
-        return Err(Error::argument(op, "rows", got, format!("{} packed rows", slots.count)));
+    if rows.count != slots.count {
+        return Err(Error::argument(
+            op,
+            "rows",
+            rows.count,
+            format!("{}, one a slot", slots.count),
+        ));
     }
     if T::CODE != rows.values.code() {
         let expected = format!("{}, as the rows", rows.values.name());
@@ -272,13 +276,15 @@ pub fn write_rows<T: Output>(
     let (from, _rows) = rows.read(&queue, "rows")?;
     let (where_, _slots) = queue.read("slots", &slots.slots)?;
     let (to, _arena) = queue.write("arena", arena)?;
+    let pitch = (rows.stride * rows.values.bytes()) as u64;
     let args = WriteArgs {
         rows: from,
         arena: to,
         slots: where_,
         count: rows.count as u64,
         row_bytes,
-        unit: geometry::copy_unit(row_bytes, [from, to].into_iter()),
+        pitch,
+        unit: geometry::copy_unit(row_bytes, [from, to, pitch].into_iter()),
         reserved: 0,
     };
     let blocks = geometry::pack(rows.count as u64, queue.multiprocessors()?);

@@ -10,6 +10,7 @@ use half::{bf16, f16};
 use super::super::{Queue, Rows, Values, is_capturing};
 use super::{Bias, Operands, Output, Plan, Slots, attend, write_rows};
 use crate::ops::attend::AttendPlan;
+use crate::ops::host::flat_rows;
 use crate::{Error, Result};
 
 /// What was uploaded last, for what, and on which stream: the layers of a pass ask for the same thing one after another.
@@ -62,10 +63,9 @@ fn tokens<'a>(
     what: &'static str,
     (storage, layout): (&'a CudaStorage, &Layout),
 ) -> Result<(Rows<'a>, usize, usize)> {
-    let (&[rows, heads, dim], &[pitch, _, _]) = (layout.dims(), layout.stride()) else {
+    let (&[_, heads, dim], Some(flat)) = (layout.dims(), flat_rows(layout)) else {
         return Err(Error::argument("attend", what, format!("{layout:?}"), "[rows, heads, D]"));
     };
-    let flat = Layout::new((rows, heads * dim).into(), vec![pitch, 1], layout.start_offset());
     Ok((Rows::of_storage("attend", what, storage, &flat)?, heads, dim))
 }
 
@@ -130,7 +130,9 @@ pub(in crate::ops) fn write_forward(
     let (device, count) = (arena.device.clone(), arena_layout.dims()[0]);
     let stream = device.cuda_stream();
     let width = arena_layout.shape().elem_count() / count.max(1);
-    let flat = Layout::contiguous_with_offset((slots.len(), width), rows_layout.start_offset());
+    let Some(flat) = flat_rows(rows_layout) else {
+        return Err(Error::argument(op, "rows", format!("{rows_layout:?}"), "whole rows"));
+    };
     let rows = Rows::of_storage(op, "rows", rows, &flat)?;
     let slots = SLOTS.get(
         op,
