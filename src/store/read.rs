@@ -78,8 +78,9 @@ pub struct Unscored {
 
 const CANDIDATE: &str =
     "SELECT key, sample, attempt, guided, text, parts, image_tokens, kept FROM candidates";
+/// CROSS JOIN is SQLite's word for this order: candidates first, and the scores of those that are asked for.
 const SCORES: &str = "SELECT sample, attempt, guided, key, phi, candidate_tokens, reference_tokens, \
-     candidate_truncated, reference_truncated FROM candidates JOIN scores ON candidate = key AND encoder = ?1";
+     candidate_truncated, reference_truncated FROM candidates CROSS JOIN scores ON candidate = key AND encoder = ?1";
 const ORDER: &str = "ORDER BY sample, attempt, guided DESC";
 
 impl Store {
