@@ -130,12 +130,15 @@ impl Store {
     ///
     /// Errors: an encoder or a candidate is unknown, a candidate is already scored, or `phi` is outside [-1, 1].
     pub fn commit_scores(&mut self, scores: &[(&str, &[Score])]) -> Result<()> {
-        let ids = scores.iter().map(|(encoder, _)| self.encoder_id(encoder));
-        let ids = ids.collect::<Result<Vec<i64>>>()?;
-        let (transaction, path) = self.begin()?;
-        for (id, (_, scores)) in ids.into_iter().zip(scores) {
-            insert_scores(&transaction, path, id, scores)?;
+        let mut rows: Vec<(i64, &Score)> = Vec::new();
+        for (encoder, scores) in scores {
+            let id = self.encoder_id(encoder)?;
+            rows.extend(scores.iter().map(|score| (id, score)));
         }
+        // In the order of the table, so that each of its pages is changed at once.
+        rows.sort_unstable_by_key(|(encoder, score)| (*encoder, score.candidate));
+        let (transaction, path) = self.begin()?;
+        insert_scores(&transaction, path, &rows)?;
         transaction.commit().map_err(sql(path))
     }
 
@@ -253,16 +256,11 @@ fn insert_wave(
     Ok(())
 }
 
-fn insert_scores(
-    transaction: &Transaction,
-    path: &Path,
-    encoder: i64,
-    scores: &[Score],
-) -> Result<()> {
+fn insert_scores(transaction: &Transaction, path: &Path, rows: &[(i64, &Score)]) -> Result<()> {
     let mut insert = transaction
         .prepare_cached("INSERT INTO scores VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
         .map_err(sql(path))?;
-    for score in scores {
+    for (encoder, score) in rows {
         if score.phi < -1.0 || score.phi > 1.0 {
             let (key, phi) = (score.candidate, score.phi);
             let message = format!("phi of candidate {key} is {phi}, expected -1 to 1");

@@ -21,7 +21,8 @@ use crate::{
 
 /// Bytes of image features that a block may hold.
 const IMAGE_CACHE: usize = 1 << 30;
-/// Scores are committed at the end of a round, and before it once they took so long: what a kill may undo.
+/// Scores are committed at the end of a block, and before it once they took so long: what a kill may undo. Keys are hashes, so that a
+/// transaction changes nearly as many pages for a few scores as for many.
 const UNCOMMITTED: Duration = Duration::from_secs(1);
 
 /// What is known of a block's samples. Blocks are done one after another, so it does not grow with a run.
@@ -36,6 +37,9 @@ struct Block {
     images: Images,
     /// The samples' references, once an encoder has embedded them.
     references: Vec<Option<Embeddings>>,
+    /// Scores that are not stored yet, and the time that they took.
+    scored: Vec<(usize, Vec<Score>)>,
+    held: Duration,
 }
 
 /// One attempt at every open sample of a block.
@@ -65,17 +69,24 @@ impl Runner<'_> {
     /// All rounds of one block, as far as some cell still needs them.
     pub(super) fn block(&mut self, range: Range<usize>) -> Result<()> {
         let mut block = self.known(range)?;
+        let outcome = self.rounds(&mut block);
+        // What was embedded is kept, also where the next step is stopped or fails.
+        self.commit(&mut block)?;
+        outcome
+    }
+
+    fn rounds(&mut self, block: &mut Block) -> Result<()> {
         for attempt in attempts(&self.config.sampling) {
             let open: Vec<usize> =
-                block.range.clone().filter(|&i| self.is_open(&block, i, attempt)).collect();
+                block.range.clone().filter(|&i| self.is_open(block, i, attempt)).collect();
             if open.is_empty() {
                 break;
             }
             let keys = open.iter().map(|&i| self.key(&self.dataset.samples[i], attempt)).collect();
             let texts = vec![None; open.len()];
             let mut round = Round { attempt, open, keys, texts };
-            self.generate(&mut block, &mut round)?;
-            self.score(&mut block, &mut round)?;
+            self.generate(block, &mut round)?;
+            self.score(block, &mut round)?;
         }
         Ok(())
     }
@@ -91,6 +102,8 @@ impl Runner<'_> {
             phis: vec![vec![None; range.len() * count]; self.encoders.len()],
             images: Images::new(IMAGE_CACHE),
             references: self.encoders.iter().map(|_| None).collect(),
+            scored: Vec::new(),
+            held: Duration::ZERO,
             range,
         };
         if heads.is_empty() {
@@ -184,30 +197,23 @@ impl Runner<'_> {
     ///
     /// Batches are a function of the block and its open samples, so a resumed run embeds the same ones.
     fn score(&mut self, block: &mut Block, round: &mut Round) -> Result<()> {
-        let mut scored = Vec::new();
-        let mut outcome = Ok(());
-        let mut held = Duration::ZERO;
         for e in 0..self.encoders.len() {
             let begun = Instant::now();
-            outcome = self.score_with(e, block, round).map(|scores| scored.push((e, scores)));
-            if outcome.is_err() {
-                break;
-            }
-            held += begun.elapsed();
-            if held >= UNCOMMITTED {
-                self.commit(&mut scored)?;
-                held = Duration::ZERO;
+            let scores = self.score_with(e, block, round)?;
+            block.scored.push((e, scores));
+            block.held += begun.elapsed();
+            if block.held >= UNCOMMITTED {
+                self.commit(block)?;
             }
         }
-        // What the encoders before it said is kept, also where one is stopped or fails.
-        self.commit(&mut scored)?;
-        outcome
+        Ok(())
     }
 
-    /// Stores the scores of some encoders in one transaction, and empties the list.
-    fn commit(&mut self, scored: &mut Vec<(usize, Vec<Score>)>) -> Result<()> {
+    /// Stores the scores of a block that are not stored yet, in one transaction.
+    fn commit(&mut self, block: &mut Block) -> Result<()> {
         let begun = Instant::now();
-        let lists: Vec<(&str, &[Score])> = scored
+        let lists: Vec<(&str, &[Score])> = block
+            .scored
             .iter()
             .filter(|(_, scores)| !scores.is_empty())
             .map(|(e, scores)| (self.encoders[*e].fingerprint(), scores.as_slice()))
@@ -216,7 +222,8 @@ impl Runner<'_> {
             self.store.commit_scores(&lists)?;
             *self.seconds.entry("store".into()).or_default() += begun.elapsed().as_secs_f64();
         }
-        scored.clear();
+        block.scored = Vec::new();
+        block.held = Duration::ZERO;
         Ok(())
     }
 

@@ -6,8 +6,9 @@ use super::{
     atomic::write_json,
     export::{ExportOptions, Exporter},
     grid::{Attempts, Cell, ScoreTable, Slot, decide_cells},
-    run::Runner,
+    run::{Runner, parts},
     saved::SavedRun,
+    seconds::{self, Seconds},
     summary::{Summary, SummaryInput, Truncation},
 };
 use crate::{Result, sampling::Flag, store::EncoderInfo};
@@ -32,7 +33,7 @@ pub(super) fn finish(runner: &Runner) -> Result<Summary> {
         cells: &cells,
         flags: &flags(runner)?,
         truncation: &truncation,
-        seconds: &runner.seconds,
+        seconds: &seconds(runner)?,
         budget_lowered: runner.store.budget_changes()?.len() as u64,
     });
     write_json(&runner.config.run.out.join("summary.json"), &summary)?;
@@ -54,6 +55,13 @@ fn export(runner: &Runner, cells: &[Cell]) -> Result<()> {
         exporter.export(cell, &runner.config.run.out, &options)?;
     }
     Ok(())
+}
+
+/// Those of this run's store and of its parts.
+fn seconds(runner: &Runner) -> Result<Seconds> {
+    let parts = parts(runner.config)?;
+    let parts = parts.iter().map(|part| seconds::read(part)).collect::<Result<Vec<_>>>()?;
+    Ok(seconds::sum(parts.into_iter().chain([runner.seconds.clone()])))
 }
 
 /// The flags of every candidate of this run's samples.

@@ -12,6 +12,7 @@ mod plan;
 mod run;
 mod saved;
 mod score;
+mod seconds;
 pub mod summary;
 mod variant;
 

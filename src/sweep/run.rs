@@ -1,11 +1,16 @@
 //! Carrying out a run: its stores and models, block by block, and the end.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 use candle_core::Device;
 use rayon::prelude::*;
 
-use super::{Config, Grid, Model, blocks, finish::finish, summary::Summary};
+use super::{
+    Config, Grid, Model, blocks,
+    finish::finish,
+    seconds::{self, Seconds},
+    summary::Summary,
+};
 use crate::{
     Error, Result,
     data::{Dataset, DatasetOptions, Sample, image},
@@ -44,7 +49,12 @@ pub fn run(config: &Config, options: &Options, progress: &dyn Progress) -> Resul
         ));
     }
     for range in ranges {
-        runner.block(range)?;
+        let before = runner.seconds.clone();
+        let done = runner.block(range);
+        if runner.seconds != before {
+            seconds::write(runner.store.path(), &runner.seconds)?;
+        }
+        done?;
     }
     if options.shard != Shard::WHOLE {
         return Ok(None);
@@ -68,8 +78,8 @@ pub(super) struct Runner<'a> {
     pub(super) dataset: Dataset,
     pub(super) encoders: Vec<SentenceEncoder>,
     pub(super) store: Store,
-    /// Wall time of each stage in this process, in seconds.
-    pub(super) seconds: BTreeMap<String, f64>,
+    /// Of this store.
+    pub(super) seconds: Seconds,
     pub(super) progress: &'a dyn Progress,
     device: Device,
     /// Fingerprint of the model's files and the storage type it runs in.
@@ -102,7 +112,8 @@ impl<'a> Runner<'a> {
         for encoder in &encoders {
             store.add_encoder(&EncoderInfo::of(encoder))?;
         }
-        let seconds = BTreeMap::from([("prepare".to_owned(), begun.elapsed().as_secs_f64())]);
+        let own = Seconds::from([("prepare".to_owned(), begun.elapsed().as_secs_f64())]);
+        let seconds = seconds::sum([seconds::read(store.path())?, own]);
         Ok(Self {
             config,
             dataset,
@@ -238,7 +249,7 @@ pub fn store_path(config: &Config, shard: Shard) -> PathBuf {
 }
 
 /// The stores of parts in the run folder, of whatever division.
-fn parts(config: &Config) -> Result<Vec<PathBuf>> {
+pub(super) fn parts(config: &Config) -> Result<Vec<PathBuf>> {
     let out = &config.run.out;
     let is_part = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
