@@ -56,12 +56,18 @@ fn several_devices_give_the_bytes_of_one() {
         assert_eq!(first[field], second[field], "{field}");
     }
     same(&two, &exports(&one));
+    // The time of the devices' processes counts, and stays when a later one has nothing to do.
+    for stage in ["generate", "embed bert", "embed mpnet", "store"] {
+        assert!(second["seconds"][stage].as_f64().is_some_and(|s| s > 0.0), "{stage}: {second}");
+    }
     let parts = ["part-1-of-2.db", "part-2-of-2.db"].map(|part| candidates(two.join(part)));
     assert!(parts.iter().all(|&n| n > 0), "{parts:?}");
     assert_eq!(parts.iter().sum::<usize>(), candidates(two.join("store.db")));
     let before = waves(&two);
     // Again, and for one cell: nothing is generated, and the answer is the same.
-    assert_eq!(begun(&two, "cpu,cpu")["cells"], first["cells"]);
+    let again = begun(&two, "cpu,cpu");
+    assert_eq!(again["cells"], first["cells"]);
+    assert_eq!(again["seconds"]["generate"], second["seconds"]["generate"]);
     let mut sample = bdhs();
     sample.arg("sample").arg(&config).arg("--model").arg(common::llava()).arg("--data").arg(&data);
     sample.args(["--max-sentence-tokens", "24", "--max-response-tokens", "48", "--json"]);

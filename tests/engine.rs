@@ -313,6 +313,22 @@ fn candidates_do_not_depend_on_room_or_company() {
     }
 }
 
+/// So many attempts that their prefill takes several passes are those of waves that one pass is enough for.
+#[test]
+fn candidates_do_not_depend_on_passes() {
+    if !Dense::available() || !common::place::device().is_cpu() {
+        eprintln!("products depend on their shape in the last bits here: nothing is tested");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = samples(dir.path(), 72);
+    let model = model("next_vicuna");
+    let mut engine = Engine::new(&model, settings(0.0, 1.0), 5).unwrap();
+    let together = generate(&mut engine, &dataset.samples, true);
+    let apart = dataset.samples.chunks(4).flat_map(|some| generate(&mut engine, some, true));
+    assert_eq!(apart.collect::<Vec<_>>(), together);
+}
+
 /// No image token and no id without a token is ever drawn, however likely the model finds it.
 #[test]
 fn placeholders_are_never_drawn() {

@@ -123,10 +123,10 @@ fn run(folder: &Path) -> Run {
             reference_truncated: false,
         };
         let all: Vec<_> = (0..120).map(|s| score(s, phi(s, attempt))).collect();
-        store.commit_scores("fp-mini", &all).unwrap();
+        store.commit_scores(&[("fp-mini", &all)]).unwrap();
         // The second encoder has not scored sample 2.
         let some: Vec<_> = (0..120).filter(|&s| s != 2).map(|s| score(s, 0.25)).collect();
-        store.commit_scores("fp-b.2", &some).unwrap();
+        store.commit_scores(&[("fp-b.2", &some)]).unwrap();
     }
     let attempts = Attempts { count: 2, guidance: true };
     let table = ScoreTable::new("mini", &store.score_rows("fp-mini").unwrap(), attempts);

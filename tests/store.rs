@@ -93,7 +93,7 @@ fn filled(path: &Path, manifest: &Manifest, samples: &[u32]) {
             .iter()
             .map(|&s| score(s, round, round == 1, 0.5 + f64::from(s) / 1000.0))
             .collect();
-        store.commit_scores("fp-mini", &scores).unwrap();
+        store.commit_scores(&[("fp-mini", &scores)]).unwrap();
     }
 }
 
@@ -124,7 +124,7 @@ fn everything_comes_back() {
     store.add_encoder(&encoder("mini")).unwrap();
     let scores =
         [score(3, 1, true, 0.1 + 0.2), score(3, 2, false, f64::NAN), score(9, 1, true, -1.0)];
-    store.commit_scores("fp-mini", &scores).unwrap();
+    store.commit_scores(&[("fp-mini", &scores)]).unwrap();
     drop(store);
 
     let store = Store::open(&path).unwrap();
@@ -234,13 +234,13 @@ fn scores_are_all_or_nothing() {
 
     let unknown = [score(0, 1, true, 0.5), score(42, 1, true, 0.5)];
     assert_says(
-        &message(store.commit_scores("fp-other", &unknown)),
+        &message(store.commit_scores(&[("fp-other", &unknown)])),
         &[&key(42, 1, true).to_string()],
     );
     let outside = [score(0, 1, true, 0.5), score(1, 1, true, 1.000_001)];
-    assert_says(&message(store.commit_scores("fp-other", &outside)), &["1.000001", "-1 to 1"]);
+    assert_says(&message(store.commit_scores(&[("fp-other", &outside)])), &["1.000001", "-1 to 1"]);
     assert_says(
-        &message(store.commit_scores("fp-mini", &[score(0, 1, true, 0.5)])),
+        &message(store.commit_scores(&[("fp-mini", &[score(0, 1, true, 0.5)])])),
         &["already scored"],
     );
     assert!(store.scores("fp-other").unwrap().is_empty());

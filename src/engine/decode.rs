@@ -26,6 +26,10 @@ use crate::{
 /// New attempts begin once this part of the arena is free: one in so many slots.
 const REFILL: usize = 4;
 
+/// Rows of a prefill pass on a CPU, where states of more leave its caches and are most of a run's memory. (On a GPU the shape of a
+/// pass shows in the last bits; there it stays what room there is.)
+const PASS_ON_CPU: usize = 2048;
+
 /// A sentence that is being completed.
 pub(super) struct Row<'a> {
     fork: &'a Fork,
@@ -92,7 +96,11 @@ pub(super) fn run(
             let first = rows.len();
             let begun = admit(engine, wave, &mut places, &mut rows, &mut room);
             if rows.len() > first {
-                let states = prefill(engine, &places[begun.clone()], &features[begun], &mut cache)?;
+                let states = passes(engine, &places, begun)
+                    .into_iter()
+                    .map(|some| prefill(engine, &places[some.clone()], &features[some], &mut cache))
+                    .collect::<Result<Vec<_>>>()?;
+                let states = Tensor::cat(&states, 0)?;
                 hidden.push(begin(engine, &places, &rows[first..], &states, &mut cache)?);
                 active.extend(first..rows.len());
             }
@@ -165,6 +173,26 @@ fn admit<'a>(
         places.push(Place { prepared, prefill, open: prepared.forks.len() });
     }
     first..places.len()
+}
+
+/// Divides the attempts that begin into the passes of their prefill: whole sequences, at least one a pass.
+fn passes(engine: &Engine, places: &[Place], begun: Range<usize>) -> Vec<Range<usize>> {
+    let most = match engine.model.language.device().is_cpu() {
+        true => PASS_ON_CPU,
+        false => usize::MAX,
+    };
+    let mut passes = Vec::new();
+    let (mut start, mut rows) = (begun.start, 0);
+    for i in begun.clone() {
+        let len = places[i].prefill.len;
+        if i > start && rows + len > most {
+            passes.push(start..i);
+            (start, rows) = (i, 0);
+        }
+        rows += len;
+    }
+    passes.push(start..begun.end);
+    passes
 }
 
 /// One teacher-forced pass over all sequences of these attempts; the states of every entry.

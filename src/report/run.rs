@@ -16,7 +16,7 @@ use crate::{
     data::json::read_document,
     models::llava::PatchMap,
     sampling::SamplingConfig,
-    store::{EncoderInfo, Key, Manifest, Score, Store, Wave},
+    store::{EncoderInfo, Manifest, Store, Wave},
     sweep::{
         Model, SavedRun,
         grid::{Attempts, Cell, ScoreTable, decide_cells},
@@ -40,9 +40,7 @@ pub(super) struct Run {
     pub thresholds: Vec<f64>,
     /// One an encoder.
     pub tables: Vec<ScoreTable>,
-    /// One an encoder, by candidate.
-    pub scores: Vec<BTreeMap<Key, Score>>,
-    /// Decided anew from the store: encoder by encoder, thresholds in the summary's order.
+    /// Decided anew from the store: encoder by encoder, thresholds in the summary's order. `pairs[i]` is that of sample i.
     pub cells: Vec<Cell>,
     pub waves: Vec<Wave>,
     /// By sample.
@@ -82,11 +80,10 @@ impl Run {
         let rule = Attempts { count: summary.attempts, guidance: sampling.guidance };
         let (encoders, mut thresholds) = axes(&summary);
         let encoder_infos = find_encoders(&store, &encoders)?;
-        let (mut tables, mut scores) = (Vec::new(), Vec::new());
+        let mut tables = Vec::with_capacity(encoder_infos.len());
         for encoder in &encoder_infos {
             let rows = store.score_rows(&encoder.fingerprint)?;
             tables.push(ScoreTable::new(&encoder.name, &rows, rule));
-            scores.push(rows.into_iter().map(|row| (row.score.candidate, row.score)).collect());
         }
         let samples: Vec<u32> = (0..summary.samples as u32).collect();
         let cells = decide_cells(&tables, &samples, &thresholds, rule)?;
@@ -111,7 +108,6 @@ impl Run {
             encoder_infos,
             thresholds,
             tables,
-            scores,
             cells,
             waves,
             patches,

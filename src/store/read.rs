@@ -1,6 +1,7 @@
 //! Reading. Every list is in the order of (sample, attempt, guided first), or as its function says.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use rusqlite::{OptionalExtension, Params, Row};
@@ -77,6 +78,9 @@ pub struct Unscored {
 
 const CANDIDATE: &str =
     "SELECT key, sample, attempt, guided, text, parts, image_tokens, kept FROM candidates";
+/// CROSS JOIN is SQLite's word for this order: candidates first, and the scores of those that are asked for.
+const SCORES: &str = "SELECT sample, attempt, guided, key, phi, candidate_tokens, reference_tokens, \
+     candidate_truncated, reference_truncated FROM candidates CROSS JOIN scores ON candidate = key AND encoder = ?1";
 const ORDER: &str = "ORDER BY sample, attempt, guided DESC";
 
 impl Store {
@@ -116,8 +120,17 @@ impl Store {
 
     /// All candidates, without their texts.
     pub fn heads(&self) -> Result<Vec<Head>> {
-        let text = format!("SELECT key, sample, attempt, guided FROM candidates {ORDER}");
-        self.rows(&text, [], |row| {
+        self.heads_where("", [])
+    }
+
+    /// The candidates of some samples, without their texts.
+    pub fn heads_of(&self, samples: Range<u32>) -> Result<Vec<Head>> {
+        self.heads_where("WHERE sample >= ?1 AND sample < ?2", [samples.start, samples.end])
+    }
+
+    fn heads_where(&self, filter: &str, params: impl Params) -> Result<Vec<Head>> {
+        let text = format!("SELECT key, sample, attempt, guided FROM candidates {filter} {ORDER}");
+        self.rows(&text, params, |row| {
             Ok(Head {
                 key: Key::from_bytes(row.get(0)?),
                 sample: row.get(1)?,
@@ -207,24 +220,28 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.score.candidate, row.score)).collect())
     }
 
+    /// What one encoder says of one candidate, if it has scored it.
+    pub fn score(&self, encoder: &str, candidate: &Key) -> Result<Option<Score>> {
+        let id = self.encoder_id(encoder)?;
+        let rows = self.rows(
+            &format!("{SCORES} WHERE key = ?2"),
+            (id, candidate.as_bytes().as_slice()),
+            read_score,
+        )?;
+        Ok(rows.first().map(|row| row.score))
+    }
+
     /// The scores of one encoder, in candidate order.
     pub fn score_rows(&self, encoder: &str) -> Result<Vec<ScoreRow>> {
         let id = self.encoder_id(encoder)?;
-        let text = format!(
-            "SELECT sample, attempt, guided, key, phi, candidate_tokens, reference_tokens, candidate_truncated, \
-             reference_truncated FROM candidates JOIN scores ON candidate = key AND encoder = ?1 {ORDER}"
-        );
-        self.rows(&text, [id], |row| {
-            let score = Score {
-                candidate: Key::from_bytes(row.get(3)?),
-                phi: row.get::<_, Option<f64>>(4)?.unwrap_or(f64::NAN),
-                candidate_tokens: row.get(5)?,
-                reference_tokens: row.get(6)?,
-                candidate_truncated: row.get(7)?,
-                reference_truncated: row.get(8)?,
-            };
-            Ok(ScoreRow { sample: row.get(0)?, attempt: row.get(1)?, guided: row.get(2)?, score })
-        })
+        self.rows(&format!("{SCORES} {ORDER}"), [id], read_score)
+    }
+
+    /// The scores of one encoder for some samples, in candidate order.
+    pub fn score_rows_of(&self, encoder: &str, samples: Range<u32>) -> Result<Vec<ScoreRow>> {
+        let id = self.encoder_id(encoder)?;
+        let text = format!("{SCORES} WHERE sample >= ?2 AND sample < ?3 {ORDER}");
+        self.rows(&text, (id, samples.start, samples.end), read_score)
     }
 
     /// The candidates that one encoder has yet to score.
@@ -260,6 +277,18 @@ impl Store {
             .and_then(|mut statement| statement.query_map(params, read)?.collect())
             .map_err(sql(&self.path))
     }
+}
+
+fn read_score(row: &Row) -> rusqlite::Result<ScoreRow> {
+    let score = Score {
+        candidate: Key::from_bytes(row.get(3)?),
+        phi: row.get::<_, Option<f64>>(4)?.unwrap_or(f64::NAN),
+        candidate_tokens: row.get(5)?,
+        reference_tokens: row.get(6)?,
+        candidate_truncated: row.get(7)?,
+        reference_truncated: row.get(8)?,
+    };
+    Ok(ScoreRow { sample: row.get(0)?, attempt: row.get(1)?, guided: row.get(2)?, score })
 }
 
 /// A candidate as stored, its lists still JSON.

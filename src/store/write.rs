@@ -126,46 +126,19 @@ impl Store {
         transaction.commit().map_err(sql(path))
     }
 
-    /// Adds the scores of one encoder (see [`Store::add_encoder`]) in one transaction.
+    /// Adds the scores of some encoders (see [`Store::add_encoder`]), by their fingerprints, in one transaction.
     ///
-    /// Errors: the encoder or a candidate is unknown, a candidate is already scored, or `phi` is outside [-1, 1].
-    pub fn commit_scores(&mut self, encoder: &str, scores: &[Score]) -> Result<()> {
-        let id = self.encoder_id(encoder)?;
-        let (transaction, path) = self.begin()?;
-        {
-            let mut insert = transaction
-                .prepare_cached("INSERT INTO scores VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
-                .map_err(sql(path))?;
-            for score in scores {
-                if score.phi < -1.0 || score.phi > 1.0 {
-                    let key = score.candidate;
-                    let phi = score.phi;
-                    return Err(store_error(
-                        path,
-                        format!("phi of candidate {key} is {phi}, expected -1 to 1"),
-                    ));
-                }
-                let row = params![
-                    id,
-                    score.candidate.as_bytes().as_slice(),
-                    // SQLite has no NaN: it becomes NULL, and comes back as NaN.
-                    score.phi,
-                    score.candidate_tokens,
-                    score.reference_tokens,
-                    score.candidate_truncated,
-                    score.reference_truncated,
-                ];
-                insert.execute(row).map_err(|error| {
-                    if is_constraint(&error) {
-                        let key = score.candidate;
-                        let what = "unknown to the store, or already scored by this encoder";
-                        store_error(path, format!("candidate {key} is {what}: {error}"))
-                    } else {
-                        sql(path)(error)
-                    }
-                })?;
-            }
+    /// Errors: an encoder or a candidate is unknown, a candidate is already scored, or `phi` is outside [-1, 1].
+    pub fn commit_scores(&mut self, scores: &[(&str, &[Score])]) -> Result<()> {
+        let mut rows: Vec<(i64, &Score)> = Vec::new();
+        for (encoder, scores) in scores {
+            let id = self.encoder_id(encoder)?;
+            rows.extend(scores.iter().map(|score| (id, score)));
         }
+        // In the order of the table, so that each of its pages is changed at once.
+        rows.sort_unstable_by_key(|(encoder, score)| (*encoder, score.candidate));
+        let (transaction, path) = self.begin()?;
+        insert_scores(&transaction, path, &rows)?;
         transaction.commit().map_err(sql(path))
     }
 
@@ -280,6 +253,39 @@ fn insert_wave(
             sql(path)(error)
         }
     })?;
+    Ok(())
+}
+
+fn insert_scores(transaction: &Transaction, path: &Path, rows: &[(i64, &Score)]) -> Result<()> {
+    let mut insert = transaction
+        .prepare_cached("INSERT INTO scores VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
+        .map_err(sql(path))?;
+    for (encoder, score) in rows {
+        if score.phi < -1.0 || score.phi > 1.0 {
+            let (key, phi) = (score.candidate, score.phi);
+            let message = format!("phi of candidate {key} is {phi}, expected -1 to 1");
+            return Err(store_error(path, message));
+        }
+        let row = params![
+            encoder,
+            score.candidate.as_bytes().as_slice(),
+            // SQLite has no NaN: it becomes NULL, and comes back as NaN.
+            score.phi,
+            score.candidate_tokens,
+            score.reference_tokens,
+            score.candidate_truncated,
+            score.reference_truncated,
+        ];
+        insert.execute(row).map_err(|error| {
+            if is_constraint(&error) {
+                let key = score.candidate;
+                let what = "unknown to the store, or already scored by this encoder";
+                store_error(path, format!("candidate {key} is {what}: {error}"))
+            } else {
+                sql(path)(error)
+            }
+        })?;
+    }
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The end of a run: decide all cells from the store, export them, sum up, report.
+//! The end of a run: decide all cells from the store, export them, sum up.
 
 use std::collections::BTreeMap;
 
@@ -6,38 +6,23 @@ use super::{
     atomic::write_json,
     export::{ExportOptions, Exporter},
     grid::{Attempts, Cell, ScoreTable, Slot, decide_cells},
-    run::Runner,
+    run::{Runner, parts},
     saved::SavedRun,
+    seconds::{self, Seconds},
     summary::{Summary, SummaryInput, Truncation},
 };
-use crate::{
-    Result, report,
-    sampling::Flag,
-    store::{EncoderInfo, ScoreRow},
-};
+use crate::{Result, sampling::Flag, store::EncoderInfo};
 
-/// Decides every cell, writes the exports, `summary.json`, `run.json` and `report.html` into the run folder.
+/// Decides every cell, writes the exports, `summary.json` and `run.json` into the run folder.
 pub(super) fn finish(runner: &Runner) -> Result<Summary> {
     let sampling = &runner.config.sampling;
     let rule = Attempts { count: sampling.attempts, guidance: sampling.guidance };
-    let rows = runner
-        .encoders
-        .iter()
-        .map(|encoder| runner.store.score_rows(encoder.fingerprint()))
-        .collect::<Result<Vec<Vec<ScoreRow>>>>()?;
-    let tables: Vec<ScoreTable> = runner
-        .encoders
-        .iter()
-        .zip(&rows)
-        .map(|(encoder, rows)| ScoreTable::new(encoder.name(), rows, rule))
-        .collect();
-    let truncation: Vec<Truncation> = runner
-        .encoders
-        .iter()
-        .zip(&rows)
-        .map(|(encoder, rows)| Truncation::new(&EncoderInfo::of(encoder), rows))
-        .collect();
-    drop(rows);
+    let (mut tables, mut truncation) = (Vec::new(), Vec::new());
+    for encoder in &runner.encoders {
+        let rows = runner.store.score_rows(encoder.fingerprint())?;
+        tables.push(ScoreTable::new(encoder.name(), &rows, rule));
+        truncation.push(Truncation::new(&EncoderInfo::of(encoder), &rows));
+    }
     let samples: Vec<u32> = runner.dataset.samples.iter().map(|sample| sample.index).collect();
     let cells = decide_cells(&tables, &samples, &runner.config.grid.thresholds, rule)?;
     export(runner, &cells)?;
@@ -48,16 +33,11 @@ pub(super) fn finish(runner: &Runner) -> Result<Summary> {
         cells: &cells,
         flags: &flags(runner)?,
         truncation: &truncation,
-        seconds: &runner.seconds,
+        seconds: &seconds(runner)?,
         budget_lowered: runner.store.budget_changes()?.len() as u64,
     });
     write_json(&runner.config.run.out.join("summary.json"), &summary)?;
     SavedRun::of(runner.config).write(&runner.config.run.out)?;
-    runner.progress.begin("writing the report", None);
-    // The pairs are what a run is for: they are not lost because a picture could not be drawn.
-    if let Err(error) = report::write(&runner.config.run.out, &report::Options::default()) {
-        runner.progress.warn(&format!("report.html was not written: {error}"));
-    }
     Ok(summary)
 }
 
@@ -75,6 +55,13 @@ fn export(runner: &Runner, cells: &[Cell]) -> Result<()> {
         exporter.export(cell, &runner.config.run.out, &options)?;
     }
     Ok(())
+}
+
+/// Those of this run's store and of its parts.
+fn seconds(runner: &Runner) -> Result<Seconds> {
+    let parts = parts(runner.config)?;
+    let parts = parts.iter().map(|part| seconds::read(part)).collect::<Result<Vec<_>>>()?;
+    Ok(seconds::sum(parts.into_iter().chain([runner.seconds.clone()])))
 }
 
 /// The flags of every candidate of this run's samples.

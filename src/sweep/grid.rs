@@ -4,7 +4,7 @@
 //! its attempts in order ([`decide`]), so every cell is read off the same candidates. Cells are therefore paired
 //! comparisons, not independent replicates.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,30 +30,38 @@ pub struct Attempts {
 pub struct ScoreTable {
     /// The encoder.
     pub encoder: String,
-    phis: BTreeMap<u32, Vec<f64>>,
+    /// Each sample that has scores, ascending, and where its own begin in `phis`.
+    samples: Vec<(u32, usize)>,
+    phis: Vec<f64>,
 }
 
 impl ScoreTable {
     /// Takes from `rows` (in candidate order, as a store gives them) those of a run with these attempts. Attempts
     /// after a missing one are left out: no run looks at them before it has the missing one.
     pub fn new(encoder: impl Into<String>, rows: &[ScoreRow], attempts: Attempts) -> Self {
-        let mut phis: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
-        for row in rows {
-            let fits = row.attempt <= attempts.count
-                && row.guided == is_guided(row.attempt, attempts.count, attempts.guidance);
-            if fits {
-                let list = phis.entry(row.sample).or_default();
-                if list.len() + 1 == row.attempt as usize {
-                    list.push(row.score.phi);
+        let mut samples: Vec<(u32, usize)> = Vec::new();
+        let mut phis = Vec::with_capacity(rows.len());
+        for of_sample in rows.chunk_by(|a, b| a.sample == b.sample) {
+            let first = phis.len();
+            for row in of_sample {
+                let fits = row.attempt <= attempts.count
+                    && row.guided == is_guided(row.attempt, attempts.count, attempts.guidance);
+                if fits && phis.len() - first + 1 == row.attempt as usize {
+                    phis.push(row.score.phi);
                 }
             }
+            samples.push((of_sample[0].sample, first));
         }
-        Self { encoder: encoder.into(), phis }
+        Self { encoder: encoder.into(), samples, phis }
     }
 
     /// phi of attempts 1, 2, ... of a sample; empty if it has none.
     pub fn phis(&self, sample: u32) -> &[f64] {
-        self.phis.get(&sample).map_or(&[], Vec::as_slice)
+        let Ok(at) = self.samples.binary_search_by_key(&sample, |&(sample, _)| sample) else {
+            return &[];
+        };
+        let end = self.samples.get(at + 1).map_or(self.phis.len(), |&(_, next)| next);
+        &self.phis[self.samples[at].1..end]
     }
 }
 
@@ -224,14 +232,8 @@ pub struct Overlap {
 /// Compares every two cells.
 pub fn overlap(cells: &[Cell]) -> Overlap {
     let matrix = |with_forced: bool| {
-        let sets: Vec<HashMap<u32, Slot>> = cells
-            .iter()
-            .map(|cell| {
-                let chosen = cell.pairs.iter().filter(|pair| with_forced || !pair.forced);
-                chosen.map(|pair| (pair.sample, pair.slot())).collect()
-            })
-            .collect();
-        sets.iter().map(|a| sets.iter().map(|b| jaccard(a, b)).collect()).collect()
+        let row = |a| cells.iter().map(|b| jaccard(a, b, with_forced)).collect();
+        cells.iter().map(row).collect()
     };
     Overlap {
         cells: cells.iter().map(Cell::label).collect(),
@@ -240,9 +242,17 @@ pub fn overlap(cells: &[Cell]) -> Overlap {
     }
 }
 
-fn jaccard(a: &HashMap<u32, Slot>, b: &HashMap<u32, Slot>) -> f64 {
-    let shared = a.iter().filter(|(sample, slot)| b.get(sample) == Some(slot)).count();
-    let union = a.len() + b.len() - shared;
+/// A walk along both, which are ascending by sample.
+fn jaccard(a: &Cell, b: &Cell, with_forced: bool) -> f64 {
+    let counts = |pair: &&PairRef| with_forced || !pair.forced;
+    let mut others = b.pairs.iter().filter(counts).peekable();
+    let (mut own, mut shared) = (0, 0);
+    for pair in a.pairs.iter().filter(counts) {
+        own += 1;
+        while others.next_if(|other| other.sample < pair.sample).is_some() {}
+        shared += usize::from(others.peek().is_some_and(|other| other.slot() == pair.slot()));
+    }
+    let union = own + b.pairs.iter().filter(counts).count() - shared;
     if union == 0 { 0.0 } else { shared as f64 / union as f64 }
 }
 

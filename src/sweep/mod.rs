@@ -1,6 +1,7 @@
 //! Floor 4: the ablation. Every cell (encoder, threshold) from candidates that are generated once.
 
 pub mod atomic;
+mod block;
 mod config;
 pub mod export;
 mod finish;
@@ -11,6 +12,7 @@ mod plan;
 mod run;
 mod saved;
 mod score;
+mod seconds;
 pub mod summary;
 mod variant;
 

@@ -1,34 +1,25 @@
-//! Carrying out a run: generate what the most demanding cell needs, embed once per encoder, decide all cells.
+//! Carrying out a run: its stores and models, block by block, and the end.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    ops::Range,
-    path::PathBuf,
-    time::Instant,
-};
+use std::{path::PathBuf, time::Instant};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use rayon::prelude::*;
 
-use super::{Config, Grid, Model, blocks, finish::finish, summary::Summary};
+use super::{
+    Config, Grid, Model, blocks,
+    finish::finish,
+    seconds::{self, Seconds},
+    summary::Summary,
+};
 use crate::{
     Error, Result,
     data::{Dataset, DatasetOptions, Sample, image},
-    engine::{Engine, Images, Progress, Request, checkpoint, waves},
-    models::{
-        device,
-        encoder::{Embeddings, SentenceEncoder},
-        hub::Origin,
-        llava::Llava,
-        memory,
-    },
-    ops::cosine,
-    sampling::{Attempt, Candidate, CandidateKey, acceptance::resolved, attempts::attempts},
-    store::{self, EncoderInfo, Key, Manifest, Score, Shard, Store, WaveRecord},
+    engine::{Engine, Progress, Request},
+    models::{device, encoder::SentenceEncoder, hub::Origin, llava::Llava, memory},
+    report,
+    sampling::{Attempt, CandidateKey},
+    store::{self, EncoderInfo, Key, Manifest, Shard, Store},
 };
-
-/// Bytes of image features that a block may hold.
-const IMAGE_CACHE: usize = 1 << 30;
 
 /// What a run needs beside its configuration.
 pub struct Options {
@@ -58,14 +49,27 @@ pub fn run(config: &Config, options: &Options, progress: &dyn Progress) -> Resul
         ));
     }
     for range in ranges {
-        runner.block(range)?;
+        let before = runner.seconds.clone();
+        let done = runner.block(range);
+        if runner.seconds != before {
+            seconds::write(runner.store.path(), &runner.seconds)?;
+        }
+        done?;
     }
     if options.shard != Shard::WHOLE {
         return Ok(None);
     }
     progress.begin("deciding and exporting", None);
     runner.release();
-    finish(&runner).map(Some)
+    let summary = finish(&runner)?;
+    // The report is made from the folder.
+    drop(runner);
+    progress.begin("writing the report", None);
+    // The pairs are what a run is for: they are not lost because a picture could not be drawn.
+    if let Err(error) = report::write(&config.run.out, &report::Options::default()) {
+        progress.warn(&format!("report.html was not written: {error}"));
+    }
+    Ok(Some(summary))
 }
 
 /// A run at work.
@@ -74,18 +78,15 @@ pub(super) struct Runner<'a> {
     pub(super) dataset: Dataset,
     pub(super) encoders: Vec<SentenceEncoder>,
     pub(super) store: Store,
-    /// Wall time of each stage in this process, in seconds.
-    pub(super) seconds: BTreeMap<String, f64>,
+    /// Of this store.
+    pub(super) seconds: Seconds,
     pub(super) progress: &'a dyn Progress,
     device: Device,
     /// Fingerprint of the model's files and the storage type it runs in.
     model_hash: [u8; 32],
     images: Vec<Vec<[u8; 32]>>,
     /// Loaded once something has to be generated.
-    model: Option<Llava>,
-    generated: HashSet<Key>,
-    /// phi of each scored candidate, one map an encoder.
-    phis: Vec<HashMap<Key, f64>>,
+    pub(super) model: Option<Llava>,
 }
 
 impl<'a> Runner<'a> {
@@ -113,14 +114,11 @@ impl<'a> Runner<'a> {
         let identity = (fingerprint, budget);
         let wanted = manifest(config, options.shard, identity, &dataset, &images);
         let mut store = open_store(config, &wanted)?;
-        let generated = store.heads()?.into_iter().map(|head| head.key).collect();
-        let mut phis = Vec::with_capacity(encoders.len());
         for encoder in &encoders {
             store.add_encoder(&EncoderInfo::of(encoder))?;
-            let scores = store.scores(encoder.fingerprint())?;
-            phis.push(scores.into_iter().map(|(key, score)| (key, score.phi)).collect());
         }
-        let seconds = BTreeMap::from([("prepare".to_owned(), begun.elapsed().as_secs_f64())]);
+        let own = Seconds::from([("prepare".to_owned(), begun.elapsed().as_secs_f64())]);
+        let seconds = seconds::sum([seconds::read(store.path())?, own]);
         Ok(Self {
             config,
             dataset,
@@ -132,8 +130,6 @@ impl<'a> Runner<'a> {
             model_hash,
             images,
             model: None,
-            generated,
-            phis,
         })
     }
 
@@ -152,114 +148,14 @@ impl<'a> Runner<'a> {
         Key::from_bytes(key.hash())
     }
 
-    /// All rounds of one block, as far as some cell still needs them.
-    fn block(&mut self, range: Range<usize>) -> Result<()> {
-        let mut images = Images::new(IMAGE_CACHE);
-        let mut references: Vec<Option<Embeddings>> = self.encoders.iter().map(|_| None).collect();
-        for attempt in attempts(&self.config.sampling) {
-            let open: Vec<usize> = range
-                .clone()
-                .filter(|&i| self.is_open(&self.dataset.samples[i], attempt))
-                .collect();
-            if open.is_empty() {
-                break;
-            }
-            self.generate(&open, attempt, &mut images)?;
-            self.score(&range, &open, attempt, &mut references)?;
-        }
-        Ok(())
-    }
-
-    /// Whether some cell still needs this attempt. Only earlier attempts count, so that a resumed round
-    /// has the samples of an undisturbed one, whatever part of it is already scored.
-    fn is_open(&self, sample: &Sample, attempt: Attempt) -> bool {
-        let lists: Vec<Vec<f64>> = self
-            .phis
-            .iter()
-            .map(|known| {
-                attempts(&self.config.sampling)
-                    .take_while(|earlier| earlier.number < attempt.number)
-                    .map_while(|attempt| known.get(&self.key(sample, attempt)).copied())
-                    .collect()
-            })
-            .collect();
-        let lists: Vec<&[f64]> = lists.iter().map(Vec::as_slice).collect();
-        !resolved(&lists, &self.config.grid.thresholds, self.config.sampling.attempts)
-    }
-
-    /// One round of a block: an attempt at every open sample, wave by wave, each wave one transaction.
-    ///
-    /// Waves are laid out over all open samples, also those that are already stored, so that a resumed
-    /// round has the batch shapes of an undisturbed one.
-    fn generate(&mut self, open: &[usize], attempt: Attempt, images: &mut Images) -> Result<()> {
-        let keys: Vec<Key> =
-            open.iter().map(|&i| self.key(&self.dataset.samples[i], attempt)).collect();
-        if keys.iter().all(|key| self.generated.contains(key)) {
-            return Ok(());
-        }
-        self.load_model()?;
-        let Some(model) = &self.model else { return Ok(()) };
-        let begun = Instant::now();
-        let mut budget = self.store.token_budget()?;
-        let mut engine = Engine::new(model, self.config.sampling.clone(), self.config.run.seed)?
-            .with_slots(budget as usize);
-        let prepared = open
-            .par_iter()
-            .map(|&i| {
-                engine.prepare(Request {
-                    sample: &self.dataset.samples[i],
-                    attempt: attempt.number,
-                    guided: attempt.guided,
-                })
-            })
-            .collect::<Result<Vec<_>>>()
-            .map_err(|error| error.in_file(&self.dataset.path))?;
-        let costs: Vec<usize> = prepared.iter().map(|prepared| prepared.cost()).collect();
-        self.progress.begin(&format!("attempt {}: tokens", attempt.number), None);
-        let mut stored = 0.0;
-        for range in waves(&costs, budget as usize) {
-            checkpoint(self.progress)?;
-            let begun = Instant::now();
-            let missing: Vec<usize> =
-                range.filter(|&i| !self.generated.contains(&keys[i])).collect();
-            let wave: Vec<_> = missing.iter().map(|&i| prepared[i].clone()).collect();
-            let candidates = engine.generate(&wave, images, self.progress)?;
-            let rows: Vec<(Key, Candidate)> =
-                missing.iter().map(|&i| keys[i]).zip(candidates).collect();
-            if rows.is_empty() {
-                continue;
-            }
-            let number = self.store.next_wave(attempt.number)?;
-            if engine.slots() < budget as usize {
-                budget = engine.slots() as u32;
-                self.store.lower_token_budget(attempt.number, number, budget, "out of memory")?;
-            }
-            let record = WaveRecord {
-                round: attempt.number,
-                wave: number,
-                token_budget: budget,
-                seconds: BTreeMap::from([("generate".into(), begun.elapsed().as_secs_f64())]),
-            };
-            let committing = Instant::now();
-            self.store.commit_wave(&record, &rows)?;
-            stored += committing.elapsed().as_secs_f64();
-            self.generated.extend(rows.iter().map(|(key, _)| *key));
-        }
-        *self.seconds.entry("store".into()).or_default() += stored;
-        *self.seconds.entry("generate".into()).or_default() +=
-            begun.elapsed().as_secs_f64() - stored;
-        Ok(())
-    }
-
-    /// Frees what only generation and scoring need: the rest of the run has its own tables of all candidates.
+    /// Frees what only generation needs.
     fn release(&mut self) {
         self.model = None;
-        self.generated = HashSet::new();
-        self.phis = Vec::new();
         self.images = Vec::new();
     }
 
-    fn load_model(&mut self) -> Result<()> {
+    /// Loads the model, if it is not there yet.
+    pub(super) fn load_model(&mut self) -> Result<()> {
         if self.model.is_some() {
             return Ok(());
         }
@@ -281,86 +177,6 @@ impl<'a> Runner<'a> {
         self.model = Some(model);
         *self.seconds.entry("load model".into()).or_default() += begun.elapsed().as_secs_f64();
         Ok(())
-    }
-
-    /// Scores a round of a block with every encoder: one transaction each.
-    ///
-    /// Batches are a function of the block and its open samples, so a resumed run embeds the same ones.
-    fn score(
-        &mut self,
-        block: &Range<usize>,
-        open: &[usize],
-        attempt: Attempt,
-        references: &mut [Option<Embeddings>],
-    ) -> Result<()> {
-        for (e, reference) in references.iter_mut().enumerate() {
-            checkpoint(self.progress)?;
-            let todo: Vec<(usize, Key)> = open
-                .iter()
-                .map(|&i| (i, self.key(&self.dataset.samples[i], attempt)))
-                .filter(|(_, key)| !self.phis[e].contains_key(key))
-                .collect();
-            if todo.is_empty() {
-                continue;
-            }
-            let begun = Instant::now();
-            let encoder = &self.encoders[e];
-            let stage = format!("attempt {}: {}", attempt.number, encoder.name());
-            self.progress.begin(&stage, None);
-            if reference.is_none() {
-                let samples = &self.dataset.samples[block.clone()];
-                let texts: Vec<&str> = samples.iter().map(|s| s.reference.as_str()).collect();
-                *reference = Some(encoder.embed(&texts)?);
-            }
-            let Some(reference) = reference else { continue };
-            let scores = self.phi(e, block.start, &todo, reference)?;
-            let committing = Instant::now();
-            self.store.commit_scores(self.encoders[e].fingerprint(), &scores)?;
-            let stored = committing.elapsed().as_secs_f64();
-            self.phis[e].extend(scores.iter().map(|score| (score.candidate, score.phi)));
-            let stage = format!("embed {}", self.encoders[e].name());
-            *self.seconds.entry("store".into()).or_default() += stored;
-            *self.seconds.entry(stage).or_default() += begun.elapsed().as_secs_f64() - stored;
-        }
-        Ok(())
-    }
-
-    /// phi of some candidates of a block whose references are embedded from sample `first` on.
-    fn phi(
-        &self,
-        encoder: usize,
-        first: usize,
-        todo: &[(usize, Key)],
-        references: &Embeddings,
-    ) -> Result<Vec<Score>> {
-        let texts = todo
-            .iter()
-            .map(|(i, key)| {
-                self.store.candidate(key)?.map(|candidate| candidate.text).ok_or_else(|| {
-                    Error::Store {
-                        path: self.store.path().into(),
-                        message: format!("candidate {key} of sample {i} is missing"),
-                    }
-                })
-            })
-            .collect::<Result<Vec<String>>>()?;
-        let embedded = self.encoders[encoder].embed(&texts)?;
-        let rows: Vec<u32> = todo.iter().map(|(i, _)| (i - first) as u32).collect();
-        let device = references.vectors.device();
-        let paired = references.vectors.index_select(&Tensor::new(rows, device)?, 0)?;
-        let phis = cosine::rows_f64(&embedded.vectors, &paired)?;
-        Ok(todo
-            .iter()
-            .enumerate()
-            .map(|(row, (i, key))| Score {
-                candidate: *key,
-                phi: phis[row],
-                candidate_tokens: embedded.tokens[row],
-                reference_tokens: references.tokens[i - first],
-                candidate_truncated: embedded.truncated[row],
-                reference_truncated: references.truncated[i - first],
-            })
-            .collect())
     }
 }
 
@@ -438,7 +254,7 @@ pub fn store_path(config: &Config, shard: Shard) -> PathBuf {
 }
 
 /// The stores of parts in the run folder, of whatever division.
-fn parts(config: &Config) -> Result<Vec<PathBuf>> {
+pub(super) fn parts(config: &Config) -> Result<Vec<PathBuf>> {
     let out = &config.run.out;
     let is_part = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -36,7 +36,7 @@ pub struct Summary {
     pub truncation: Vec<Truncation>,
     /// Flags over all candidates generated: name to count; every name is there.
     pub flags: BTreeMap<String, u64>,
-    /// Wall time of each stage, in seconds, over all waves.
+    /// Wall time of each stage in seconds, over all processes that worked on the run; of those side by side, the sum.
     pub seconds: BTreeMap<String, f64>,
     /// How often the token budget had to be lowered; the waves after that are not those of the first budget.
     pub budget_lowered: u64,

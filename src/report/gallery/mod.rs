@@ -4,17 +4,15 @@ pub(super) mod diff;
 mod picture;
 mod select;
 
-use std::collections::{BTreeMap, HashMap};
-
 use serde::Serialize;
 
 use super::{number, run::Run, texts::Text};
 use crate::{
     Result,
     sampling::{Candidate, Flag},
-    store::{Key, Score},
+    store::{EncoderInfo, Key},
     sweep::{
-        grid::{PairRef, Slot, threshold_text},
+        grid::{PairRef, ScoreTable, Slot, threshold_text},
         summary::flag_name,
     },
 };
@@ -75,14 +73,12 @@ pub(super) enum Decision {
 
 /// The gallery: see [`select::choose`] for which pairs. Pictures that cannot be read are noted in `run.missing`.
 pub(super) fn pairs(run: &mut Run, wanted: usize) -> Result<Vec<Pair>> {
-    let taken = taken(run);
     // Only the texts of pairs that are shown are in memory together.
     let mut known: Vec<(Key, Features)> = Vec::new();
     run.store.each_candidate(|key, candidate| {
-        if let (Some(cells), Some(text)) =
-            (taken.get(&slot(&candidate)), run.texts.get(&candidate.sample))
-        {
-            known.push((key, features(run, &key, &candidate, text, cells, &run.scores)));
+        let cells = taken(run, &candidate);
+        if let (false, Some(text)) = (cells.is_empty(), run.texts.get(&candidate.sample)) {
+            known.push((key, features(run, &candidate, text, &cells)));
         }
     })?;
     let (keys, features): (Vec<Key>, Vec<Features>) = known.into_iter().unzip();
@@ -92,8 +88,8 @@ pub(super) fn pairs(run: &mut Run, wanted: usize) -> Result<Vec<Pair>> {
         let Some(candidate) = run.store.candidate(&keys[i])? else { continue };
         let text = &run.texts[&candidate.sample];
         let mut pair = pair(run, pairs.len() + 1, &candidate, text, &why);
-        pair.cells = (taken[&slot(&candidate)].len(), run.cells.len());
-        pair.scores = lines(run, &keys[i], &candidate, &run.scores);
+        pair.cells = (taken(run, &candidate).len(), run.cells.len());
+        pair.scores = lines(run, &keys[i], &candidate)?;
         (pair.picture, pair.no_picture) = match load(run, &candidate, text) {
             Ok(picture) => (picture, None),
             Err(reason) => {
@@ -114,47 +110,33 @@ fn slot(candidate: &Candidate) -> Slot {
     (candidate.sample, candidate.attempt, candidate.guided)
 }
 
-/// Which cells take each candidate, by their numbers.
-fn taken(run: &Run) -> HashMap<Slot, Vec<(usize, PairRef)>> {
-    let mut taken: HashMap<Slot, Vec<(usize, PairRef)>> = HashMap::new();
-    for (number, cell) in run.cells.iter().enumerate() {
-        for pair in &cell.pairs {
-            taken.entry(pair.slot()).or_default().push((number, *pair));
-        }
-    }
-    taken
+/// The pairs that this candidate is, one for each cell that takes it.
+fn taken(run: &Run, candidate: &Candidate) -> Vec<PairRef> {
+    let pairs = run.cells.iter().filter_map(|cell| cell.pairs.get(candidate.sample as usize));
+    pairs.filter(|pair| pair.slot() == slot(candidate)).copied().collect()
 }
 
-fn features(
-    run: &Run,
-    key: &Key,
-    candidate: &Candidate,
-    text: &Text,
-    taken: &[(usize, PairRef)],
-    scores: &[BTreeMap<Key, Score>],
-) -> Features {
-    let phis: Vec<f64> = phis(key, scores);
+fn features(run: &Run, candidate: &Candidate, text: &Text, taken: &[PairRef]) -> Features {
+    let attempt = candidate.attempt as usize - 1;
+    let phi = |table: &ScoreTable| table.phis(candidate.sample).get(attempt).copied();
+    // NaN where an encoder has none.
+    let phis: Vec<f64> = run.tables.iter().map(|table| phi(table).unwrap_or(f64::NAN)).collect();
     let minority = |threshold: &f64| {
         let below = phis.iter().filter(|phi| *phi < threshold).count();
         below.min(phis.len() - below)
     };
-    let accepted = taken.iter().filter(|(_, pair)| !pair.forced).map(|(_, pair)| pair.phi);
+    let accepted = taken.iter().filter(|pair| !pair.forced).map(|pair| pair.phi);
     Features {
         sample: candidate.sample,
         attempt: candidate.attempt,
         minority: run.thresholds.iter().map(minority).max().unwrap_or(0),
         accepted_at: accepted.reduce(f64::max),
         swapped: candidate.parts.iter().any(|part| part.swapped),
-        forced: taken.iter().any(|(_, pair)| pair.forced),
+        forced: taken.iter().any(|pair| pair.forced),
         guided: candidate.guided,
         flagged: !flags(run, candidate, text).is_empty(),
         phis,
     }
-}
-
-/// phi by each encoder; NaN where it has none.
-fn phis(key: &Key, scores: &[BTreeMap<Key, Score>]) -> Vec<f64> {
-    scores.iter().map(|table| table.get(key).map_or(f64::NAN, |score| score.phi)).collect()
 }
 
 fn flags(run: &Run, candidate: &Candidate, text: &Text) -> Vec<Flag> {
@@ -197,12 +179,7 @@ fn takeovers(candidate: &Candidate) -> Vec<usize> {
     if text == candidate.text { offsets } else { Vec::new() }
 }
 
-fn lines(
-    run: &Run,
-    key: &Key,
-    candidate: &Candidate,
-    scores: &[BTreeMap<Key, Score>],
-) -> Vec<ScoreLine> {
+fn lines(run: &Run, key: &Key, candidate: &Candidate) -> Result<Vec<ScoreLine>> {
     let decision = |encoder: &str, phi: f64, threshold: f64| {
         let own = run
             .cells
@@ -216,19 +193,18 @@ fn lines(
             None => Decision::Not,
         }
     };
-    run.encoders
+    run.encoder_infos
         .iter()
-        .zip(scores)
-        .map(|(encoder, table)| {
-            let score = table.get(key);
+        .map(|EncoderInfo { name, fingerprint, .. }| {
+            let score = run.store.score(fingerprint, key)?;
             let phi = score.map_or(f64::NAN, |score| score.phi);
             let thresholds = run.thresholds.iter();
-            ScoreLine {
-                encoder: encoder.clone(),
+            Ok(ScoreLine {
+                encoder: name.clone(),
                 phi: number::phi(Some(phi)),
-                decisions: thresholds.map(|t| decision(encoder, phi, *t)).collect(),
+                decisions: thresholds.map(|t| decision(name, phi, *t)).collect(),
                 truncated: score.is_some_and(|s| s.candidate_truncated || s.reference_truncated),
-            }
+            })
         })
         .collect()
 }

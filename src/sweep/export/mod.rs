@@ -10,7 +10,7 @@
 mod columns;
 mod record;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use super::atomic::AtomicFile;
 use super::grid::{Cell, PairRef, Slot};
 use crate::data::Sample;
 use crate::sampling::{Flag, SamplingConfig};
-use crate::store::{EncoderInfo, Key, Score, Store};
+use crate::store::{EncoderInfo, Head, Score, ScoreRow, Store};
 use crate::{Error, Result};
 
 use columns::ParquetFile;
@@ -61,9 +61,11 @@ pub struct Exporter<'a> {
     samples: BTreeMap<u32, &'a Sample>,
     image_folder: PathBuf,
     config: &'a SamplingConfig,
-    keys: HashMap<Slot, Key>,
+    /// In candidate order.
+    heads: Vec<Head>,
     encoders: Vec<EncoderInfo>,
-    scores: Vec<BTreeMap<Key, Score>>,
+    /// One list an encoder, each in candidate order.
+    scores: Vec<Vec<ScoreRow>>,
 }
 
 impl<'a> Exporter<'a> {
@@ -83,14 +85,13 @@ impl<'a> Exporter<'a> {
             return Err(Error::Store { path: store.path().into(), message });
         }
         let scores =
-            encoders.iter().map(|e| store.scores(&e.fingerprint)).collect::<Result<_>>()?;
-        let heads = store.heads()?;
+            encoders.iter().map(|e| store.score_rows(&e.fingerprint)).collect::<Result<_>>()?;
         Ok(Self {
             store,
             samples: samples.iter().map(|sample| (sample.index, sample)).collect(),
             image_folder: image_folder.canonicalize().map_err(Error::io(image_folder))?,
             config,
-            keys: heads.iter().map(|h| ((h.sample, h.attempt, h.guided), h.key)).collect(),
+            heads: store.heads()?,
             encoders,
             scores,
         })
@@ -152,10 +153,12 @@ impl<'a> Exporter<'a> {
             ),
         };
         let sample = *self.samples.get(&pair.sample).ok_or_else(|| missing("the dataset's row"))?;
-        let key = *self.keys.get(&pair.slot()).ok_or_else(|| missing("the candidate"))?;
+        let known = |head: &Head| place((head.sample, head.attempt, head.guided));
+        let head = self.heads.binary_search_by_key(&place(pair.slot()), known);
+        let key = self.heads[head.map_err(|_| missing("the candidate"))?].key;
         let candidate = self.store.candidate(&key)?.ok_or_else(|| missing("the candidate"))?;
         let scores = self.encoders.iter().zip(&self.scores);
-        let scores = scores.map(|(e, table)| (e.name.as_str(), table.get(&key))).collect();
+        let scores = scores.map(|(e, rows)| (e.name.as_str(), score(rows, pair.slot()))).collect();
         let origin = Origin {
             cell,
             pair,
@@ -167,4 +170,15 @@ impl<'a> Exporter<'a> {
         };
         Ok((sample, Record::new(sample, &candidate, &origin)))
     }
+}
+
+/// Orders candidates as a store does.
+fn place((sample, attempt, guided): Slot) -> (u32, u32, bool) {
+    (sample, attempt, !guided)
+}
+
+/// The score of a candidate among those of an encoder.
+fn score(rows: &[ScoreRow], slot: Slot) -> Option<&Score> {
+    let known = |row: &ScoreRow| place((row.sample, row.attempt, row.guided));
+    rows.binary_search_by_key(&place(slot), known).ok().map(|at| &rows[at].score)
 }
