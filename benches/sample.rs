@@ -406,7 +406,7 @@ fn attempts(model: &Model) -> Case {
     };
     let name = model.name("attempts", format!("{samples} x {FORKS} x {NEW} tokens"));
     case(name, (0, 0), model, input, |(model, config, samples, _)| {
-        let engine = Engine::new(model, config.clone(), 1).expect("an engine");
+        let mut engine = Engine::new(model, config.clone(), 1).expect("an engine");
         let wave: Vec<_> = samples
             .iter()
             .map(|sample| Request { sample, attempt: 1, guided: true })

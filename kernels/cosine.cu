@@ -370,7 +370,7 @@ template <class T> BDHS_DEVICE void top_k_row(const TopKArgs& args, const TopKSh
     extern "C" __global__ void __launch_bounds__(TOP_K_THREADS, 1) name(const TopKArgs args) { \
         BDHS_SHARED(uint32_t, bins, RADIX_BINS);                                         \
         BDHS_SHARED(uint64_t, scratch, TOP_K_THREADS / 32);                              \
-        BDHS_SHARED(uint64_t, found, 2);                                                 \
+        BDHS_SHARED(uint64_t, found, 3);                                                 \
         top_k_row<T>(args, {bins, scratch, found});                                      \
     }
 

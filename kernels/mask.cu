@@ -81,34 +81,34 @@ BDHS_DEVICE void each_token(const MaskArgs& args, const MaskRow& row, const Stre
     }
 }
 
-// The row's last kept word and how many of its ties stay: exact-k keeps the smallest words.
+// The row's last kept word and how many of its ties stay, if not all: exact-k keeps the smallest words.
 struct Cutoff {
     uint32_t word;
     uint64_t ties;
-    bool none, all;
+    bool none, all, all_ties;
 };
 
 BDHS_DEVICE Cutoff exact_k_cutoff(const MaskArgs& args, const MaskRow& row, const Stream& stream,
                                   unsigned* bins, uint64_t* scratch, uint64_t* found) {
-    if (row.keep == 0 || row.keep >= row.drawn) return {0, 0, row.keep == 0, row.keep != 0};
+    if (row.keep == 0 || row.keep >= row.drawn) return {0, 0, row.keep == 0, row.keep != 0, true};
     const uint32_t quads = (uint32_t)ceil_div(row.tokens, 4);
-    const Selected last = radix_select(row.keep - 1, bins, scratch, found, [&](auto visit) {
+    const Selected last = radix_select_items(row.keep - 1, bins, scratch, found, [&](auto visit) {
         for (uint64_t q = threadIdx.x; q < quads; q += blockDim.x)
             each_token(args, row, stream, (uint32_t)q, [&](int, uint32_t word, bool exempt) {
-                if (!exempt) visit(word, 1u);
+                if (!exempt) visit(word);
             });
     });
-    return {last.key, last.within + 1, false, false};
+    return {last.key, last.within + 1, false, false, last.within + 1 == last.weight};
 }
 
-extern "C" __global__ void __launch_bounds__(MASK_THREADS) mask_draw(const MaskArgs args) {
+extern "C" __global__ void __launch_bounds__(MASK_THREADS, 4) mask_draw(const MaskArgs args) {
     BDHS_SHARED(unsigned, bins, RADIX_BINS);
-    BDHS_SHARED(uint64_t, found, 2);
+    BDHS_SHARED(uint64_t, found, 3);
     BDHS_SHARED(uint64_t, scratch, MASK_THREADS / 32);
     const MaskRow row = args.rows[blockIdx.x];
     const Stream stream = {row.seed, row.sample, row.attempt, row.sentence};  // purpose Mask is 0
     const bool exact = args.law == LAW_EXACT_K;
-    Cutoff cutoff = {0, 0, false, false};
+    Cutoff cutoff = {0, 0, false, false, true};
     if (exact) cutoff = exact_k_cutoff(args, row, stream, bins, scratch, found);
 
     uint64_t written = 0, ties_seen = 0;
@@ -121,12 +121,13 @@ extern "C" __global__ void __launch_bounds__(MASK_THREADS) mask_draw(const MaskA
             each_token(args, row, stream, (uint32_t)quad, [&](int i, uint32_t word, bool exempt) {
                 bool stays = exempt || (!exact && word >= args.bar);
                 if (exact && !exempt) {
-                    stays = cutoff.all || (!cutoff.none && word < cutoff.word);
-                    if (!cutoff.all && !cutoff.none && word == cutoff.word) tied |= 1u << i;
+                    const bool last = !cutoff.all && !cutoff.none && word == cutoff.word;
+                    stays = cutoff.all || (!cutoff.none && word < cutoff.word) || (last && cutoff.all_ties);
+                    if (last && !cutoff.all_ties) tied |= 1u << i;
                 }
                 if (stays) keep |= 1u << i;
             });
-        if (exact) {  // of equal words the first ones stay
+        if (!cutoff.all_ties) {  // of equal words the first ones stay
             uint64_t total = 0;
             uint64_t rank = ties_seen + block_exclusive_scan<uint64_t>(__popc(tied), scratch, &total);
             ties_seen += total;

@@ -33,6 +33,17 @@ pub enum Error {
         message: String,
     },
 
+    /// Something has no room. On a GPU the driver's own status may say so instead: see [`Error::is_out_of_memory`].
+    #[error("out of memory: {what} needs {needed} bytes, and {free} are free")]
+    Memory {
+        /// What was to be allocated.
+        what: &'static str,
+        /// Its bytes.
+        needed: u64,
+        /// What there is.
+        free: u64,
+    },
+
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -92,6 +103,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether less at a time may succeed: [`Error::Memory`], or the driver's status for a full GPU.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Memory { .. } => true,
+            Self::Device { .. } | Self::Candle(_) => {
+                let text = self.to_string();
+                text.contains("OUT_OF_MEMORY") || text.contains("out of memory")
+            }
+            _ => false,
+        }
+    }
+
     /// An [`Error::Argument`].
     pub fn argument(
         op: &'static str,
@@ -131,5 +154,33 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    #[test]
+    fn full_memory_is_recognised() {
+        let device =
+            |message: &str| Error::Device { op: "x", what: "allocating", message: message.into() };
+        let candle = |text: &str| Error::Candle(candle_core::Error::Msg(text.into()));
+        for full in [
+            Error::Memory { what: "x", needed: 2, free: 1 },
+            device("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"),
+            candle("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"),
+        ] {
+            assert!(full.is_out_of_memory(), "{full}");
+        }
+        for other in [
+            device(
+                "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")",
+            ),
+            candle("shape mismatch"),
+            Error::argument("x", "y", "out of memory", "z"),
+        ] {
+            assert!(!other.is_out_of_memory(), "{other}");
+        }
     }
 }

@@ -141,7 +141,7 @@ fn whoever_is_killed_no_byte_changes() {
     let whole = begun.elapsed();
 
     let (mut parents, mut workers, mut state) = (0, 0, 0x1234_5678_9abc_def1_u64);
-    let mut out = dir.path().join("run-0");
+    let (mut runs, mut out) = (0, dir.path().join("run-0"));
     while parents < 6 || workers < 6 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let pause = whole.mul_f64((state >> 40) as f64 / (1u64 << 24) as f64);
@@ -176,7 +176,8 @@ fn whoever_is_killed_no_byte_changes() {
         }
         if out.join("report.html").exists() {
             same(&out, &expected);
-            out = dir.path().join(format!("run-{parents}-{workers}"));
+            runs += 1;
+            out = dir.path().join(format!("run-{runs}"));
         }
     }
     succeed(&mut run(&data, &config, &out, "cpu,cpu"));

@@ -118,7 +118,7 @@ fn settings(rho: f64, temperature: f64) -> SamplingConfig {
     }
 }
 
-fn generate(engine: &Engine, samples: &[Sample], guided: bool) -> Vec<Candidate> {
+fn generate(engine: &mut Engine, samples: &[Sample], guided: bool) -> Vec<Candidate> {
     let wave: Vec<Prepared> = samples
         .iter()
         .map(|sample| engine.prepare(Request { sample, attempt: 2, guided }).unwrap())
@@ -136,9 +136,9 @@ fn forked_decoding_equals_decoding_each_sentence_alone() {
         let model = model(name);
         for temperature in [0.0, 1.0] {
             let config = settings(0.5, temperature);
-            let engine = Engine::new(&model, config.clone(), 3).unwrap();
+            let mut engine = Engine::new(&model, config.clone(), 3).unwrap();
             for guided in [true, false] {
-                let candidates = generate(&engine, &dataset.samples, guided);
+                let candidates = generate(&mut engine, &dataset.samples, guided);
                 for (sample, candidate) in dataset.samples.iter().zip(&candidates) {
                     compared += alone(&model, &engine, &config, sample, candidate);
                 }
@@ -271,11 +271,11 @@ fn candidates_do_not_depend_on_the_order_of_work() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = samples(dir.path(), 6);
     let model = model("next_mistral");
-    let engine = Engine::new(&model, settings(0.9, 0.0), 9).unwrap();
-    let together = generate(&engine, &dataset.samples, true);
-    assert_eq!(together, generate(&engine, &dataset.samples, true));
+    let mut engine = Engine::new(&model, settings(0.9, 0.0), 9).unwrap();
+    let together = generate(&mut engine, &dataset.samples, true);
+    assert_eq!(together, generate(&mut engine, &dataset.samples, true));
     for (sample, candidate) in dataset.samples.iter().zip(&together) {
-        let single = generate(&engine, std::slice::from_ref(sample), true);
+        let single = generate(&mut engine, std::slice::from_ref(sample), true);
         assert_eq!(single[0].text, candidate.text);
         assert_eq!(single[0].kept, candidate.kept);
     }
@@ -297,12 +297,16 @@ fn candidates_do_not_depend_on_room_or_company() {
             let engine = |slots: usize| {
                 Engine::new(&model, settings(0.5, temperature), 5).unwrap().with_slots(slots)
             };
-            let together = generate(&engine(usize::MAX), &dataset.samples, guided);
+            let together = generate(&mut engine(usize::MAX), &dataset.samples, guided);
             for slots in [1, 300, 700] {
-                assert_eq!(generate(&engine(slots), &dataset.samples, guided), together, "{slots}");
+                assert_eq!(
+                    generate(&mut engine(slots), &dataset.samples, guided),
+                    together,
+                    "{slots}"
+                );
             }
             for (sample, candidate) in dataset.samples.iter().zip(&together) {
-                let alone = generate(&engine(usize::MAX), std::slice::from_ref(sample), guided);
+                let alone = generate(&mut engine(usize::MAX), std::slice::from_ref(sample), guided);
                 assert_eq!(&alone[0], candidate);
             }
         }

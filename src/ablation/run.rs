@@ -314,8 +314,10 @@ impl Judging {
         let begun = Instant::now();
         let loaded = Llava::load(&folder, device, device::dtype(&config.model.dtype)?)?;
         let out = judged_folder(run_folder, &model.name);
-        let answering =
-            Answering { token_budget: config.run.token_budget as usize, ..Answering::default() };
+        let mut answering = Answering::default();
+        if let Some(budget) = config.run.token_budget {
+            answering.token_budget = budget as usize;
+        }
         let run = run::Run {
             model: Some((&loaded, answering)),
             judge: self.judge.as_ref(),

@@ -97,7 +97,7 @@ pub(super) fn model(options: &Options, clock: &Clock, ceilings: &Ceilings) -> Re
 /// First attempts at the demo's scenes by the engine, from files to texts, pictures included.
 fn attempts(model: &Llava, name: &str, clock: &Clock) -> Result<[Row; 2]> {
     let samples = samples(SAMPLES)?;
-    let engine = Engine::new(model, embedded::config().sampling, SEED)?;
+    let mut engine = Engine::new(model, embedded::config().sampling, SEED)?;
     let mut drawn = 0;
     let seconds = clock.time(|| {
         let wave = samples

@@ -134,6 +134,6 @@ fn exit_code(error: &Error) -> u8 {
         Error::Store { .. } => 5,
         Error::Interrupted => 130,
         Error::Worker { code, .. } => code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
-        Error::Candle(_) | Error::Device { .. } => 1,
+        Error::Candle(_) | Error::Device { .. } | Error::Memory { .. } => 1,
     }
 }

@@ -252,7 +252,7 @@ pub(super) struct RunArgs {
     /// Storage type of the model: f32, f16 or bf16
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
-    /// Key-value slots of one wave
+    /// Key-value slots in use at a time [default: what free memory holds]
     #[arg(long, value_name = "N")]
     token_budget: Option<u32>,
     /// Every open choice set to the nearest literal reading of the paper
@@ -286,7 +286,7 @@ impl RunArgs {
         set(&mut config.data.file, &self.data);
         set(&mut config.run.out, &self.out);
         set(&mut config.run.seed, &self.seed);
-        set(&mut config.run.token_budget, &self.token_budget);
+        config.run.token_budget = self.token_budget.or(config.run.token_budget);
         set(&mut config.sampling.rho, &self.rho);
         set(&mut config.sampling.attempts, &self.attempts);
         set(&mut config.sampling.max_sentence_tokens, &self.max_sentence_tokens);

@@ -92,7 +92,7 @@ pub fn answer(
         ..SamplingConfig::default()
     };
     config.validate()?;
-    let engine = Engine::new(model, config, answering.seed)?.with_slots(answering.token_budget);
+    let mut engine = Engine::new(model, config, answering.seed)?.with_slots(answering.token_budget);
     let samples = samples(questions);
     progress.begin("answering", Some(questions.len() as u64));
     for first in (0..samples.len()).step_by(BLOCK) {

@@ -68,15 +68,15 @@ impl Row<'_> {
 }
 
 /// Runs a wave: attempts are prefilled together as far as there is room, and their sentences decoded side by side. The room of
-/// sentences that have ended goes to the next attempts, so that a pass keeps many rows. Returns the parts of each attempt, in order.
+/// sentences that have ended goes to the next attempts, so that a pass keeps many rows. `slots` are at least what the largest attempt
+/// needs. Returns the parts of each attempt, in order.
 pub(super) fn run(
     engine: &Engine,
     wave: &[Prepared],
+    slots: usize,
     features: &[Option<Tensor>],
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<Part>>> {
-    let costs = || wave.iter().map(Prepared::cost);
-    let slots = costs().sum::<usize>().min(engine.slots).max(costs().max().unwrap_or(0));
     let mut cache = engine.model.language.new_cache(slots)?;
     let mut room = Room::new(slots);
     let (mut rows, mut places) = (Vec::<Row>::new(), Vec::<Place>::new());

@@ -81,21 +81,40 @@ impl<'m> Engine<'m> {
         prepare::prepare(self.model, &self.config, self.seed, request, &layouts)
     }
 
-    /// Generates a wave. `images` remembers features between the waves of a block.
+    /// Most key-value slots at a time, as they are now.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Generates a wave. `images` remembers features between the waves of a block. Where memory runs out, the wave begins again with
+    /// half of the slots, and later ones keep to them, as long as the largest attempt has room.
+    ///
     ///
     /// The result is a function of the wave and of the slots as a whole. On a CPU with AVX2 a candidate is a function of its own
     /// attempt alone, to the bit; elsewhere another grouping changes logits in the last bits.
     ///
     /// # Errors
-    /// Unreadable images, failing tensor operations, logits that are not numbers, a requested stop.
+    /// Unreadable images, failing tensor operations, logits that are not numbers, no room for a single attempt, a requested stop.
     pub fn generate(
-        &self,
+        &mut self,
         wave: &[Prepared],
         images: &mut Images,
         progress: &dyn Progress,
     ) -> Result<Vec<Candidate>> {
         let features = images.of_wave(self, wave, progress)?;
-        let parts = decode::run(self, wave, &features, progress)?;
+        let least = wave.iter().map(Prepared::cost).max().unwrap_or(0);
+        let all = wave.iter().map(Prepared::cost).sum::<usize>();
+        let parts = loop {
+            let slots = all.min(self.slots).max(least);
+            match decode::run(self, wave, slots, &features, progress) {
+                Err(error) if error.is_out_of_memory() && slots > least => {
+                    self.slots = (slots / 2).max(least);
+                    let slots = self.slots;
+                    progress.warn(&format!("{error}; going on with {slots} tokens at a time"));
+                }
+                parts => break parts?,
+            }
+        };
         wave.iter().zip(parts).map(|(prepared, parts)| candidate(prepared, parts)).collect()
     }
 }

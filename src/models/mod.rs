@@ -7,6 +7,7 @@ mod files;
 pub mod hub;
 pub mod llava;
 pub mod lora;
+pub mod memory;
 pub mod merge;
 pub mod sentencepiece;
 pub mod tokenizer;

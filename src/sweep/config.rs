@@ -140,8 +140,8 @@ pub struct Run {
     /// Seed of every random draw.
     pub seed: u64,
     /// Key-value slots in use at a time: prompts, references and room for new tokens. A wave needs up to four times as many in all,
-    /// one attempt after another.
-    pub token_budget: u32,
+    /// one attempt after another. Without a number, as many as free memory holds ([`memory::slots`]).
+    pub token_budget: Option<u32>,
     /// Samples in a block. A block is worked on as one: its waves mix only its own samples, so a
     /// shard holds whole blocks and gives the same results as a single run.
     pub block: usize,
@@ -151,7 +151,7 @@ pub struct Run {
 
 impl Default for Run {
     fn default() -> Self {
-        Self { seed: 0, token_budget: 16_384, block: 256, out: "runs/sweep".into() }
+        Self { seed: 0, token_budget: None, block: 256, out: "runs/sweep".into() }
     }
 }
 
@@ -254,10 +254,9 @@ impl Config {
             return invalid("grid.encoders", "is empty; name at least one encoder".into());
         }
         check_thresholds(&self.grid.thresholds)?;
-        for (field, value) in
-            [("run.token_budget", self.run.token_budget as usize), ("run.block", self.run.block)]
-        {
-            if value == 0 {
+        let budget = self.run.token_budget.map(|slots| slots as usize);
+        for (field, value) in [("run.token_budget", budget), ("run.block", Some(self.run.block))] {
+            if value == Some(0) {
                 return invalid(field, "is 0, expected at least 1".into());
             }
         }

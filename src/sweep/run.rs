@@ -20,6 +20,7 @@ use crate::{
         encoder::{Embeddings, SentenceEncoder},
         hub::Origin,
         llava::Llava,
+        memory,
     },
     ops::cosine,
     sampling::{Attempt, Candidate, CandidateKey, acceptance::resolved, attempts::attempts},
@@ -105,7 +106,12 @@ impl<'a> Runner<'a> {
         if !store_path(config, options.shard).exists() {
             check_images(&dataset, config.sampling.rho)?;
         }
-        let wanted = manifest(config, options.shard, fingerprint, &dataset, &images);
+        let budget = match config.run.token_budget {
+            Some(budget) => budget,
+            None => memory::slots(&config.model.source()?, device::dtype(dtype)?, &options.device)?,
+        };
+        let identity = (fingerprint, budget);
+        let wanted = manifest(config, options.shard, identity, &dataset, &images);
         let mut store = open_store(config, &wanted)?;
         let generated = store.heads()?.into_iter().map(|head| head.key).collect();
         let mut phis = Vec::with_capacity(encoders.len());
@@ -194,8 +200,8 @@ impl<'a> Runner<'a> {
         self.load_model()?;
         let Some(model) = &self.model else { return Ok(()) };
         let begun = Instant::now();
-        let budget = self.store.token_budget()?;
-        let engine = Engine::new(model, self.config.sampling.clone(), self.config.run.seed)?
+        let mut budget = self.store.token_budget()?;
+        let mut engine = Engine::new(model, self.config.sampling.clone(), self.config.run.seed)?
             .with_slots(budget as usize);
         let prepared = open
             .par_iter()
@@ -223,9 +229,14 @@ impl<'a> Runner<'a> {
             if rows.is_empty() {
                 continue;
             }
+            let number = self.store.next_wave(attempt.number)?;
+            if engine.slots() < budget as usize {
+                budget = engine.slots() as u32;
+                self.store.lower_token_budget(attempt.number, number, budget, "out of memory")?;
+            }
             let record = WaveRecord {
                 round: attempt.number,
-                wave: self.store.next_wave(attempt.number)?,
+                wave: number,
                 token_budget: budget,
                 seconds: BTreeMap::from([("generate".into(), begun.elapsed().as_secs_f64())]),
             };
@@ -389,11 +400,11 @@ fn model_path(model: &Model) -> String {
     Origin::of(path).map_or_else(|| path.display().to_string(), |origin| origin.to_string())
 }
 
-/// What a store must have been made with to be continued by this run.
+/// What a store must have been made with to be continued by this run; its token budget may be another one.
 fn manifest(
     config: &Config,
     shard: Shard,
-    model_fingerprint: String,
+    (model_fingerprint, token_budget): (String, u32),
     dataset: &Dataset,
     images: &[Vec<[u8; 32]>],
 ) -> Manifest {
@@ -408,7 +419,7 @@ fn manifest(
         model_path: model_path(&config.model),
         sampling: config.sampling.canonical_generation(),
         seed: config.run.seed,
-        token_budget: config.run.token_budget,
+        token_budget,
         dataset_fingerprint: hasher.finalize().to_hex().to_string(),
         plan_hash: format!("block {}", config.run.block),
         shard,

@@ -129,7 +129,7 @@ impl Drawer {
     /// One accepted, or last, candidate a sample.
     fn draw(&self, trainer: &Trainer, samples: &[Sample], epoch: u32) -> Result<Vec<Candidate>> {
         let seed = self.seed ^ (u64::from(epoch) + 1) << 32;
-        let engine = Engine::new(&trainer.model, self.sampling.clone(), seed)?;
+        let mut engine = Engine::new(&trainer.model, self.sampling.clone(), seed)?;
         let texts: Vec<&str> = samples.iter().map(|sample| sample.reference.as_str()).collect();
         let references = self.encoder.embed(&texts)?.vectors;
         let mut images = Images::new(IMAGE_CACHE);

@@ -197,7 +197,7 @@ fn several_images_go_through_the_whole_engine() {
                 max_response_tokens: 30,
                 ..SamplingConfig::default()
             };
-            let engine = Engine::new(&model, config, 5).unwrap();
+            let mut engine = Engine::new(&model, config, 5).unwrap();
             let wave = [engine.prepare(Request { sample, attempt: 1, guided }).unwrap()];
             engine.generate(&wave, &mut Images::new(1 << 20), &()).unwrap().remove(0)
         };

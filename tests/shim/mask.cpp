@@ -131,11 +131,13 @@ void tie_case(check::Suite& suite, check::Rng& rng) {
         total += weight[i] = (uint32_t)rng.below(3);
     }
     if (total == 0) total = weight[0] = 1;
+    const bool items = rng.chance(0.5);  // of weight 1 each
+    if (items) std::fill(weight.begin(), weight.end(), 1u), total = n;
     const uint64_t rank = rng.below(total);
     std::vector<std::pair<uint32_t, uint32_t>> sorted;
     for (uint32_t i = 0; i < n; ++i) sorted.push_back({key[i], weight[i]});
     std::sort(sorted.begin(), sorted.end());
-    uint64_t before_key = 0, running = 0;
+    uint64_t before_key = 0, running = 0, of_key = 0;
     uint32_t expected = 0;
     for (size_t i = 0; i < n; ++i) {
         if (i == 0 || sorted[i].first != sorted[i - 1].first) before_key = running;
@@ -145,20 +147,29 @@ void tie_case(check::Suite& suite, check::Rng& rng) {
             break;
         }
     }
+    for (uint32_t i = 0; i < n; ++i)
+        if (key[i] == expected) of_key += weight[i];
     const Buffer<uint32_t> keys(key), weights(weight);
-    Buffer<uint64_t> result(2);
+    Buffer<uint64_t> result(3);
     shim::launch({}, {128}, {rng.next()}, [&] {
         BDHS_SHARED(unsigned long long, bins, RADIX_BINS);
+        BDHS_SHARED(unsigned, counts, RADIX_BINS);
         BDHS_SHARED(uint64_t, scratch, 4);
-        BDHS_SHARED(uint64_t, found, 2);
-        const Selected s = radix_select(rank, bins, scratch, found, [&](auto visit) {
-            for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) visit(keys[i], (unsigned long long)weights[i]);
-        });
-        if (threadIdx.x == 77) result[0] = s.key, result[1] = s.within;
+        BDHS_SHARED(uint64_t, found, 3);
+        const auto each = [&](auto visit) {
+            for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) visit(i);
+        };
+        const Selected s =
+            items ? radix_select_items(rank, counts, scratch, found, [&](auto visit) { each([&](uint32_t i) { visit(keys[i]); }); })
+                  : radix_select(rank, bins, scratch, found, [&](auto visit) {
+                        each([&](uint32_t i) { visit(keys[i], (unsigned long long)weights[i]); });
+                    });
+        if (threadIdx.x == 77) result[0] = s.key, result[1] = s.within, result[2] = s.weight;
     });
-    if (result[0] != expected || result[1] != rank - before_key)
-        suite.fail(check::text("selected %llx + %llu, expected %x + %llu", (unsigned long long)result[0],
-                               (unsigned long long)result[1], expected, (unsigned long long)(rank - before_key)));
+    if (result[0] != expected || result[1] != rank - before_key || result[2] != of_key)
+        suite.fail(check::text("selected %llx + %llu of %llu, expected %x + %llu of %llu", (unsigned long long)result[0],
+                               (unsigned long long)result[1], (unsigned long long)result[2], expected,
+                               (unsigned long long)(rank - before_key), (unsigned long long)of_key));
 }
 
 void draw_case(check::Suite& suite, check::Rng& rng) {

@@ -114,7 +114,8 @@ impl SentenceEncoder {
         })
     }
 
-    /// Packs about this many tokens into a forward pass (at least one text). Vectors change by rounding only.
+    /// Packs about this many tokens into a forward pass (at least one text), and half as many where memory runs out. Vectors change by
+    /// rounding only.
     pub fn with_token_budget(mut self, tokens: usize) -> Self {
         self.token_budget = tokens;
         self
@@ -128,8 +129,24 @@ impl SentenceEncoder {
     pub fn embed<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Embeddings> {
         let encodings =
             texts.par_iter().map(|t| self.encode(t.as_ref())).collect::<Result<Vec<_>>>()?;
+        let mut budget = self.token_budget;
+        let vectors = loop {
+            match self.vectors(&encodings, budget) {
+                Err(error) if error.is_out_of_memory() && budget > self.max_tokens => budget /= 2,
+                vectors => break vectors?,
+            }
+        };
+        Ok(Embeddings {
+            vectors,
+            tokens: encodings.iter().map(|e| e.total as u32).collect(),
+            truncated: encodings.iter().map(|e| e.total > self.max_tokens).collect(),
+        })
+    }
+
+    /// One vector a text, in order.
+    fn vectors(&self, encodings: &[Encoding], budget: usize) -> Result<Tensor> {
         // Longest first, ties by place: a batch then holds sequences of like length, which share rayon's tasks evenly.
-        let mut order: Vec<usize> = (0..texts.len()).collect();
+        let mut order: Vec<usize> = (0..encodings.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(encodings[i].ids.len()));
         let mut cuts = Vec::new();
         let mut rest = &order[..];
@@ -137,34 +154,28 @@ impl SentenceEncoder {
             let mut tokens = 0;
             let fits = |&&i: &&usize| {
                 tokens += encodings[i].ids.len();
-                tokens <= self.token_budget
+                tokens <= budget
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (batch, after) = rest.split_at(count);
             cuts.push(batch);
             rest = after;
         }
-        let embed = |batch: &&[usize]| self.embed_batch(batch, &encodings);
+        let embed = |batch: &&[usize]| self.embed_batch(batch, encodings);
         // Each thread its own batches: a pass has many small steps, and threads that share them wait for each other at every one.
         let batches = match self.on_cpu {
             true => cuts.par_iter().map(embed).collect::<Result<Vec<_>>>()?,
             false => cuts.iter().map(embed).collect::<Result<Vec<_>>>()?,
         };
-        let vectors = if batches.is_empty() {
-            Tensor::zeros((0, self.dim), DType::F32, &Device::Cpu)?
-        } else {
-            let mut place = vec![0u32; order.len()];
-            for (row, &i) in order.iter().enumerate() {
-                place[i] = row as u32;
-            }
-            let sorted = Tensor::cat(&batches, 0)?;
-            sorted.index_select(&Tensor::new(place, sorted.device())?, 0)?
-        };
-        Ok(Embeddings {
-            vectors,
-            tokens: encodings.iter().map(|e| e.total as u32).collect(),
-            truncated: encodings.iter().map(|e| e.total > self.max_tokens).collect(),
-        })
+        if batches.is_empty() {
+            return Ok(Tensor::zeros((0, self.dim), DType::F32, &Device::Cpu)?);
+        }
+        let mut place = vec![0u32; order.len()];
+        for (row, &i) in order.iter().enumerate() {
+            place[i] = row as u32;
+        }
+        let sorted = Tensor::cat(&batches, 0)?;
+        Ok(sorted.index_select(&Tensor::new(place, sorted.device())?, 0)?)
     }
 
     fn encode(&self, text: &str) -> Result<Encoding> {

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::config::TextConfig;
+use crate::models::memory;
 use crate::{Error, Result};
 
 /// Keys and values of every layer, each an arena `[slots, kv heads, head dim]` in the model's dtype.
@@ -24,6 +25,13 @@ impl KvCache {
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
+        // A GPU's driver refuses by itself; on the CPU the system would end the process, once the pages are written to.
+        if let (Device::Cpu, Some(free)) = (device, memory::free(device)?) {
+            let needed = Self::bytes(config, slots, dtype) as u64;
+            if needed > free {
+                return Err(Error::Memory { what: "keys and values of a wave", needed, free });
+            }
+        }
         let arena = || Tensor::zeros((slots, config.kv_heads, config.head_dim), dtype, device);
         Ok(Self {
             keys: (0..config.layers).map(|_| arena()).collect::<Result<_, _>>()?,

@@ -55,7 +55,7 @@ use half::{bf16, f16};
 use crate::{Error, Result};
 use args::Address;
 pub use args::FoundPair;
-pub use module::{Gpu, count, load, probe};
+pub use module::{Gpu, count, free_memory, load, probe};
 pub(in crate::ops) use tensor::{on_gpu, tensor, to_host, with_rows};
 
 /// Turns a status of the driver into an error that names the op and what it was doing.

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::cuda_backend::CudaDevice;
 use cudarc::driver::sys::CUfunction_attribute_enum as CUfunction_attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
@@ -349,6 +350,16 @@ pub fn probe(ordinal: usize) -> Result<Gpu> {
 /// If the driver does not start, or finds none.
 pub fn count() -> Result<usize> {
     count_for("device cuda:all")
+}
+
+/// Bytes of a GPU that nothing holds. What candle has freed and keeps for later does not count.
+///
+/// # Errors
+/// A status of the driver.
+pub fn free_memory(device: &CudaDevice) -> Result<u64> {
+    let status = device.cuda_stream().context().mem_get_info();
+    let (free, _) = status.map_err(driver_error("cuda", "asking for free memory"))?;
+    Ok(free as u64)
 }
 
 /// The count; `device` is what an error is about.

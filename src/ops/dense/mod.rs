@@ -16,7 +16,6 @@
 //! * Where the CPU has dot products of bf16 (`avx512_bf16`), bf16 goes through them and is never widened: twice the rate. Terms come in
 //!   pairs, the second of a pair first, with one rounding a term as above; subnormal operands count as zero, and so do subnormal sums.
 //!   So **results in bf16 differ in the last bits between CPUs that have the instruction and CPUs that do not**; f32 and f16 do not.
-//! * Layers of one input ([`together`]) are one round of work for all threads, each with its own result.
 //! * NaN and infinity give what the formula gives, in their row.
 //! * The gradient of x is real; W and b have none.
 //! * Bytes (floor): W once; x and y once.
@@ -115,9 +114,7 @@ impl Dense {
     /// [`Error::Argument`] for another shape, dtype or device, or a tracked bias.
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         self.check(x, bias)?;
-        let layers = vec![(self.clone(), bias.cloned())];
-        let own = Product { layers, activation: Activation::Identity };
-        Ok(x.contiguous()?.apply_op1(own)?.reshape((x.dim(0)?, self.outputs))?)
+        Ok(x.contiguous()?.apply_op1(self.op(bias, Activation::Identity))?)
     }
 
     /// `f(x W^T + bias)`, shapes as in [`Dense::product`]. In between is rounded only where x is tracked.
@@ -134,8 +131,11 @@ impl Dense {
         if x.track_op() {
             return bias_act(&self.product(x, None)?, bias, activation);
         }
-        let own = Product { layers: vec![(self.clone(), bias.cloned())], activation };
-        Ok(x.contiguous()?.apply_op1_no_bwd(&own)?.reshape((x.dim(0)?, self.outputs))?)
+        Ok(x.contiguous()?.apply_op1_no_bwd(&self.op(bias, activation))?)
+    }
+
+    fn op(&self, bias: Option<&Tensor>, activation: Activation) -> Product {
+        Product { layer: self.clone(), bias: bias.cloned(), activation }
     }
 
     /// Rows of W `[ids, in]`, as an embedding table has them.
@@ -198,30 +198,6 @@ fn not_here(op: &'static str) -> Error {
     Error::argument(op, "device", "another", "the CPU, where the weight was laid out")
 }
 
-/// Several layers of one input, each with its bias: the results of [`Dense::product`], in one round of work. Where x is tracked,
-/// one after another.
-///
-/// # Errors
-/// As [`Dense::product`].
-pub fn together(x: &Tensor, layers: &[(&Dense, Option<&Tensor>)]) -> Result<Vec<Tensor>> {
-    if x.track_op() {
-        return layers.iter().map(|(layer, bias)| layer.product(x, *bias)).collect();
-    }
-    layers.iter().try_for_each(|(layer, bias)| layer.check(x, *bias))?;
-    let own = |(layer, bias): &(&Dense, Option<&Tensor>)| ((*layer).clone(), bias.cloned());
-    let layers_of_op = layers.iter().map(own).collect();
-    let op = Product { layers: layers_of_op, activation: Activation::Identity };
-    let all = x.contiguous()?.apply_op1_no_bwd(&op)?;
-    let n = x.dim(0)?;
-    let mut at = 0;
-    let mut part = |outputs: usize| -> Result<Tensor> {
-        let part = all.narrow(0, at, n * outputs)?.reshape((n, outputs))?;
-        at += n * outputs;
-        Ok(part)
-    };
-    layers.iter().map(|(layer, _)| part(layer.outputs)).collect()
-}
-
 /// From `[out, in]` to strips `[in / group][strip][group]` one after another, the last panel and the last group full.
 fn lay_out<T: Stored>(weight: &[T], inputs: usize, kernel: Kernel) -> Vec<T> {
     let (strip, group) = (kernel.strip(), kernel.group());
@@ -240,25 +216,24 @@ fn lay_out<T: Stored>(weight: &[T], inputs: usize, kernel: Kernel) -> Vec<T> {
     strips
 }
 
-/// candle's view: layers of one input, their results one after another.
+/// candle's view.
 struct Product {
-    layers: Vec<(Dense, Option<Tensor>)>,
-    /// Of all results. With one there is no backward pass.
+    layer: Dense,
+    bias: Option<Tensor>,
+    /// With one there is no backward pass.
     activation: Activation,
 }
 
-/// A layer inside a call.
+/// The layer inside a call.
 struct Part<'a, T> {
     panels: &'a [T],
     bias: Option<&'a [T]>,
     outputs: usize,
-    /// Where its results begin.
-    at: usize,
+    activation: Activation,
 }
 
-/// One panel of one part, for rows `start..end`.
+/// One panel, for rows `start..end`.
 struct Task {
-    part: usize,
     panel: usize,
     start: usize,
     end: usize,
@@ -279,46 +254,24 @@ impl CustomOp1 for Product {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let guards: Vec<_> = self
-            .layers
-            .iter()
-            .map(|(layer, bias)| {
-                (
-                    layer,
-                    layer.panels.storage_and_layout(),
-                    bias.as_ref().map(Tensor::storage_and_layout),
-                )
-            })
-            .collect();
+        let layer = &self.layer;
+        let (panels, panels_l) = layer.panels.storage_and_layout();
+        let bias = self.bias.as_ref().map(Tensor::storage_and_layout);
         by_float!(x, self.name(), T => {
-            let x = contiguous::<T>(x, l, self.name())?;
+            let part = Part {
+                panels: values::<T>(&panels, panels_l)?,
+                bias: bias.as_ref().map(|(bias, l)| values::<T>(bias, l)).transpose()?,
+                outputs: layer.outputs,
+                activation: self.activation,
+            };
+            let x = Input::new(contiguous::<T>(x, l, self.name())?, layer);
             let n = l.dims()[0];
-            let mut at = 0;
-            let mut parts = Vec::with_capacity(guards.len());
-            for (layer, (storage, layout), bias) in &guards {
-                let bias = match bias {
-                    Some((storage, layout)) => Some(values::<T>(storage, layout)?),
-                    None => None,
-                };
-                let panels = values::<T>(storage, layout)?;
-                parts.push(Part { panels, bias, outputs: layer.outputs, at });
-                at += n * layer.outputs;
-            }
-            // Layers of one type have one kernel.
-            let Some((layer, _)) = self.layers.first() else { bail!("dense: no layers") };
-            let x = Input::new(x, layer);
-            let y = products(&x, n, &parts, self.activation);
-            Ok((T::wrap(y), Shape::from(at)))
+            Ok((T::wrap(products(&x, n, &part)), Shape::from((n, layer.outputs))))
         })
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let [(layer, _)] = self.layers.as_slice() else {
-            bail!("dense: layers of a tracked input are applied one by one")
-        };
-        let n = x.dim(0)?;
-        let grad = grad.reshape((n, layer.outputs))?.contiguous()?;
-        grad.apply_op1_no_bwd(&Backward(layer)).map(Some)
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        grad.contiguous()?.apply_op1_no_bwd(&Backward(&self.layer)).map(Some)
     }
 }
 
@@ -360,14 +313,9 @@ impl<'a, T: Stored> Input<'a, T> {
     }
 }
 
-/// The results of all parts for n rows of x.
-fn products<T: Stored>(
-    x: &Input<T>,
-    n: usize,
-    parts: &[Part<T>],
-    activation: Activation,
-) -> Vec<T> {
-    let outputs: usize = parts.iter().map(|part| part.outputs).sum();
+/// The results for n rows of x.
+fn products<T: Stored>(x: &Input<T>, n: usize, part: &Part<T>) -> Vec<T> {
+    let outputs = part.outputs;
     let mut y = vec![T::default(); n * outputs];
     if n == 0 {
         return y;
@@ -376,27 +324,24 @@ fn products<T: Stored>(
     let chunk = n.div_ceil(n.div_ceil(ROWS));
     let tasks: Vec<Task> = (0..n)
         .step_by(chunk)
-        .flat_map(|start| (0..parts.len()).map(move |part| (start, part)))
-        .flat_map(|(start, part)| {
+        .flat_map(|start| {
             let end = (start + chunk).min(n);
-            let panels = parts[part].outputs.div_ceil(PANEL);
-            (0..panels).map(move |panel| Task { part, panel, start, end })
+            (0..outputs.div_ceil(PANEL)).map(move |panel| Task { panel, start, end })
         })
         .collect();
     let shared = SharedMut::new(&mut y);
     let work = |scratch: &mut Scratch, task: &Task| {
-        let part = &parts[task.part];
         let first = task.panel * PANEL;
-        let width = PANEL.min(part.outputs - first);
+        let width = PANEL.min(outputs - first);
         scratch.run(x, inputs, part, task);
         for (row, sums) in (task.start..task.end).zip(scratch.y.chunks_mut(PANEL)) {
             let sums = &mut sums[..width];
             if let Some(bias) = part.bias {
                 simd::add_scaled(sums, &bias[first..first + width], 1.0);
             }
-            act::apply(activation, sums);
-            // SAFETY: parts share no results, rows and panels of a part none either.
-            T::store(sums, unsafe { shared.range(part.at + row * part.outputs + first, width) });
+            act::apply(part.activation, sums);
+            // SAFETY: no two tasks share a row of a panel.
+            T::store(sums, unsafe { shared.range(row * outputs + first, width) });
         }
     };
     if n * inputs * outputs < ALONE {

@@ -1,0 +1,95 @@
+//! How much memory there is, and how many key-value slots it is good for.
+
+use candle_core::{DType, Device};
+
+use super::llava::{Source, outline::Outline};
+use crate::{Error, Result};
+
+/// Bytes that count as free on a CPU, in place of what the system says.
+const VARIABLE: &str = "BDHS_MEMORY";
+/// Slots beyond which a pass does not gain any more.
+const MOST_SLOTS: u64 = 16_384;
+const MOST_SLOTS_ON_GPU: u64 = 65_536;
+
+/// Bytes that are free on a device; `None` where the system does not tell. On a CPU that is what Linux calls available, within the
+/// limits of the control group, or what `BDHS_MEMORY` says.
+///
+/// # Errors
+/// A `BDHS_MEMORY` that is no number, and statuses of the driver.
+pub fn free(device: &Device) -> Result<Option<u64>> {
+    match device {
+        Device::Cpu => free_on_host(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Ok(Some(crate::ops::cuda::free_memory(device)?)),
+        _ => Ok(None),
+    }
+}
+
+fn free_on_host() -> Result<Option<u64>> {
+    if let Some(bytes) = std::env::var_os(VARIABLE) {
+        let parsed = bytes.to_str().and_then(|text| text.parse::<u64>().ok());
+        let expected = "a number of bytes";
+        let wrong = || Error::argument("memory", VARIABLE, bytes.display(), expected);
+        return parsed.map(Some).ok_or_else(wrong);
+    }
+    let file = |path| std::fs::read_to_string(path).ok();
+    let number = |path| file(path)?.trim().parse::<u64>().ok();
+    let group = |limit, used| Some(number(limit)?.saturating_sub(number(used)?));
+    let version2 = group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
+    let available =
+        file("/proc/meminfo").as_deref().and_then(|text| kilobytes(text, "MemAvailable:"));
+    Ok([available, version2].into_iter().flatten().min())
+}
+
+/// A line of a file of Linux, in bytes.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
+}
+
+/// Key-value slots for a model that is not loaded yet: what half of the memory holds that its weights leave free, the other half being
+/// for the states of a pass; at most 16,384 on a CPU and 65,536 on a GPU.
+///
+/// # Errors
+/// As [`Outline::read`] and [`free`].
+pub fn slots(source: &Source, dtype: DType, device: &Device) -> Result<u32> {
+    let most = if device.is_cpu() { MOST_SLOTS } else { MOST_SLOTS_ON_GPU };
+    let Some(free) = free(device)? else { return Ok(most as u32) };
+    let outline = Outline::read(source, 1)?;
+    let own = outline.memory.iter().find(|memory| memory.dtype == dtype.as_str());
+    let (weights, slot) = own.map_or((0, 1), |m| (m.weight_bytes, m.cache_bytes_per_token));
+    Ok(fitting(free, weights, slot, most))
+}
+
+/// At least one: what has no room at all is told when it is allocated.
+fn fitting(free: u64, weights: u64, slot: u64, most: u64) -> u32 {
+    (free.saturating_sub(weights) / 2 / slot.max(1)).clamp(1, most) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_fit_into_half_of_what_weights_leave() {
+        const GB: u64 = 1 << 30;
+        for (free, weights, slot, expected) in [
+            (80 * GB, 14 * GB, 512 << 10, 65_536),
+            (24 * GB, 14 * GB, 512 << 10, 10_240),
+            (14 * GB, 14 * GB, 512 << 10, 1),
+            (0, GB, 1, 1),
+        ] {
+            assert_eq!(fitting(free, weights, slot, MOST_SLOTS_ON_GPU), expected, "{free}");
+        }
+    }
+
+    #[test]
+    fn free_memory_is_told() {
+        let status = "Name:\tx\nVmRSS:\t   2048 kB\n";
+        assert_eq!(kilobytes(status, "VmRSS:"), Some(2 << 20));
+        assert_eq!(kilobytes(status, "VmHWM:"), None);
+        if cfg!(target_os = "linux") {
+            assert!(free(&Device::Cpu).unwrap().is_some_and(|bytes| bytes > 1 << 20));
+        }
+    }
+}
