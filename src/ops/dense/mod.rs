@@ -19,7 +19,8 @@
 //! * NaN and infinity give what the formula gives, in their row.
 //! * The gradient of x is real; W and b have none.
 //! * Bytes (floor): W once; x and y once.
-//! * CPUs with AVX-512 (with or without dot products of bf16), or AVX2 and FMA ([`Dense::available`]). On others and on a GPU, libraries' products serve as well.
+//! * CPUs with AVX-512 (with or without dot products of bf16), or AVX2 and FMA ([`Dense::available`]). On others and on a GPU,
+//!   libraries' products serve as well.
 
 mod dots;
 mod kernel;
