@@ -299,8 +299,7 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, plan: &AttendPlan, scale: f32)
     let unsupported =
         |why: &dyn fmt::Display| Error::unsupported("attention by flash-attn", why.to_string());
     super::check(q, k, v, plan, scale)?;
-    let [q, k, v] =
-        [super::rows_contiguous(q)?, super::rows_contiguous(k)?, super::rows_contiguous(v)?];
+    let [q, k, v] = [super::whole_rows(q)?, super::whole_rows(k)?, super::whole_rows(v)?];
     let operands = [&q, &k, &v];
     let sequences =
         Sequences::of(plan, &Call::of(operands, scale, false)).map_err(|why| unsupported(&why))?;
