@@ -140,7 +140,8 @@ pub struct Run {
     /// Seed of every random draw.
     pub seed: u64,
     /// Key-value slots in use at a time: prompts, references and room for new tokens. A wave needs up to four times as many in all,
-    /// one attempt after another. Without a number, as many as free memory holds ([`memory::slots`]).
+    /// one attempt after another. Without a number, as many as free memory holds
+    /// ([`memory::slots`](crate::models::memory::slots)).
     pub token_budget: Option<u32>,
     /// Samples in a block. A block is worked on as one: its waves mix only its own samples, so a
     /// shard holds whole blocks and gives the same results as a single run.
