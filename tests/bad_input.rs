@@ -475,7 +475,7 @@ fn nothing_computed_is_lost() {
     setting.write("images/2.png", &good);
     let again = json(&succeed(run(&setting).arg("--json")));
     assert_eq!(first["cells"], again["cells"]);
-    let generating = |summary: &Value| summary["seconds"]["generate"].as_f64().unwrap();
+    let generating = |summary: &serde_json::Value| summary["seconds"]["generate"].as_f64().unwrap();
     assert_eq!(generating(&first), generating(&again), "nothing was generated again");
 }
 
