@@ -74,7 +74,7 @@ BDHS_ATTEND_FLOATS(256)
 struct WriteArgs {
     const void* rows;       // [count, row_bytes], pitch apart
     void* arena;
-    const uint32_t* slots;  // where each row goes
+    const uint32_t* slots;  // where each row goes, WRITE_NOWHERE for some
     uint64_t count, row_bytes;
     uint64_t pitch;         // bytes from a row to the next
     uint32_t unit;          // bytes of a load: 16, 4 or 2
@@ -83,12 +83,15 @@ struct WriteArgs {
 static_assert(sizeof(WriteArgs) == 56, "the launch code relies on this layout");
 
 constexpr int WRITE_THREADS = 256;
+constexpr uint32_t WRITE_NOWHERE = 0xffffffff;
 
 template <class V> BDHS_DEVICE void write_units(const WriteArgs& args) {
     const uint64_t warps = WRITE_THREADS / 32, units = args.row_bytes / sizeof(V);
     for (uint64_t r = blockIdx.x * warps + warp_id(); r < args.count; r += gridDim.x * warps) {
+        const uint32_t slot = args.slots[r];
+        if (slot == WRITE_NOWHERE) continue;
         const V* from = reinterpret_cast<const V*>(static_cast<const char*>(args.rows) + r * args.pitch);
-        V* to = reinterpret_cast<V*>(static_cast<char*>(args.arena) + args.slots[r] * args.row_bytes);
+        V* to = reinterpret_cast<V*>(static_cast<char*>(args.arena) + slot * args.row_bytes);
         uint64_t i = (uint64_t)lane_id();
         for (; i + 96 < units; i += 128) {
             const V a = from[i], b = from[i + 32], c = from[i + 64], d = from[i + 96];

@@ -320,6 +320,7 @@ template <class T, int DP> BDHS_DEVICE void attend_half_few(const AttendArgs& ar
     const uint32_t share = blockIdx.x / args.kv_heads * Ring::WARPS + warp_id();
     if (share >= args.share_count) return;
     const AttendFew w = attend_few(args, share, blockIdx.x % args.kv_heads, 0, ATTEND_FEW);
+    if (w.lines <= 0) return;
     uint16_t *keys = tiles + warp_id() * 2 * STAGES * Ring::TILE, *values = keys + STAGES * Ring::TILE;
     const int steps = (w.to - w.from + Ring::KEYS - 1) / Ring::KEYS, line = lane_id() / 4;
     uint32_t slots[2];

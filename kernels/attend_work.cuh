@@ -32,7 +32,7 @@ static_assert(sizeof(AttendRow) == 20, "the launch code relies on this layout");
 // Lines that go through a chunk together.
 struct AttendShare {
     uint32_t members;            // where its rows are named
-    uint32_t first_line, lines;  // of the lines of its rows
+    uint32_t first_line, lines;  // of the lines of its rows; none: room that is left
     uint32_t first_segment;      // where key `from` is; its base and end, again
     uint32_t base, end;
     uint32_t from, to;           // keys, of each row's own

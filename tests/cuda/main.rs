@@ -8,10 +8,12 @@ mod attend;
 mod calls;
 mod cosine;
 mod flash;
+mod graph;
 mod large;
 mod mask;
 mod norm;
 mod pool;
+mod product;
 mod rope;
 mod token;
 

@@ -144,6 +144,8 @@ template <class T> Bits<T> run_blocks(const Case<T>& c, const std::vector<Block>
     Items items;
     for (size_t i = 0; i < blocks.size(); ++i) add_block(items, blocks[i], (uint32_t)i, c.group);
     add_shares(items, c.group);
+    // Room that a plan has left.
+    if (!items.few.empty() && rng.chance(0.3)) items.few.resize(items.few.size() + 1 + rng.below(5));
     const Buffer<S> q(c.q, c.misalign), k(c.k, c.misalign), v(c.v, c.misalign);
     const Buffer<float> bias(c.bias);
     Buffer<S> out(c.rows * c.heads() * c.dim, c.misalign);
@@ -378,13 +380,16 @@ void write_case(Suite& suite, Rng& rng) {
     for (uint32_t s = 0; s < arena; ++s)
         if (rng.chance(0.5)) slots.insert(slots.begin() + (long)rng.below(slots.size() + 1), s);
     if (slots.empty()) return;
+    for (uint64_t nowhere = rng.below(3); nowhere; --nowhere)
+        slots.insert(slots.begin() + (long)rng.below(slots.size() + 1), WRITE_NOWHERE);
     suite.begin(check::text("writes in units of %d", (int)unit));
     const uint64_t bytes = width * unit, pitch = bytes + rng.below(3) * unit;
     Buffer<uint8_t> rows((slots.size() - 1) * pitch + bytes), to(arena * bytes);
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = (uint8_t)rng.next();
     for (size_t i = 0; i < to.size(); ++i) to[i] = (uint8_t)rng.next();
     std::vector<uint8_t> want(to.data(), to.data() + to.size());
-    for (size_t i = 0; i < slots.size(); ++i) memcpy(&want[slots[i] * bytes], rows.data() + i * pitch, bytes);
+    for (size_t i = 0; i < slots.size(); ++i)
+        if (slots[i] != WRITE_NOWHERE) memcpy(&want[slots[i] * bytes], rows.data() + i * pitch, bytes);
     const Buffer<uint32_t> where(slots);
     const WriteArgs a = {rows.data(), to.data(), where.data(), slots.size(), bytes, pitch, (uint32_t)unit, 0};
     shim::launch({1 + (unsigned)rng.below(3)}, {WRITE_THREADS}, {rng.next()}, [&] { write_rows(a); });

@@ -71,6 +71,8 @@ constants! {
     const ATTEND_FLOAT_FEW: u64 = 4;
     const ATTEND_FLOAT_WIDE: u64 = 16;
     const WRITE_THREADS: u32 = 256;
+    /// The slot of rows that are not written.
+    const WRITE_NOWHERE: u32 = 0xffff_ffff;
 
     const COSINE_ROW_THREADS: u32 = 256;
     /// Rows and columns of a tile; rows of operands are padded to it, and lie in chunks of as many rows.

@@ -33,10 +33,12 @@ mod args;
 pub mod attend;
 pub mod cosine;
 mod geometry;
+pub mod graph;
 pub mod mask;
 mod module;
 pub mod norm;
 pub mod pool;
+pub mod product;
 pub mod rope;
 pub mod support;
 mod tensor;
@@ -335,6 +337,17 @@ impl Queue<'_> {
 
     fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<CudaSlice<T>> {
         self.stream.alloc_zeros(len.max(1)).map_err(driver_error(self.op, "allocating"))
+    }
+
+    /// Writes host values to the beginning of a buffer, in the order of the stream.
+    fn put<T: DeviceRepr>(&self, values: &[T], buffer: &mut CudaSlice<T>) -> Result<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.check_context("buffer", buffer)?;
+        refuse_capture(self.op, "uploading from the host", self.stream)?;
+        let status = self.stream.memcpy_htod(values, buffer);
+        status.map_err(driver_error(self.op, "uploading from the host"))
     }
 
     fn clear<T: DeviceRepr + ValidAsZeroBits>(

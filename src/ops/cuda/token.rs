@@ -10,7 +10,7 @@ use cudarc::driver::{CudaSlice, CudaStream};
 
 use super::args::{self, TokenArgs, TokenRow};
 use super::module::File;
-use super::{Queue, Rows, Upload, check_len, driver_error, refuse_capture, to_host, with_rows};
+use super::{Queue, Rows, Upload, check_len, to_host, with_rows};
 use crate::ops::token::{Row, Sampled, check_rows, no_distribution};
 use crate::{Error, Result};
 
@@ -71,19 +71,8 @@ impl Batch {
             ));
         }
         let queue = Queue { op, stream };
-        queue.check_context("batch", &self.rows)?;
-        refuse_capture(op, "uploading from the host", stream)?;
-        if !device_rows.is_empty() {
-            stream
-                .memcpy_htod(&device_rows, &mut self.rows)
-                .map_err(driver_error(op, "uploading rows"))?;
-        }
-        if !history.is_empty() {
-            stream
-                .memcpy_htod(&history, &mut self.history)
-                .map_err(driver_error(op, "uploading history"))?;
-        }
-        Ok(())
+        queue.put(&device_rows, &mut self.rows)?;
+        queue.put(&history, &mut self.history)
     }
 }
 

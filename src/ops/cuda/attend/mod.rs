@@ -23,6 +23,8 @@ use crate::{Error, Result};
 #[cfg(feature = "flash-attn")]
 pub(in crate::ops) use flash::forward as flash_forward;
 pub use plan::Plan;
+use plan::Sizes;
+pub use tensors::write_rows_to;
 pub(in crate::ops) use tensors::{forward, write_forward};
 
 /// Queries, keys and values: rows of whole tokens, head after head.
@@ -103,6 +105,36 @@ fn check(
     Ok(heads)
 }
 
+/// What a call writes on the way: parts of lines with several chunks, and how many have come.
+#[derive(Debug)]
+pub struct Workspace {
+    parts: Option<CudaSlice<f32>>,
+    tickets: Option<CudaSlice<u32>>,
+}
+
+impl Workspace {
+    /// For calls by a plan, and plans that [replace](Plan::replace) it, with so many key heads of `dim` values.
+    ///
+    /// # Errors
+    /// Statuses of the driver.
+    pub fn new(stream: &Arc<CudaStream>, plan: &Plan, kv_heads: usize, dim: usize) -> Result<Self> {
+        let queue = Queue { op: "cuda::attend::Workspace", stream };
+        let Sizes { parts, tickets, .. } = plan.room;
+        Ok(Self {
+            parts: (parts > 0).then(|| queue.alloc(parts * kv_heads * (dim + 2))).transpose()?,
+            tickets: (tickets > 0).then(|| queue.alloc(tickets * kv_heads)).transpose()?,
+        })
+    }
+
+    /// Whether it is large enough for calls by a plan.
+    pub fn fits(&self, plan: &Plan, kv_heads: usize, dim: usize) -> bool {
+        let len = |buffer: Option<usize>| buffer.unwrap_or(0);
+        let parts = len(self.parts.as_ref().map(CudaSlice::len));
+        let tickets = len(self.tickets.as_ref().map(CudaSlice::len));
+        parts >= plan.room.parts * kv_heads * (dim + 2) && tickets >= plan.room.tickets * kv_heads
+    }
+}
+
 /// Attention by plan into `out`, `[R, Hq D]` of the operands' dtype: a launch for blocks of many rows, one for those of few.
 ///
 /// # Errors
@@ -116,6 +148,24 @@ pub fn attend<T: Output>(
     bias: Option<&Bias<'_>>,
     out: &mut impl DevicePtrMut<T>,
 ) -> Result<()> {
+    let heads = check("cuda::attend", operands, plan, scale, bias)?;
+    let mut workspace = Workspace::new(stream, plan, heads.kv, operands.dim)?;
+    attend_in(stream, operands, plan, scale, bias, &mut workspace, out)
+}
+
+/// As [`attend`], in a workspace of the caller: nothing is allocated.
+///
+/// # Errors
+/// As [`attend`], and on a workspace that is too small.
+pub fn attend_in<T: Output>(
+    stream: &Arc<CudaStream>,
+    operands: &Operands<'_>,
+    plan: &Plan,
+    scale: f32,
+    bias: Option<&Bias<'_>>,
+    workspace: &mut Workspace,
+    out: &mut impl DevicePtrMut<T>,
+) -> Result<()> {
     let op = "cuda::attend";
     let queue = Queue { op, stream };
     let heads = check(op, operands, plan, scale, bias)?;
@@ -125,17 +175,16 @@ pub fn attend<T: Output>(
         return Err(Error::argument(op, "out", "of another dtype", expected));
     }
     check_len(op, "out", out, q.count * q.width)?;
+    if !workspace.fits(plan, heads.kv, *dim) {
+        return Err(Error::argument(op, "workspace", "too small", "one made for the plan"));
+    }
+    let room = plan.room;
     if !plan.whole {
         queue.clear(out)?;
     }
-    let mut parts = match plan.parts {
-        0 => None,
-        parts => Some(queue.alloc::<f32>(parts * heads.kv * (dim + 2))?),
-    };
-    let mut tickets = match plan.tickets {
-        0 => None,
-        tickets => Some(queue.zeros::<u32>(tickets * heads.kv)?),
-    };
+    if let Some(tickets) = &mut workspace.tickets {
+        queue.clear(tickets)?;
+    }
     let (words, _words) = queue.read("plan", &plan.words)?;
     let (q_at, _q) = q.read(&queue, "q")?;
     let (k_at, _k) = k.read(&queue, "k")?;
@@ -143,9 +192,9 @@ pub fn attend<T: Output>(
     let (to, _out) = queue.write("out", out)?;
     let aligned = [(q, q_at), (k, k_at), (v, v_at)].iter().all(|(rows, at)| rows.aligned(*at) == 1)
         && (dim * q.values.bytes()).is_multiple_of(16);
-    let shares = words + (plan.many * size_of::<AttendItem>()) as u64;
-    let segments = shares + (plan.few * size_of::<AttendShare>()) as u64;
-    let rows = segments + (plan.segments * size_of::<AttendSegment>()) as u64;
+    let shares = words + (room.many * size_of::<AttendItem>()) as u64;
+    let segments = shares + (room.few * size_of::<AttendShare>()) as u64;
+    let rows = segments + (room.segments * size_of::<AttendSegment>()) as u64;
     let mut args = AttendArgs {
         q: q_at,
         k: k_at,
@@ -155,7 +204,7 @@ pub fn attend<T: Output>(
         shares,
         segments,
         rows,
-        members: rows + (plan.few_rows * size_of::<AttendRow>()) as u64,
+        members: rows + (room.few_rows * size_of::<AttendRow>()) as u64,
         q_pitch: q.stride as i64,
         k_pitch: k.stride as i64,
         v_pitch: v.stride as i64,
@@ -164,7 +213,7 @@ pub fn attend<T: Output>(
         group: heads.group as u32,
         scale: (f64::from(scale) * std::f64::consts::LOG2_E) as f32,
         aligned: u32::from(aligned),
-        share_count: plan.few as u32,
+        share_count: room.few as u32,
         ..Default::default()
     };
     let mut guards = vec![];
@@ -173,17 +222,17 @@ pub fn attend<T: Output>(
         (args.bias, args.bias_max) = (address, bias.max as u32);
         guards.push(guard);
     }
-    if let Some(parts) = &mut parts {
+    if let Some(parts) = &mut workspace.parts {
         let (address, guard) = queue.write("workspace", parts)?;
         args.parts = address;
         guards.push(guard);
     }
-    if let Some(tickets) = &mut tickets {
+    if let Some(tickets) = &mut workspace.tickets {
         let (address, guard) = queue.write("workspace", tickets)?;
         args.tickets = address;
         guards.push(guard);
     }
-    for (few, items) in [(false, plan.many), (true, plan.few)] {
+    for (few, items) in [(false, room.many), (true, room.few)] {
         let f32_rows = matches!(q.values, Values::F32(_));
         let (blocks, threads) = geometry::attend(f32_rows, *dim, few, items, heads.kv);
         // SAFETY: rows and slots of the items are within those of q, k and v, which have as many as the plan was checked
@@ -235,12 +284,47 @@ impl Slots {
     /// Slots of an arena that has `arena` of them.
     ///
     /// # Errors
-    /// On slots out of range or named twice, and statuses of the driver.
+    /// On slots out of range or named twice, an arena of 2^32 slots or more, and statuses of the driver.
     pub fn new(to: &impl Upload, slots: &[u32], arena: usize) -> Result<Self> {
-        let op = "cuda::attend::Slots";
-        check_slots(op, slots, arena)?;
-        Ok(Self { slots: to.upload(op, slots)?, count: slots.len(), arena })
+        Self::padded(to, slots, slots.len(), arena)
     }
+
+    /// As [`Slots::new`], for `count` rows: those behind the slots are not written.
+    ///
+    /// # Errors
+    /// As [`Slots::new`], and on more slots than rows.
+    pub fn padded(to: &impl Upload, slots: &[u32], count: usize, arena: usize) -> Result<Self> {
+        let op = "cuda::attend::Slots";
+        Ok(Self { slots: to.upload(op, &padded(op, slots, count, arena)?)?, count, arena })
+    }
+
+    /// Other slots of the same arena for as many rows, in the order of the stream, as for [`Slots::padded`].
+    ///
+    /// # Errors
+    /// As [`Slots::padded`], and if a graph is being captured.
+    pub fn replace(&mut self, stream: &Arc<CudaStream>, slots: &[u32]) -> Result<()> {
+        let op = "cuda::attend::Slots";
+        let slots = padded(op, slots, self.count, self.arena)?;
+        Queue { op, stream }.put(&slots, &mut self.slots)
+    }
+}
+
+fn padded(op: &'static str, slots: &[u32], count: usize, arena: usize) -> Result<Vec<u32>> {
+    check_slots(op, slots, arena)?;
+    if arena > args::WRITE_NOWHERE as usize {
+        return Err(Error::argument(op, "slots of the arena", arena, "below 2^32"));
+    }
+    if slots.len() > count {
+        return Err(Error::argument(
+            op,
+            "slots",
+            slots.len(),
+            format!("at most {count}, the rows"),
+        ));
+    }
+    let mut slots = slots.to_vec();
+    slots.resize(count, args::WRITE_NOWHERE);
+    Ok(slots)
 }
 
 /// Writes rows to their slots of an arena of packed rows of the same width. One launch.

@@ -1,30 +1,32 @@
 //! A plan as the kernels take it: items of work and the segments that they name.
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 
-use cudarc::driver::CudaSlice;
+use cudarc::driver::{CudaSlice, CudaStream};
 
 use super::super::args::{
     ATTEND_CHUNK, ATTEND_FEW, ATTEND_LINES, AttendItem, AttendRow, AttendSegment, AttendShare,
 };
-use super::super::{Upload, geometry};
+use super::super::{Queue, Upload, geometry};
 use crate::ops::attend::{AttendPlan, Block};
 use crate::{Error, Result};
 
 const OP: &str = "cuda::attend::Plan";
 
+/// The words of a struct of 32-bit fields.
+macro_rules! words_of {
+    ($value:expr, $($field:ident),*) => { [$($value.$field),*] };
+}
+
 /// Who sees what, checked, divided into blocks of threads and uploaded: one upload, good for every layer of a pass.
 #[derive(Debug)]
 pub struct Plan {
-    /// Items of blocks of many lines; of those of few: shares, and rows, which shares name; segments of both.
+    /// Items of blocks of many lines; of those of few: shares, and rows, which shares name; segments of both. Each kind takes
+    /// its room.
     pub(super) words: CudaSlice<u32>,
-    pub(super) many: usize,
-    pub(super) few: usize,
-    pub(super) segments: usize,
-    pub(super) few_rows: usize,
-    /// Lines' chunks in the workspace, and lines with several, for each key head.
-    pub(super) parts: usize,
-    pub(super) tickets: usize,
+    pub(super) room: Sizes,
+    reads: usize,
     pub(super) rows: usize,
     pub(super) slots: usize,
     pub(super) group: usize,
@@ -32,6 +34,59 @@ pub struct Plan {
     pub(super) whole: bool,
     /// Rows of the longest block if each sees exactly its own number of keys in one segment, as a bias asks.
     pub(super) biased: Option<usize>,
+}
+
+/// How many there are of each kind, or how many there is room for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub(super) many: usize,
+    pub(super) few: usize,
+    pub(super) segments: usize,
+    pub(super) few_rows: usize,
+    members: usize,
+    /// Lines' chunks in the workspace, and lines with several, for each key head.
+    pub(super) parts: usize,
+    pub(super) tickets: usize,
+}
+
+impl Sizes {
+    /// An eighth more, and a few: a token more in each row adds a chunk to some.
+    fn with_room(self) -> Self {
+        let room = |count: usize| count + count / 8 + 16;
+        Self {
+            many: self.many,
+            few: room(self.few),
+            segments: room(self.segments),
+            few_rows: room(self.few_rows),
+            members: room(self.members),
+            parts: room(self.parts),
+            tickets: room(self.tickets),
+        }
+    }
+
+    /// The larger of each.
+    fn or(self, other: &Self) -> Self {
+        Self {
+            many: self.many,
+            few: self.few.max(other.few),
+            segments: self.segments.max(other.segments),
+            few_rows: self.few_rows.max(other.few_rows),
+            members: self.members.max(other.members),
+            parts: self.parts.max(other.parts),
+            tickets: self.tickets.max(other.tickets),
+        }
+    }
+
+    /// Whether this much fits. Items of many lines leave no room: what is behind them would be read.
+    fn fits(&self, room: &Self) -> bool {
+        self.many == room.many
+            && self.few <= room.few
+            && self.segments <= room.segments
+            && self.few_rows <= room.few_rows
+            && self.members <= room.members
+            && self.parts <= room.parts
+            && self.tickets <= room.tickets
+    }
 }
 
 impl Plan {
@@ -47,6 +102,88 @@ impl Plan {
         slots: usize,
         group: usize,
     ) -> Result<Self> {
+        Self::build(to, plan, [rows, slots, group], |sizes| sizes)
+    }
+
+    /// As [`Plan::new`], with room for more, so that later plans can [replace](Plan::replace) it.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn with_room(
+        to: &impl Upload,
+        plan: &AttendPlan,
+        rows: usize,
+        slots: usize,
+        group: usize,
+    ) -> Result<Self> {
+        Self::build(to, plan, [rows, slots, group], Sizes::with_room)
+    }
+
+    /// As [`Plan::with_room`], for a plan that could not [replace](Plan::replace) this one, with room for what this one has room for
+    /// too.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn grown(&self, to: &impl Upload, plan: &AttendPlan) -> Result<Self> {
+        let sizes = [self.rows, self.slots, self.group];
+        Self::build(to, plan, sizes, |sizes| sizes.with_room().or(&self.room))
+    }
+
+    fn build(
+        to: &impl Upload,
+        plan: &AttendPlan,
+        [rows, slots, group]: [usize; 3],
+        room: impl FnOnce(Sizes) -> Sizes,
+    ) -> Result<Self> {
+        let found = Found::of(plan, rows, slots, group)?;
+        let room = room(found.sizes());
+        let own = |block: &Block| {
+            block.rows.is_empty() || matches!(block.keys[..], [s] if s.len == block.rows.len())
+        };
+        let longest = plan.blocks.iter().map(|block| block.rows.len()).max().unwrap_or(0);
+        Ok(Self {
+            words: to.upload(OP, &found.words(&room))?,
+            room,
+            reads: found.shares.len(),
+            rows,
+            slots,
+            group,
+            whole: found.work.covered == rows,
+            biased: plan.blocks.iter().all(own).then_some(longest),
+        })
+    }
+
+    /// Another plan in the place of this one, in the order of the stream, for a graph that attends by it again and again. `false`,
+    /// and nothing is changed, if it needs more room, or leaves rows without keys where this one does not. It takes no bias.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], and if a graph is being captured.
+    pub fn replace(&mut self, stream: &Arc<CudaStream>, plan: &AttendPlan) -> Result<bool> {
+        let found = Found::of(plan, self.rows, self.slots, self.group)?;
+        let whole = found.work.covered == self.rows;
+        if !found.sizes().fits(&self.room) || whole != self.whole {
+            return Ok(false);
+        }
+        Queue { op: OP, stream }.put(&found.words(&self.room), &mut self.words)?;
+        (self.reads, self.biased) = (found.shares.len(), None);
+        Ok(true)
+    }
+
+    /// How many chunks of 64 keys the blocks of few lines read, a key head: a chunk once for up to 16 lines.
+    pub fn reads(&self) -> usize {
+        self.reads
+    }
+}
+
+/// A checked plan, divided.
+struct Found {
+    work: Work,
+    shares: Vec<AttendShare>,
+    members: Vec<u32>,
+}
+
+impl Found {
+    fn of(plan: &AttendPlan, rows: usize, slots: usize, group: usize) -> Result<Self> {
         plan.check(rows, slots)?;
         for (what, count) in [("rows", rows), ("slots", slots)] {
             if u32::try_from(count).is_err() {
@@ -58,39 +195,49 @@ impl Plan {
         })?;
         let mut work = Work { group, ..Work::default() };
         plan.blocks.iter().enumerate().try_for_each(|(i, block)| work.add(i, block))?;
-        let own = |block: &Block| {
-            block.rows.is_empty() || matches!(block.keys[..], [s] if s.len == block.rows.len())
-        };
-        let longest = plan.blocks.iter().map(|block| block.rows.len()).max().unwrap_or(0);
+        work.sort_items();
         let (shares, members) = work.shares().ok_or_else(|| {
             Error::argument(OP, "blocks of few rows", plan.blocks.len(), "fewer than 2^32 chunks")
         })?;
-        let words = work.words(&shares, &members);
-        Ok(Self {
-            words: to.upload(OP, &words)?,
-            many: work.many.len(),
-            few: shares.len(),
-            segments: work.segments.len(),
-            few_rows: work.rows.len(),
-            parts: work.parts as usize,
-            tickets: work.tickets as usize,
-            rows,
-            slots,
-            group: group as usize,
-            whole: work.covered == rows,
-            biased: plan.blocks.iter().all(own).then_some(longest),
-        })
+        Ok(Self { work, shares, members })
     }
 
-    /// How many chunks of 64 keys the blocks of few lines read, a key head: a chunk once for up to 16 lines.
-    pub fn reads(&self) -> usize {
-        self.few
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            many: self.work.many.len(),
+            few: self.shares.len(),
+            segments: self.work.segments.len(),
+            few_rows: self.work.rows.len(),
+            members: self.members.len(),
+            parts: self.work.parts as usize,
+            tickets: self.work.tickets as usize,
+        }
     }
-}
 
-/// The words of a struct of 32-bit fields.
-macro_rules! words_of {
-    ($value:expr, $($field:ident),*) => { [$($value.$field),*] };
+    /// Everything in one array, each kind in its room; zeros behind it, which for a share is no lines.
+    fn words(&self, room: &Sizes) -> Vec<u32> {
+        let mut words = vec![];
+        let mut add = |kind: &mut dyn Iterator<Item = u32>, room: usize| {
+            let end = words.len() + room;
+            words.extend(kind);
+            words.resize(end, 0);
+        };
+        let Work { many, segments, rows, .. } = &self.work;
+        let items = many.iter().flat_map(|i| {
+            words_of!(i, first_row, rows, first_segment, keys, causal, first_line, lines, reserved)
+        });
+        let shares = self.shares.iter().flat_map(|s| {
+            words_of!(s, members, first_line, lines, first_segment, base, end, from, to)
+        });
+        let segments = segments.iter().flat_map(|s| words_of!(s, base, end));
+        let rows = rows.iter().flat_map(|r| words_of!(r, row, position, keys, part, ticket));
+        add(&mut { items }, 8 * room.many);
+        add(&mut { shares }, 8 * room.few);
+        add(&mut { segments }, 2 * room.segments);
+        add(&mut { rows }, 5 * room.few_rows);
+        add(&mut self.members.iter().copied(), room.members);
+        words
+    }
 }
 
 /// A row of a block of few lines and a chunk of its keys. What sorts together may be read together.
@@ -244,8 +391,8 @@ impl Work {
         Some((shares, self.pairs.iter().map(|pair| pair.row).collect()))
     }
 
-    /// Everything in one array. The longest items of many lines come first, so that none is left over.
-    fn words(&mut self, shares: &[AttendShare], members: &[u32]) -> Vec<u32> {
+    /// The longest items of many lines come first, so that none is left over.
+    fn sort_items(&mut self) {
         let seen = |item: &AttendItem| match item.causal {
             0 => i64::from(item.keys),
             _ => {
@@ -254,14 +401,5 @@ impl Work {
             }
         };
         self.many.sort_by_key(|item| Reverse(seen(item)));
-        let items = self.many.iter().flat_map(|i| {
-            words_of!(i, first_row, rows, first_segment, keys, causal, first_line, lines, reserved)
-        });
-        let shares = shares.iter().flat_map(|s| {
-            words_of!(s, members, first_line, lines, first_segment, base, end, from, to)
-        });
-        let segments = self.segments.iter().flat_map(|s| words_of!(s, base, end));
-        let rows = self.rows.iter().flat_map(|r| words_of!(r, row, position, keys, part, ticket));
-        items.chain(shares).chain(segments).chain(rows).chain(members.iter().copied()).collect()
     }
 }

@@ -2,15 +2,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
-use candle_core::{CudaStorage, Layout, Shape, Storage, Tensor};
+use candle_core::cuda_backend::CudaStorageSlice;
+use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, Shape, Storage, Tensor};
 use cudarc::driver::CudaStream;
 use half::{bf16, f16};
 
 use super::super::{Queue, Rows, Values, is_capturing};
-use super::{Bias, Operands, Output, Plan, Slots, attend, write_rows};
+use super::{Bias, Operands, Plan, Slots, attend, write_rows};
 use crate::ops::attend::AttendPlan;
-use crate::ops::host::flat_rows;
+use crate::ops::host::{candle, flat_rows};
 use crate::{Error, Result};
 
 /// What was uploaded last, for what, and on which stream: the layers of a pass ask for the same thing one after another.
@@ -129,7 +129,6 @@ pub(in crate::ops) fn write_forward(
     let op = "write_rows";
     let (device, count) = (arena.device.clone(), arena_layout.dims()[0]);
     let stream = device.cuda_stream();
-    let width = arena_layout.shape().elem_count() / count.max(1);
     let Some(flat) = flat_rows(rows_layout) else {
         return Err(Error::argument(op, "rows", format!("{rows_layout:?}"), "whole rows"));
     };
@@ -141,20 +140,68 @@ pub(in crate::ops) fn write_forward(
         || (slots.to_vec(), count),
         || Slots::new(&device, slots, count),
     )?;
-    let range = arena_layout.start_offset()..arena_layout.start_offset() + count * width;
-    fn write<T: Output + CudaDType>(
-        stream: &Arc<CudaStream>,
-        rows: &Rows<'_>,
-        slots: &Slots,
-        arena: &mut cudarc::driver::CudaSlice<T>,
-        range: std::ops::Range<usize>,
-    ) -> Result<()> {
-        write_rows::<T>(stream, rows, slots, &mut arena.slice_mut(range))
-    }
+    write((arena, arena_layout), &stream, &rows, &slots)
+}
+
+fn write(
+    (arena, layout): (&mut CudaStorage, &Layout),
+    stream: &Arc<CudaStream>,
+    rows: &Rows<'_>,
+    slots: &Slots,
+) -> Result<()> {
+    let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
     match &mut arena.slice {
-        CudaStorageSlice::F32(arena) => write(&stream, &rows, &slots, arena, range),
-        CudaStorageSlice::F16(arena) => write(&stream, &rows, &slots, arena, range),
-        CudaStorageSlice::BF16(arena) => write(&stream, &rows, &slots, arena, range),
-        _ => Err(Error::argument(op, "dtype", "of other values", "f32, f16 or bf16")),
+        CudaStorageSlice::F32(arena) => {
+            write_rows::<f32>(stream, rows, slots, &mut arena.slice_mut(range))
+        }
+        CudaStorageSlice::F16(arena) => {
+            write_rows::<f16>(stream, rows, slots, &mut arena.slice_mut(range))
+        }
+        CudaStorageSlice::BF16(arena) => {
+            write_rows::<bf16>(stream, rows, slots, &mut arena.slice_mut(range))
+        }
+        _ => Err(Error::argument("write_rows", "dtype", "of other values", "f32, f16 or bf16")),
+    }
+}
+
+/// As [`write_rows`], into an arena that is a candle tensor `[slots, ...]`, contiguous.
+///
+/// # Errors
+/// As [`write_rows`], and on a tensor that is not on a GPU.
+pub fn write_rows_to(
+    stream: &Arc<CudaStream>,
+    rows: &Rows<'_>,
+    slots: &Slots,
+    arena: &Tensor,
+) -> Result<()> {
+    if !arena.is_contiguous() || arena.dim(0)? != slots.arena {
+        let expected = format!("contiguous, {} slots", slots.arena);
+        return Err(Error::argument(
+            "write_rows",
+            "arena",
+            format!("{:?}", arena.layout()),
+            expected,
+        ));
+    }
+    Ok(arena.inplace_op1(&Write { stream, rows, slots })?)
+}
+
+struct Write<'a> {
+    stream: &'a Arc<CudaStream>,
+    rows: &'a Rows<'a>,
+    slots: &'a Slots,
+}
+
+impl InplaceOp1 for Write<'_> {
+    fn name(&self) -> &'static str {
+        "write_rows"
+    }
+
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        candle_core::bail!("write_rows: the arena is not on the GPU, where the rows are")
+    }
+
+    fn cuda_fwd(&self, arena: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        write((arena, layout), self.stream, self.rows, self.slots).map_err(candle)
     }
 }

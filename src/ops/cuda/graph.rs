@@ -1,0 +1,49 @@
+//! Calls as a CUDA graph: enqueued once, launched as one thing again and again. What a call may do is said in [`super`].
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+
+use super::driver_error;
+use crate::{Error, Result};
+
+const OP: &str = "cuda::graph";
+
+/// Work that was captured, with the addresses and counts of that time.
+pub struct Graph(cudarc::driver::CudaGraph);
+
+// SAFETY: it is no thread's own, and one thread at a time has it: launching takes `&mut`.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Captures what `work` enqueues on `stream`. None of it runs before [`Graph::launch`].
+    ///
+    /// # Errors
+    /// Those of `work`, and statuses of the driver: of a stream that is the default one, for one, or if `work` waits for
+    /// another stream. The stream is as before then.
+    pub fn capture(stream: &Arc<CudaStream>, work: impl FnOnce() -> Result<()>) -> Result<Self> {
+        stream
+            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(driver_error(OP, "beginning a capture"))?;
+        let worked = work();
+        // What is allocated within is freed within.
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+        worked?;
+        let graph = graph.map_err(driver_error(OP, "ending a capture"))?;
+        let none =
+            || Error::Device { op: OP, what: "ending a capture", message: "no graph".into() };
+        graph.map(Self).ok_or_else(none)
+    }
+
+    /// Runs it once, on the stream that it was captured on. Its buffers must be alive, and nobody else may write to them.
+    ///
+    /// # Safety
+    /// Everything whose address was captured is still there.
+    ///
+    /// # Errors
+    /// Statuses of the driver.
+    pub unsafe fn launch(&mut self) -> Result<()> {
+        self.0.launch().map_err(driver_error(OP, "launching"))
+    }
+}
