@@ -90,6 +90,7 @@ pub(super) fn run(
         let mut hidden = Vec::new();
         if !active.is_empty() {
             hidden.push(step(engine, &rows, &active, &mut cache)?);
+            cache.not_captured().iter().for_each(|why| progress.warn(why));
         }
         // Few attempts at a time would make small passes.
         if active.is_empty() || room.left() >= slots / REFILL {
@@ -315,7 +316,7 @@ fn step(engine: &Engine, rows: &[Row], active: &[usize], cache: &mut KvCache) ->
         });
     }
     let x = language.embed(&ids)?;
-    language.forward(&x, &positions, cache, &slots, &AttendPlan { blocks })
+    language.step(&x, &positions, cache, &slots, &AttendPlan { blocks })
 }
 
 /// Draws one token for every active row and ends the rows whose sentence is complete.

@@ -13,6 +13,7 @@ mod precision;
 mod prompts;
 mod sentencepiece;
 mod shapes;
+mod step;
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 // A CUDA driver that runs on the CPU: the part of libcuda.so that launching needs, with the kernels of kernels/*.cu run by
 // the host shim. With it the crate's launch code, and candle's device and tensors, run without a GPU
-// (scripts/cuda-on-cpu). It is for tests: it knows no kernels but ours, and candle's own do not run.
+// (scripts/cuda-on-cpu). It is for tests: it knows our kernels, a few of candle's, and the product of cuBLAS.
 //
 // Device memory is host memory: filled with NaN bits when it is given out, with a red zone on either side that is looked at when
 // it is freed. Work is done when it is enqueued, so it cannot show a missing wait. During a capture it refuses waits for
@@ -135,11 +135,95 @@ void enqueue(void* handle, std::function<void()> work) {
 
 struct Kernel {
     const char* name;
-    size_t bytes;
+    std::vector<size_t> parameters;  // bytes of each; `run` finds them one after another
     void (*run)(const void* args);
+    bool candle = false;  // `run` is what the whole grid does
 };
 
-#define KERNEL(name, Args) {#name, sizeof(Args), [](const void* args) { name(*static_cast<const Args*>(args)); }}
+// candle's kernels that a network's text part and the engine call, for values of `Bytes` bytes or of type T. Tensors that are
+// not packed come with their dims and strides.
+uint64_t strided(uint64_t i, uint64_t dims, const uint64_t* sizes, const uint64_t* strides) {
+    uint64_t at = 0;
+    for (uint64_t d = dims; d-- > 0; i /= sizes[d]) at += i % sizes[d] * strides[d];
+    return at;
+}
+
+template <size_t Bytes> void copy_strided(const void* args) {
+    struct Args {
+        uint64_t values, dims;
+        const uint64_t* info;
+        const uint8_t* from;
+        uint8_t* to;
+    };
+    const auto& a = *static_cast<const Args*>(args);
+    for (uint64_t i = 0; i < a.values; ++i) {
+        const uint64_t at = a.info ? strided(i, a.dims, a.info, a.info + a.dims) : i;
+        memcpy(a.to + i * Bytes, a.from + at * Bytes, Bytes);
+    }
+}
+
+template <class From, class To> void cast(const void* args) {
+    struct Args {
+        uint64_t values, dims;
+        const uint64_t* info;
+        const typename From::storage* from;
+        typename To::storage* to;
+    };
+    const auto& a = *static_cast<const Args*>(args);
+    for (uint64_t i = 0; i < a.values; ++i)
+        a.to[i] = To::encode(From::decode(a.from[a.info ? strided(i, a.dims, a.info, a.info + a.dims) : i]));
+}
+
+template <class T> void add(const void* args) {
+    using S = typename T::storage;
+    struct Args {
+        uint64_t values, dims;
+        const uint64_t* info;
+        const S *a, *b;
+        S* to;
+    };
+    const auto& a = *static_cast<const Args*>(args);
+    for (uint64_t i = 0; i < a.values; ++i) {
+        const uint64_t left = a.info ? strided(i, a.dims, a.info, a.info + a.dims) : i;
+        const uint64_t right = a.info ? strided(i, a.dims, a.info, a.info + 2 * a.dims) : i;
+        a.to[i] = T::encode(T::decode(a.a[left]) + T::decode(a.b[right]));
+    }
+}
+
+template <size_t Bytes> void copy2d(const void* args) {
+    struct Args {
+        const uint8_t* from;
+        uint8_t* to;
+        uint32_t rows, width, from_pitch, to_pitch;
+    };
+    const auto& a = *static_cast<const Args*>(args);
+    for (uint64_t r = 0; r < a.rows; ++r) memcpy(a.to + r * a.to_pitch * Bytes, a.from + r * a.from_pitch * Bytes, a.width * Bytes);
+}
+
+template <size_t Bytes> void index_select(const void* args) {
+    struct Args {
+        uint64_t values, dims;
+        const uint64_t* info;
+        const uint32_t* ids;
+        const uint8_t* from;
+        uint8_t* to;
+        uint64_t before, rows, ids_count, width;
+    };
+    const auto& a = *static_cast<const Args*>(args);
+    for (uint64_t b = 0; b < a.before; ++b)
+        for (uint64_t i = 0; i < a.ids_count; ++i) {
+            if (a.ids[i] >= a.rows) shim::die("row %u of %d", a.ids[i], (int)a.rows);
+            memcpy(a.to + (b * a.ids_count + i) * a.width * Bytes, a.from + (b * a.rows + a.ids[i]) * a.width * Bytes, a.width * Bytes);
+        }
+}
+
+#define COPY2D(type, Bytes) {"copy2d_" #type, {8, 8, 4, 4, 4, 4}, copy2d<Bytes>, true}
+#define COPY(type, Bytes) {"ucopy_" #type, {8, 8, 8, 8, 8}, copy_strided<Bytes>, true}
+#define CAST(from, to, From, To) {"cast_" #from "_" #to, {8, 8, 8, 8, 8}, cast<From, To>, true}
+#define ADD(type, T) {"badd_" #type, {8, 8, 8, 8, 8, 8}, add<T>, true}
+#define INDEX_SELECT(type, Bytes) {"is_u32_" #type, {8, 8, 8, 8, 8, 8, 8, 8, 8, 8}, index_select<Bytes>, true}
+
+#define KERNEL(name, Args) {#name, {sizeof(Args)}, [](const void* args) { name(*static_cast<const Args*>(args)); }}
 #define ATTEND(type, D) KERNEL(attend_##type##_##D, AttendArgs), KERNEL(attend_few_##type##_##D, AttendArgs)
 const Kernel KERNELS[] = {
     ATTEND(f32, 64), ATTEND(f32, 128), ATTEND(f32, 256),
@@ -165,6 +249,9 @@ const Kernel KERNELS[] = {
     KERNEL(norm_block_f32, NormArgs), KERNEL(norm_block_f16, NormArgs), KERNEL(norm_block_bf16, NormArgs),
     KERNEL(rope_f32, RopeArgs), KERNEL(rope_f16, RopeArgs), KERNEL(rope_bf16, RopeArgs),
     KERNEL(token_sample_f32, TokenArgs), KERNEL(token_sample_f16, TokenArgs), KERNEL(token_sample_bf16, TokenArgs),
+    COPY(f32, 4), COPY(f16, 2), COPY(bf16, 2), ADD(f32, F32), ADD(f16, F16), ADD(bf16, BF16),
+    CAST(f32, f16, F32, F16), CAST(f32, bf16, F32, BF16), CAST(f16, f32, F16, F32), CAST(bf16, f32, BF16, F32),
+    COPY2D(f32, 4), COPY2D(f16, 2), COPY2D(bf16, 2), INDEX_SELECT(f32, 4), INDEX_SELECT(f16, 2), INDEX_SELECT(bf16, 2),
 };
 
 uint64_t schedule = 1;
@@ -271,6 +358,7 @@ API cuMemFreeAsync(uint64_t address, void* stream) {
     release(address);
     return OK;
 }
+API cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = (size_t)16 << 30, OK; }
 API cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream) {
     check_range(to, bytes, "a fill");
     enqueue(stream, [=] { memset(reinterpret_cast<void*>((uintptr_t)to), value, bytes); });
@@ -307,20 +395,74 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     const auto* kernel = static_cast<const Kernel*>(function);
     if (gx == 0 || gy != 1 || gz != 1 || bx == 0 || bx > 1024 || by != 1 || bz != 1) return INVALID_VALUE;
     // As the driver does, the arguments are copied now.
-    const auto* bytes = static_cast<const uint8_t*>(parameters[0]);
-    auto args = std::make_shared<std::vector<uint64_t>>((kernel->bytes + 7) / 8);
-    memcpy(args->data(), bytes, kernel->bytes);
+    auto args = std::make_shared<std::vector<uint64_t>>();
+    size_t end = 0;
+    for (size_t bytes : kernel->parameters) {
+        args->resize((end + bytes + 7) / 8);
+        memcpy(reinterpret_cast<uint8_t*>(args->data()) + end, *parameters++, bytes);
+        end += bytes;
+    }
     enqueue(stream, [=] {
+        if (kernel->candle) return kernel->run(args->data());
         const std::lock_guard<std::mutex> lock(device_lock);
         shim::launch({gx}, {bx}, {++schedule}, [&] { kernel->run(args->data()); });
     });
     return OK;
 }
 
-// candle makes one of each for every device.
-API cublasCreate_v2(void** handle) { return *handle = contexts, OK; }
-API cublasDestroy_v2(void*) { return OK; }
-API cublasSetStream_v2(void*, void*) { return OK; }
+// ---- cuBLAS: products, with sums in double ----
+
+struct Blas {
+    void* stream = nullptr;
+};
+
+API cublasCreate_v2(void** handle) { return *handle = new Blas, OK; }
+API cublasDestroy_v2(void* handle) { return delete static_cast<Blas*>(handle), OK; }
+API cublasSetStream_v2(void* handle, void* stream) { return static_cast<Blas*>(handle)->stream = stream, OK; }
+API cublasSetWorkspace_v2(void*, void* workspace, size_t bytes) {
+    return check_range((uint64_t)(uintptr_t)workspace, bytes, "a workspace"), OK;
+}
+
+// Value (i, j) of x, or of x transposed, in columns `pitch` apart.
+template <class T> double factor(const void* x, bool transposed, int64_t pitch, int64_t i, int64_t j) {
+    const auto* values = static_cast<const typename T::storage*>(x);
+    return T::decode(values[transposed ? j + i * pitch : i + j * pitch]);
+}
+
+template <class T>
+void multiply(bool ta, bool tb, int m, int n, int k, const void* a, int lda, const void* b, int ldb, void* c, int ldc) {
+    auto* out = static_cast<typename T::storage*>(c);
+    for (int64_t j = 0; j < n; ++j)
+        for (int64_t i = 0; i < m; ++i) {
+            double sum = 0;
+            for (int64_t p = 0; p < k; ++p) sum += factor<T>(a, ta, lda, i, p) * factor<T>(b, tb, ldb, p, j);
+            out[i + j * ldc] = T::encode((float)sum);
+        }
+}
+
+API cublasGemmStridedBatchedEx(void* handle, int ta, int tb, int m, int n, int k, const void* alpha, const void* a, int a_type,
+                               int lda, long long a_stride, const void* b, int b_type, int ldb, long long b_stride,
+                               const void* beta, void* c, int c_type, int ldc, long long c_stride, int count, int compute, int) {
+    constexpr int R_32F = 0, R_16F = 2, R_16BF = 14, COMPUTE_32F = 68;
+    if (a_type != b_type || b_type != c_type || compute != COMPUTE_32F) return INVALID_VALUE;
+    if (*static_cast<const float*>(alpha) != 1 || *static_cast<const float*>(beta) != 0) return INVALID_VALUE;
+    const size_t size = c_type == R_32F ? 4 : 2;
+    const auto address = [size](const void* p, long long values) { return (uint64_t)(uintptr_t)p + (uint64_t)values * size; };
+    for (int i = 0; i < count; ++i) {
+        check_range(address(a, i * a_stride), ((size_t)lda * (size_t)((ta ? m : k) - 1) + (size_t)(ta ? k : m)) * size, "a factor");
+        check_range(address(b, i * b_stride), ((size_t)ldb * (size_t)((tb ? k : n) - 1) + (size_t)(tb ? n : k)) * size, "a factor");
+        check_range(address(c, i * c_stride), ((size_t)ldc * (size_t)(n - 1) + (size_t)m) * size, "a product");
+        const auto at = [&](const void* p, long long stride) { return (void*)(uintptr_t)address(p, i * stride); };
+        enqueue(static_cast<Blas*>(handle)->stream, [=, a = at(a, a_stride), b = at(b, b_stride), c = at(c, c_stride)] {
+            if (c_type == R_32F) multiply<F32>(ta, tb, m, n, k, a, lda, b, ldb, c, ldc);
+            else if (c_type == R_16F) multiply<F16>(ta, tb, m, n, k, a, lda, b, ldb, c, ldc);
+            else if (c_type == R_16BF) multiply<BF16>(ta, tb, m, n, k, a, lda, b, ldb, c, ldc);
+        });
+    }
+    return OK;
+}
+
+// candle makes one for every device.
 API curandCreateGenerator(void** generator, int) { return *generator = contexts, OK; }
 API curandDestroyGenerator(void*) { return OK; }
 API curandSetStream(void*, void*) { return OK; }

@@ -3,8 +3,17 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::config::TextConfig;
+#[cfg(feature = "cuda")]
+use super::language::Steps;
 use crate::models::memory;
 use crate::{Error, Result};
+
+/// Keys and values of every layer.
+#[cfg(feature = "cuda")]
+pub(super) struct Arenas<'a> {
+    pub(super) keys: &'a [Tensor],
+    pub(super) values: &'a [Tensor],
+}
 
 /// Keys and values of every layer, each an arena `[slots, kv heads, head dim]` in the model's dtype.
 ///
@@ -16,6 +25,9 @@ pub struct KvCache {
     values: Vec<Tensor>,
     slots: usize,
     rotary: RotaryTable,
+    device: Device,
+    #[cfg(feature = "cuda")]
+    steps: Steps,
 }
 
 impl KvCache {
@@ -37,7 +49,10 @@ impl KvCache {
             keys: (0..config.layers).map(|_| arena()).collect::<Result<_, _>>()?,
             values: (0..config.layers).map(|_| arena()).collect::<Result<_, _>>()?,
             slots,
-            rotary: RotaryTable::of(config, device),
+            rotary: RotaryTable::of(config),
+            device: device.clone(),
+            #[cfg(feature = "cuda")]
+            steps: Steps::default(),
         })
     }
 
@@ -58,7 +73,27 @@ impl KvCache {
 
     /// Cosines and sines for these positions, each `[n, head dim / 2]` in f32.
     pub(super) fn rotary(&mut self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
-        self.rotary.rows(positions)
+        self.rotary.rows(positions, &self.device)
+    }
+
+    /// How many decode steps were launches of a captured graph, see [`Language::step`](super::Language::step).
+    #[cfg(feature = "cuda")]
+    pub fn replays(&self) -> u64 {
+        self.steps.replays()
+    }
+
+    /// Why decode steps are not captured although they could be, once.
+    pub fn not_captured(&mut self) -> Option<String> {
+        #[cfg(feature = "cuda")]
+        return self.steps.not_captured();
+        #[cfg(not(feature = "cuda"))]
+        None
+    }
+
+    /// What a decode step needs of the cache: keys and values of each layer, rotary values, and its graphs.
+    #[cfg(feature = "cuda")]
+    pub(super) fn parts(&mut self) -> (Arenas<'_>, &mut RotaryTable, &mut Steps) {
+        (Arenas { keys: &self.keys, values: &self.values }, &mut self.rotary, &mut self.steps)
     }
 
     /// Every slot must be inside the arena and named once: two rows in one slot would race.
@@ -89,39 +124,40 @@ impl KvCache {
     }
 }
 
-/// `cos` and `sin` of position x frequency in f32, one row a position, grown when a later position comes.
+/// `cos` and `sin` of position x frequency in f32, one row a position, grown when a later position comes. On the host: who needs
+/// rows of it uploads those.
 pub(super) struct RotaryTable {
     frequencies: Vec<f32>,
-    device: Device,
-    table: Option<(Tensor, Tensor)>,
-    rows: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 impl RotaryTable {
-    pub(super) fn of(config: &TextConfig, device: &Device) -> Self {
+    pub(super) fn of(config: &TextConfig) -> Self {
         let frequencies = config.rope.frequencies(config.head_dim);
-        Self { frequencies, device: device.clone(), table: None, rows: 0 }
+        Self { frequencies, cos: vec![], sin: vec![] }
     }
 
-    pub(super) fn rows(&mut self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
-        let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
-        let (cos, sin) = match &self.table {
-            Some(table) if self.rows >= needed => table,
-            _ => {
-                self.rows = needed.next_power_of_two().max(256);
-                self.table.insert(self.build(self.rows)?)
-            }
-        };
-        let index = Tensor::new(positions, &self.device)?;
-        Ok((cos.index_select(&index, 0)?, sin.index_select(&index, 0)?))
-    }
-
-    fn build(&self, rows: usize) -> Result<(Tensor, Tensor)> {
+    /// The rows of these positions, one after another.
+    pub(super) fn values(&mut self, positions: &[u32]) -> [Vec<f32>; 2] {
         let pairs = self.frequencies.len();
-        let angles: Vec<f32> =
-            (0..rows).flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f)).collect();
-        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| a.sin_cos()).unzip();
-        let tensor = |v| Tensor::from_vec(v, (rows, pairs), &self.device);
+        let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
+        if self.cos.len() < needed * pairs {
+            let rows = needed.next_power_of_two().max(256);
+            let angles = (0..rows).flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f));
+            (self.sin, self.cos) = angles.map(f32::sin_cos).unzip();
+        }
+        [&self.cos, &self.sin].map(|table| {
+            let row = |&p: &u32| &table[p as usize * pairs..][..pairs];
+            positions.iter().flat_map(row).copied().collect()
+        })
+    }
+
+    /// The same as tensors `[n, head dim / 2]`.
+    pub(super) fn rows(&mut self, positions: &[u32], device: &Device) -> Result<(Tensor, Tensor)> {
+        let shape = (positions.len(), self.frequencies.len());
+        let [cos, sin] = self.values(positions);
+        let tensor = |values| Tensor::from_vec(values, shape, device);
         Ok((tensor(cos)?, tensor(sin)?))
     }
 }

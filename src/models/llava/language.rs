@@ -5,6 +5,9 @@
 //! slot in the key-value arena; an [`AttendPlan`] says which slots each block of rows sees. So removing masked image
 //! tokens, keeping their neighbours' original positions, and forking a sequence are plain arguments.
 
+#[cfg(feature = "cuda")]
+mod step;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::cache::{KvCache, RotaryTable};
@@ -16,6 +19,8 @@ use crate::ops::attend::{AttendPlan, attend, write_rows};
 use crate::ops::norm::{Add, rms_norm, rms_norm_sum};
 use crate::ops::rope::rotate;
 use crate::{Error, Result};
+#[cfg(feature = "cuda")]
+pub(super) use step::Steps;
 
 /// The language model.
 pub struct Language {
@@ -124,6 +129,37 @@ impl Language {
         self.run(x, &rotary, Some((cache, slots)), plan)
     }
 
+    /// As [`Language::forward`], for passes that come again and again with about as many rows, as decode steps do. On a GPU such a
+    /// pass is captured into a CUDA graph, so that the host launches one thing and not hundreds. That takes a few more rows, which
+    /// nobody sees; last bits can differ from those of [`Language::forward`].
+    ///
+    /// Not captured, but as by [`Language::forward`]: with `BDHS_DECODE=ops` in the environment (`graph`, or nothing, is captured),
+    /// where the GPU's buffers are tracked by events ([`device::open`](crate::models::device::open) turns that off), and for models
+    /// whose layers have biases, or adapters beside their weights.
+    ///
+    /// # Errors
+    /// As [`Language::forward`], and on another `BDHS_DECODE`.
+    pub fn step(
+        &self,
+        x: &Tensor,
+        positions: &[u32],
+        cache: &mut KvCache,
+        slots: &[u32],
+        plan: &AttendPlan,
+    ) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if !positions.is_empty() {
+            self.check(x, positions, cache, slots)?;
+            let (arenas, rotary, steps) = cache.parts();
+            if let Some(states) =
+                steps.run(self, x, || rotary.values(positions), arenas, slots, plan)?
+            {
+                return Ok(states);
+            }
+        }
+        self.forward(x, positions, cache, slots, plan)
+    }
+
     /// As [`Language::forward`] without an arena: a row's keys and values are those of this pass, so the plan's
     /// segments name rows of `x`. Differentiable with respect to `x` and to weights that are tracked.
     ///
@@ -149,7 +185,7 @@ impl Language {
     /// As [`Language::forward`].
     pub fn rotary(&self, x: &Tensor, positions: &[u32]) -> Result<Rotary> {
         self.check_rows(x, positions)?;
-        RotaryTable::of(&self.config, &self.device).rows(positions)
+        RotaryTable::of(&self.config).rows(positions, &self.device)
     }
 
     /// One layer of [`Language::forward_packed`]: all of them in order, then [`Language::finish`], are that pass. For training,

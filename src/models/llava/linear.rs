@@ -112,6 +112,15 @@ impl Linear {
         }
     }
 
+    /// The weight, if the layer is the product with it and nothing else.
+    #[cfg(feature = "cuda")]
+    pub(super) fn plain(&self) -> Option<&Tensor> {
+        match (&self.weight, &self.bias, &self.lora) {
+            (Weight::Plain(weight), None, None) => Some(weight),
+            _ => None,
+        }
+    }
+
     pub(super) fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
@@ -160,6 +169,15 @@ impl<const N: usize> Group<N> {
             bias: bias.map(|bias| Tensor::cat(&bias, 0)).transpose()?,
             lora: None,
         }))
+    }
+
+    /// The weight, if all layers are one product with it and nothing else.
+    #[cfg(feature = "cuda")]
+    pub(super) fn plain(&self) -> Option<&Tensor> {
+        match self {
+            Self::Joined(layer) => layer.plain(),
+            Self::Apart(_) => None,
+        }
     }
 
     /// `[n, in]` through all layers.

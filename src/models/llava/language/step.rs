@@ -1,0 +1,585 @@
+//! A decode step as a CUDA graph.
+//!
+//! Its rows go through buffers that stay where they are, on a stream of their own, by the calls of [`crate::ops::cuda`] that
+//! [`Language::forward`] makes through candle. The first step of so many rows is launched call by call, which also loads what is
+//! loaded at its first use; the second is captured, and later ones are launches of that graph. Rows are rounded up, so that few
+//! graphs serve all counts: what is too many sees one key and is written nowhere.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::cuda_backend::CudaDType;
+use candle_core::{CudaDevice, CudaStorage, DType, Storage, Tensor, TensorId};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr, DriverError};
+use half::{bf16, f16};
+
+use super::{Language, Layer};
+use crate::models::llava::cache::Arenas;
+use crate::models::llava::config::TextConfig;
+use crate::ops::attend::{AttendPlan, Block, Segment};
+use crate::ops::cuda::attend::{Operands, Plan, Slots, Workspace, attend_in, write_rows_to};
+use crate::ops::cuda::graph::Graph;
+use crate::ops::cuda::norm::{Norm, norm};
+use crate::ops::cuda::pool::Output;
+use crate::ops::cuda::product::Products;
+use crate::ops::cuda::rope::rotate;
+use crate::ops::cuda::{Rows, act::silu_mul};
+use crate::ops::norm::Law;
+use crate::{Error, Result};
+
+const OP: &str = "Language::step";
+const VARIABLE: &str = "BDHS_DECODE";
+
+/// A capture failed in this process: no other is tried.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+/// The decode steps over one arena.
+#[derive(Default)]
+pub(in crate::models::llava) struct Steps {
+    /// Of the model they were made for: its last norm.
+    of: Option<TensorId>,
+    /// None for a model whose steps are not captured.
+    typed: Option<Typed>,
+    not_captured: Option<String>,
+    replays: u64,
+}
+
+enum Typed {
+    F32(Run<f32>),
+    F16(Run<f16>),
+    BF16(Run<bf16>),
+}
+
+impl Steps {
+    pub(in crate::models::llava) fn replays(&self) -> u64 {
+        self.replays
+    }
+
+    pub(in crate::models::llava) fn not_captured(&mut self) -> Option<String> {
+        self.not_captured.take()
+    }
+
+    /// The states after a pass, as of [`Language::forward`], which has checked the arguments; nothing if that has to compute them.
+    pub(super) fn run(
+        &mut self,
+        language: &Language,
+        x: &Tensor,
+        rotary: impl FnOnce() -> [Vec<f32>; 2],
+        arenas: Arenas<'_>,
+        slots: &[u32],
+        plan: &AttendPlan,
+    ) -> Result<Option<Tensor>> {
+        if self.of != Some(language.norm.id()) {
+            (self.of, self.typed) = (Some(language.norm.id()), Typed::of(language)?);
+        }
+        let Some(typed) = &mut self.typed else { return Ok(None) };
+        let pass = Pass { language, arenas };
+        let rotary = rotary();
+        let outcome = match typed {
+            Typed::F32(run) => run.step(&pass, x, &rotary, slots, plan),
+            Typed::F16(run) => run.step(&pass, x, &rotary, slots, plan),
+            Typed::BF16(run) => run.step(&pass, x, &rotary, slots, plan),
+        };
+        let Done { states, replayed, refused } = match outcome {
+            Ok(done) => done,
+            Err(error) => {
+                // What was half done is not gone on with.
+                *self = Self { replays: self.replays, ..Self::default() };
+                return Err(error);
+            }
+        };
+        self.replays += u64::from(replayed);
+        if let Some(error) = refused {
+            REFUSED.store(true, Ordering::Relaxed);
+            self.not_captured = Some(format!(
+                "decode steps are not captured into CUDA graphs, and launched one call at a time: {error}"
+            ));
+        }
+        Ok(Some(states))
+    }
+}
+
+impl Typed {
+    fn of(language: &Language) -> Result<Option<Self>> {
+        let wanted = match std::env::var_os(VARIABLE) {
+            None => true,
+            Some(name) if name == "graph" => true,
+            Some(name) if name == "ops" => false,
+            Some(name) => {
+                let got = format!("{VARIABLE}={}", name.display());
+                return Err(Error::unsupported(got, "expected graph or ops"));
+            }
+        };
+        let candle_core::Device::Cuda(device) = &language.device else { return Ok(None) };
+        let plain = language.layers.iter().all(Layer::is_plain);
+        // A captured stream cannot wait for events from before.
+        let tracked = device.is_event_tracking();
+        if !wanted || !plain || tracked || REFUSED.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        Ok(match language.dtype {
+            DType::F32 => Some(Self::F32(Run::new(device)?)),
+            DType::F16 => Some(Self::F16(Run::new(device)?)),
+            DType::BF16 => Some(Self::BF16(Run::new(device)?)),
+            _ => None,
+        })
+    }
+}
+
+impl Layer {
+    /// Whether it is what [`Calls`] computes: products alone.
+    fn is_plain(&self) -> bool {
+        let joined = [self.qkv.plain(), self.gate_up.plain()];
+        let single = [self.output.plain(), self.down.plain()];
+        joined.iter().chain(&single).all(Option::is_some)
+    }
+}
+
+/// What a step computes with.
+struct Pass<'a> {
+    language: &'a Language,
+    arenas: Arenas<'a>,
+}
+
+struct Done {
+    states: Tensor,
+    replayed: bool,
+    /// Why the step was not captured, if that was tried.
+    refused: Option<Error>,
+}
+
+/// Steps in one float type.
+struct Run<T> {
+    /// Everything else of the model is on `main`: buffers are filled and read there.
+    device: CudaDevice,
+    main: Arc<CudaStream>,
+    stream: Arc<CudaStream>,
+    products: Products,
+    buffers: Option<Buffers<T>>,
+    workspace: Option<Workspace>,
+    shapes: Vec<Shape>,
+}
+
+/// What belongs to steps of so many rows.
+struct Shape {
+    rows: usize,
+    plan: Plan,
+    slots: Slots,
+    state: State,
+}
+
+enum State {
+    /// Nothing has been launched.
+    New,
+    /// All calls were made once.
+    Warm,
+    Captured(Graph),
+}
+
+/// Rows of a graph for `n` rows: an eighth more at most, or up to eight.
+fn rounded(n: usize) -> usize {
+    n.next_multiple_of((n.next_power_of_two() / 8).clamp(1, 64))
+}
+
+/// The plan for as many rows as that, each of the new ones seeing `slot`.
+fn padded(plan: &AttendPlan, n: usize, rows: usize, slot: u32) -> AttendPlan {
+    let keys = || vec![Segment { start: slot as usize, len: 1 }];
+    let more = (n..rows).map(|row| Block { rows: row..row + 1, keys: keys(), causal: false });
+    AttendPlan { blocks: plan.blocks.iter().cloned().chain(more).collect() }
+}
+
+impl<T: Float> Run<T> {
+    fn new(device: &CudaDevice) -> Result<Self> {
+        let main = device.cuda_stream();
+        let stream = main.context().new_stream().map_err(failed("making a stream"))?;
+        Ok(Self {
+            device: device.clone(),
+            products: Products::new(&stream)?,
+            main,
+            stream,
+            buffers: None,
+            workspace: None,
+            shapes: vec![],
+        })
+    }
+
+    fn step(
+        &mut self,
+        pass: &Pass<'_>,
+        x: &Tensor,
+        [cos, sin]: &[Vec<f32>; 2],
+        slots: &[u32],
+        plan: &AttendPlan,
+    ) -> Result<Done> {
+        let (n, c) = (slots.len(), &pass.language.config);
+        let rows = rounded(n);
+        let shape = self.shape(c, &pass.arenas, rows, slots, &padded(plan, n, rows, slots[0]))?;
+        let Some(buffers) = &mut self.buffers else { return Err(absent()) };
+        let x = x.contiguous()?;
+        with_values::<T, _>(&x, |x| {
+            let mut to = buffers.input.slice_mut(..x.len());
+            self.main.memcpy_dtod(&x, &mut to).map_err(failed("copying rows"))
+        })?;
+        for (values, buffer) in [(cos, &mut buffers.cos), (sin, &mut buffers.sin)] {
+            self.main.memcpy_htod(values, buffer).map_err(failed("uploading rotary values"))?;
+        }
+        self.stream.join(&self.main).map_err(failed("waiting"))?;
+        let launched = self.launch(shape, pass);
+        // Also after an error: buffers are freed on `main`.
+        self.main.join(&self.stream).map_err(failed("waiting"))?;
+        let (replayed, refused) = launched?;
+        let Some(buffers) = &self.buffers else { return Err(absent()) };
+        let len = n * c.hidden;
+        // SAFETY: the copy writes all of it.
+        let mut out = unsafe { self.main.alloc::<T>(len) }.map_err(failed("allocating"))?;
+        let copied = self.main.memcpy_dtod(&buffers.h.slice(..len), &mut out);
+        copied.map_err(failed("copying states"))?;
+        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(out, self.device.clone()));
+        let none = candle_core::op::BackpropOp::none();
+        let states = Tensor::from_storage(storage, (n, c.hidden), none, false);
+        Ok(Done { states, replayed, refused })
+    }
+
+    /// The number of the shape of `rows` rows, for these slots and this plan, with buffers and workspace to go with it.
+    fn shape(
+        &mut self,
+        c: &TextConfig,
+        arenas: &Arenas<'_>,
+        rows: usize,
+        slots: &[u32],
+        plan: &AttendPlan,
+    ) -> Result<usize> {
+        if self.buffers.as_ref().is_none_or(|buffers| buffers.rows < rows) {
+            self.forget();
+            self.buffers = None;
+            self.buffers = Some(Buffers::new(&self.main, c, rows)?);
+        }
+        let arena = arenas.keys.first().map_or(Ok(0), |keys| keys.dim(0))?;
+        let (mut state, mut last) = (State::New, None::<Plan>);
+        if let Some(i) = self.shapes.iter().position(|shape| shape.rows == rows) {
+            if self.shapes[i].plan.replace(&self.main, plan)? {
+                self.shapes[i].slots.replace(&self.main, slots)?;
+                return Ok(i);
+            }
+            (state, last) = (State::Warm, Some(self.shapes.swap_remove(i).plan));
+        }
+        let plan = match last {
+            Some(last) => last.grown(&self.main, plan)?,
+            None => Plan::with_room(&self.main, plan, rows, arena, c.heads / c.kv_heads)?,
+        };
+        let fits = |workspace: &Workspace| workspace.fits(&plan, c.kv_heads, c.head_dim);
+        if !self.workspace.as_ref().is_some_and(fits) {
+            self.forget();
+            self.workspace = None;
+            self.workspace = Some(Workspace::new(&self.main, &plan, c.kv_heads, c.head_dim)?);
+        }
+        let slots = Slots::padded(&self.main, slots, rows, arena)?;
+        self.shapes.push(Shape { rows, plan, slots, state });
+        Ok(self.shapes.len() - 1)
+    }
+
+    /// No graph is good any more: it has the addresses of buffers that go.
+    fn forget(&mut self) {
+        for shape in &mut self.shapes {
+            if matches!(shape.state, State::Captured(_)) {
+                shape.state = State::Warm;
+            }
+        }
+    }
+
+    /// Enqueues a step. Whether as a graph, and why not if one was tried.
+    fn launch(&mut self, shape: usize, pass: &Pass<'_>) -> Result<(bool, Option<Error>)> {
+        let first = !self.shapes.iter().any(|shape| matches!(shape.state, State::Captured(_)));
+        let (Some(buffers), Some(workspace)) = (&mut self.buffers, &mut self.workspace) else {
+            return Err(absent());
+        };
+        let (stream, products) = (&self.stream, &self.products);
+        let Shape { rows, plan, slots, state } = &mut self.shapes[shape];
+        let rows = *rows;
+        let mut calls = Calls { pass, stream, products, rows, plan, slots, workspace, buffers };
+        match state {
+            State::Captured(graph) => {
+                // SAFETY: weights, arena and buffers are those of the capture: `Steps` belongs to the arena and makes all anew
+                // for another model, `forget` for other buffers.
+                unsafe { graph.launch() }?;
+                return Ok((true, None));
+            }
+            State::Warm if !REFUSED.load(Ordering::Relaxed) => {
+                return match calls.captured(first) {
+                    Ok(graph) => {
+                        *state = State::Captured(graph);
+                        Ok((true, None))
+                    }
+                    Err(error) => calls.all().map(|()| (false, Some(error))),
+                };
+            }
+            State::New => *state = State::Warm,
+            State::Warm => {}
+        }
+        calls.all().map(|()| (false, None))
+    }
+}
+
+/// The calls of a step.
+struct Calls<'a, T> {
+    pass: &'a Pass<'a>,
+    stream: &'a Arc<CudaStream>,
+    products: &'a Products,
+    rows: usize,
+    plan: &'a Plan,
+    slots: &'a Slots,
+    workspace: &'a mut Workspace,
+    buffers: &'a mut Buffers<T>,
+}
+
+impl<T: Float> Calls<'_, T> {
+    /// A graph of all of them, launched once; if `checked`, compared with the calls themselves.
+    fn captured(&mut self, checked: bool) -> Result<Graph> {
+        let expected = match checked {
+            true => {
+                self.all()?;
+                Some(self.bits()?)
+            }
+            false => None,
+        };
+        let stream = self.stream;
+        let mut graph = Graph::capture(stream, || self.all())?;
+        // SAFETY: everything is borrowed here.
+        unsafe { graph.launch() }?;
+        match expected {
+            Some(expected) if expected != self.bits()? => {
+                let message = "other states than by the calls".to_owned();
+                Err(Error::Device { op: OP, what: "launching a captured graph", message })
+            }
+            _ => Ok(graph),
+        }
+    }
+
+    /// The states' bits.
+    fn bits(&self) -> Result<Vec<u32>> {
+        let len = self.rows * self.pass.language.config.hidden;
+        let states = self.stream.clone_dtoh(&self.buffers.h.slice(..len));
+        let states = states.map_err(failed("reading states"))?;
+        self.stream.synchronize().map_err(failed("reading states"))?;
+        Ok(states.into_iter().map(T::bits).collect())
+    }
+
+    /// From the rows in `input`, which stay, to the states in `h`.
+    fn all(&mut self) -> Result<()> {
+        let language = self.pass.language;
+        // How many blocks want to be added, or were.
+        let mut at = 0;
+        for (i, layer) in language.layers.iter().enumerate() {
+            self.norm(at, &layer.attention_norm)?;
+            self.attend(i, layer)?;
+            at += 1;
+            self.norm(at, &layer.mlp_norm)?;
+            self.feed(layer)?;
+            at += 1;
+        }
+        self.norm(at, &language.norm)
+    }
+
+    /// `h` from the residual stream, which `delta` is added to first, but for the input.
+    fn norm(&mut self, at: usize, weight: &Tensor) -> Result<()> {
+        let (c, rows, stream) = (&self.pass.language.config, self.rows, self.stream);
+        let Buffers { input, streams: [a, b], h, delta, .. } = &mut *self.buffers;
+        let (from, to) = match at {
+            0 => (None, a),
+            1 => (Some(&*input), a),
+            at if at % 2 == 0 => (Some(&*a), b),
+            _ => (Some(&*b), a),
+        };
+        let all = |buffer| T::rows(buffer, rows, c.hidden, c.hidden);
+        with_values::<T, _>(weight, |weight| {
+            let weight = T::rows(weight, 1, c.hidden, c.hidden)?;
+            let rule = Norm {
+                law: Law::Rms,
+                residual: None,
+                weight,
+                bias: None,
+                add_bias: None,
+                eps: c.eps,
+            };
+            match from {
+                None => norm(stream, &all(input.as_view())?, &rule, None, h),
+                Some(from) => {
+                    let rule = Norm { residual: Some(all(from.as_view())?), ..rule };
+                    norm(stream, &all(delta.as_view())?, &rule, Some(to), h)
+                }
+            }
+        })
+    }
+
+    /// Keys and values into the arena, and attention over it.
+    fn attend(&mut self, i: usize, layer: &Layer) -> Result<()> {
+        let (c, n, stream) = (&self.pass.language.config, self.rows, self.stream);
+        let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let (turned_width, all_width) = (wide + narrow, wide + 2 * narrow);
+        let Buffers { h, qkv, turned, seen, delta, cos, sin, .. } = &mut *self.buffers;
+        product(self.products, (h, n, c.hidden), layer.qkv.plain(), qkv)?;
+        let x = T::rows(qkv.as_view(), n, turned_width, all_width)?;
+        rotate(stream, &x, c.heads + c.kv_heads, cos, sin, turned)?;
+        let key = T::rows(turned.slice(wide..), n, narrow, turned_width)?;
+        let value = T::rows(qkv.slice(turned_width..), n, narrow, all_width)?;
+        let (keys, values) = (&self.pass.arenas.keys[i], &self.pass.arenas.values[i]);
+        write_rows_to(stream, &key, self.slots, keys)?;
+        write_rows_to(stream, &value, self.slots, values)?;
+        let q = T::rows(turned.as_view(), n, wide, turned_width)?;
+        let scale = 1.0 / (c.head_dim as f32).sqrt();
+        let slots = keys.dim(0)?;
+        with_values::<T, _>(keys, |k| {
+            with_values::<T, _>(values, |v| {
+                let [k, v] =
+                    [T::rows(k, slots, narrow, narrow)?, T::rows(v, slots, narrow, narrow)?];
+                let operands = Operands { q, k, v, dim: c.head_dim };
+                attend_in(stream, &operands, self.plan, scale, None, self.workspace, seen)
+            })
+        })?;
+        product(self.products, (seen, n, wide), layer.output.plain(), delta)
+    }
+
+    /// The gated feed-forward part.
+    fn feed(&mut self, layer: &Layer) -> Result<()> {
+        let (c, n) = (&self.pass.language.config, self.rows);
+        let Buffers { h, gate_up, acted, delta, .. } = &mut *self.buffers;
+        product(self.products, (h, n, c.hidden), layer.gate_up.plain(), gate_up)?;
+        let gate = T::rows(gate_up.as_view(), n, c.inner, 2 * c.inner)?;
+        let up = T::rows(gate_up.slice(c.inner..), n, c.inner, 2 * c.inner)?;
+        silu_mul(self.stream, &gate, &up, acted)?;
+        product(self.products, (acted, n, c.inner), layer.down.plain(), delta)
+    }
+}
+
+/// `x [n, in]` by a weight `[out, in]`, transposed.
+fn product<T: Float>(
+    products: &Products,
+    (x, n, input): (&CudaSlice<T>, usize, usize),
+    weight: Option<&Tensor>,
+    out: &mut CudaSlice<T>,
+) -> Result<()> {
+    let weight = weight.ok_or_else(absent)?;
+    let outputs = weight.dim(0)?;
+    with_values::<T, _>(weight, |weight| {
+        let weight = T::rows(weight, outputs, input, input)?;
+        products.product(&T::rows(x.as_view(), n, input, input)?, &weight, out)
+    })
+}
+
+/// Buffers for up to so many rows, of which all but the last two are of the model's type.
+struct Buffers<T> {
+    rows: usize,
+    /// Behind the embedding.
+    input: CudaSlice<T>,
+    /// The residual stream, by turns.
+    streams: [CudaSlice<T>; 2],
+    /// Behind a norm.
+    h: CudaSlice<T>,
+    qkv: CudaSlice<T>,
+    /// Queries and keys, turned by position.
+    turned: CudaSlice<T>,
+    seen: CudaSlice<T>,
+    /// To be added to the residual stream.
+    delta: CudaSlice<T>,
+    gate_up: CudaSlice<T>,
+    acted: CudaSlice<T>,
+    cos: CudaSlice<f32>,
+    sin: CudaSlice<f32>,
+}
+
+impl<T: Float> Buffers<T> {
+    fn new(stream: &Arc<CudaStream>, c: &TextConfig, rows: usize) -> Result<Self> {
+        let zeros =
+            |width: usize| stream.alloc_zeros::<T>(rows * width).map_err(failed("allocating"));
+        let table = || stream.alloc_zeros(rows * c.head_dim / 2).map_err(failed("allocating"));
+        let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        Ok(Self {
+            rows,
+            input: zeros(c.hidden)?,
+            streams: [zeros(c.hidden)?, zeros(c.hidden)?],
+            h: zeros(c.hidden)?,
+            qkv: zeros(wide + 2 * narrow)?,
+            turned: zeros(wide + narrow)?,
+            seen: zeros(wide)?,
+            delta: zeros(c.hidden)?,
+            gate_up: zeros(2 * c.inner)?,
+            acted: zeros(c.inner)?,
+            cos: table()?,
+            sin: table()?,
+        })
+    }
+}
+
+/// The float types of a model.
+trait Float: Output + CudaDType + DeviceRepr + Copy {
+    /// `count` rows of `width` values, `stride` apart, at the beginning of a buffer.
+    fn rows(
+        values: CudaView<'_, Self>,
+        count: usize,
+        width: usize,
+        stride: usize,
+    ) -> Result<Rows<'_>>;
+
+    fn bits(self) -> u32;
+}
+
+macro_rules! float {
+    ($($ty:ty),*) => {
+        $(impl Float for $ty {
+            fn rows(values: CudaView<'_, Self>, count: usize, width: usize, stride: usize) -> Result<Rows<'_>> {
+                Rows::strided(values, count, width, stride)
+            }
+
+            fn bits(self) -> u32 {
+                self.to_bits().into()
+            }
+        })*
+    };
+}
+float!(f32, f16, bf16);
+
+/// Runs `f` on the values of a contiguous tensor.
+fn with_values<T: Float, R>(
+    tensor: &Tensor,
+    f: impl FnOnce(CudaView<'_, T>) -> Result<R>,
+) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        return Err(Error::argument(OP, "tensor", format!("{layout:?}"), "contiguous"));
+    };
+    match &*storage {
+        Storage::Cuda(storage) => f(storage.as_cuda_slice::<T>()?.slice(start..end)),
+        _ => Err(Error::argument(
+            OP,
+            "tensor",
+            format!("on {:?}", tensor.device().location()),
+            "on the GPU",
+        )),
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(DriverError) -> Error {
+    move |error| Error::Device { op: OP, what, message: format!("{error:?}") }
+}
+
+/// What [`Run::step`] has seen to is not there.
+fn absent() -> Error {
+    Error::Device { op: OP, what: "finding its buffers", message: "none".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_rounded_up_a_little() {
+        assert_eq!(
+            [1, 5, 8, 9, 33, 64, 129, 257, 1000].map(rounded),
+            [1, 5, 8, 10, 40, 64, 160, 320, 1024]
+        );
+        for n in 1..2000 {
+            let rows = rounded(n);
+            assert!(rows >= n && (rows - n) * 4 < rows + 4 && rounded(rows) == rows, "{n}: {rows}");
+        }
+    }
+}
