@@ -57,6 +57,7 @@ struct Sizes {
     vision: [usize; 4],
     /// Rows of decode steps, sequences of prefills, pictures, samples of attempts.
     decode: &'static [usize],
+    decode_by_ops: &'static [usize],
     prefill: &'static [usize],
     pictures: usize,
     samples: usize,
@@ -76,6 +77,7 @@ const GPU: Sizes = Sizes {
     vocab: 32_064,
     vision: [1024, 4096, 24, 16],
     decode: &[16, 64, 256, 1024],
+    decode_by_ops: &[64],
     prefill: &[16, 64],
     pictures: 16,
     samples: 64,
@@ -94,6 +96,7 @@ const CPU: Sizes = Sizes {
     vocab: 49_152,
     vision: [192, 768, 4, 3],
     decode: &[1, 4, 16, 64, 256],
+    decode_by_ops: &[],
     prefill: &[4],
     pictures: 2,
     samples: 4,
@@ -135,7 +138,10 @@ fn main() {
 
 fn of(sizes: &'static Sizes) -> Vec<Case> {
     let model = Model { sizes, made: Rc::default() };
-    let mut cases: Vec<Case> = sizes.decode.iter().map(|&rows| decode(&model, rows)).collect();
+    let mut cases: Vec<Case> =
+        sizes.decode.iter().map(|&rows| decode(&model, rows, Pass::Step)).collect();
+    // The same, launched op by op.
+    cases.extend(sizes.decode_by_ops.iter().map(|&rows| decode(&model, rows, Pass::Ops)));
     cases.extend(sizes.prefill.iter().map(|&sequences| prefill(&model, sequences)));
     cases.push(vision(&model));
     cases.push(attempts(&model));
@@ -312,7 +318,7 @@ fn ids(n: usize) -> Vec<u32> {
 }
 
 /// `rows` forks, four to a prefix, each in the middle of its sentence: one step.
-fn decode(model: &Model, rows: usize) -> Case {
+fn decode(model: &Model, rows: usize, pass: Pass) -> Case {
     let (prefixes, sizes) = (rows.div_ceil(FORKS), model.sizes);
     let kv = 2 * sizes.layers * sizes.narrow() * (prefixes * PREFIX + rows * OWN);
     let weights = sizes.layers * sizes.layer() + sizes.vocab * sizes.hidden;
@@ -339,9 +345,13 @@ fn decode(model: &Model, rows: usize) -> Case {
         };
         (model, RefCell::new(cache), step)
     };
-    let name = model.name("decode", format!("{rows} forks of {prefixes} prefixes"));
+    let what = match pass {
+        Pass::Step => "decode",
+        Pass::Ops => "decode by ops",
+    };
+    let name = model.name(what, format!("{rows} forks of {prefixes} prefixes"));
     case(name, (bytes, 0), model, input, move |(model, cache, step)| {
-        let states = step.run(model, &mut cache.borrow_mut());
+        let states = step.run(model, &mut cache.borrow_mut(), pass);
         let logits = model.language.logits(&states).expect("logits");
         let row = |sample| Row {
             params: Params { temperature: 0.7, ..Params::default() },
@@ -374,7 +384,7 @@ fn prefill(model: &Model, sequences: usize) -> Case {
     };
     let name = model.name("prefill", format!("{sequences} x {PREFIX}"));
     case(name, (0, flops), model, input, |(model, cache, step)| {
-        step.run(model, &mut cache.borrow_mut());
+        step.run(model, &mut cache.borrow_mut(), Pass::Ops);
     })
 }
 
@@ -443,10 +453,22 @@ struct Step {
     plan: AttendPlan,
 }
 
+/// How a pass is made: on a GPU [`Pass::Step`] is a captured graph.
+#[derive(Clone, Copy)]
+enum Pass {
+    Step,
+    Ops,
+}
+
 impl Step {
-    fn run(&self, model: &Llava, cache: &mut KvCache) -> Tensor {
-        let x = model.language.embed(&self.ids).expect("states");
-        let pass = model.language.forward(&x, &self.positions, cache, &self.slots, &self.plan);
-        pass.expect("a pass")
+    fn run(&self, model: &Llava, cache: &mut KvCache, pass: Pass) -> Tensor {
+        let Self { ids, positions, slots, plan } = self;
+        let language = &model.language;
+        let x = language.embed(ids).expect("states");
+        match pass {
+            Pass::Step => language.step(&x, positions, cache, slots, plan),
+            Pass::Ops => language.forward(&x, positions, cache, slots, plan),
+        }
+        .expect("a pass")
     }
 }

@@ -158,7 +158,8 @@ impl Passes<'_> {
         let positions: Vec<u32> = (0..rows).map(|row| (row % self.prefix) as u32).collect();
         let bounds: Vec<u32> = (0..=SEQUENCES).map(|i| (i * self.prefix) as u32).collect();
         let slots: Vec<u32> = (0..rows as u32).collect();
-        self.run(cache, &positions, &slots, &AttendPlan::ragged(&bounds, true))?;
+        let plan = AttendPlan::ragged(&bounds, true);
+        self.model.language.forward(&self.embed(rows)?, &positions, cache, &slots, &plan)?;
         Ok(())
     }
 
@@ -184,21 +185,15 @@ impl Passes<'_> {
 
     /// The last token of every sentence, and its logits.
     fn decode(&self, step: &Step, cache: &mut KvCache) -> Result<()> {
-        let states = self.run(cache, &step.positions, &step.last, &step.plan)?;
-        self.model.language.logits(&states)?;
+        let (language, Step { plan, last, positions, .. }) = (&self.model.language, step);
+        let states = language.step(&self.embed(last.len())?, positions, cache, last, plan)?;
+        language.logits(&states)?;
         Ok(())
     }
 
-    fn run(
-        &self,
-        cache: &mut KvCache,
-        positions: &[u32],
-        slots: &[u32],
-        plan: &AttendPlan,
-    ) -> Result<Tensor> {
+    fn embed(&self, rows: usize) -> Result<Tensor> {
         let vocabulary = self.model.config().text.vocab as u32;
-        let ids: Vec<u32> = (0..slots.len() as u32).map(|i| i * 7919 % vocabulary).collect();
-        let x = self.model.language.embed(&ids)?;
-        self.model.language.forward(&x, positions, cache, slots, plan)
+        let ids: Vec<u32> = (0..rows as u32).map(|i| i * 7919 % vocabulary).collect();
+        self.model.language.embed(&ids)
     }
 }
