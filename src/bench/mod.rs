@@ -1,9 +1,9 @@
 //! Floor 4: how fast this machine runs the networks, beside what it gives at most.
 //!
-//! Ceilings are measured first: the rate of a large product in the networks' types (the fastest at hand, `ceilings`), and on a CPU the rate of reading memory that
-//! no cache holds. The share of a row is the time that its operations take at the one rate, or its bytes at the other, whichever is
-//! longer, over the time measured. Operations are those of the dense layers, bytes those of their weights: attention, norms, activations
-//! and whatever the host does count as loss.
+//! Ceilings are measured first: the rate of a large product in the networks' types (the fastest at hand, `ceilings`), and on a
+//! CPU the rate of reading memory that no cache holds. The share of a row is the time that its operations take at the one rate,
+//! or its bytes at the other, whichever is longer, over the time measured. Operations are those of the dense layers, bytes those
+//! of their weights: attention, norms, activations and whatever the host does count as loss.
 
 mod ceilings;
 mod networks;
