@@ -208,6 +208,7 @@ impl Found {
     fn of_model(mut self) -> Lacking {
         if self.has(adapter::CONFIG) {
             self.require(adapter::TENSORS.to_owned());
+            self.expect(&[adapter::WHOLE], "");
             return self.lacking;
         }
         const PROCESSORS: [&str; 2] = ["preprocessor_config.json", "processor_config.json"];
