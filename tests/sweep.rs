@@ -79,6 +79,26 @@ fn a_run_goes_on_in_less_memory() {
     succeed(&mut run("none", 1 << 30));
 }
 
+/// Memory is looked at once: the store keeps what it was good for.
+#[test]
+fn a_run_keeps_its_token_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 4);
+    let run = |out: &str, shard: &str, memory: &str| {
+        let mut command = sweep(&data, &dir.path().join(out));
+        command.args(["--rho", "1", "--shard", shard]).env("BDHS_MEMORY", memory);
+        command
+    };
+    let refused = run("new", "1/1", "unknown").output().unwrap();
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("BDHS_MEMORY"));
+    succeed(&mut run("whole", "1/1", "1000000000"));
+    succeed(&mut run("whole", "1/1", "unknown"));
+    succeed(&mut run("parts", "1/2", "1000000000"));
+    succeed(&mut run("parts", "2/2", "1000000000"));
+    succeed(&mut run("parts", "1/1", "unknown"));
+}
+
 /// A larger threshold never takes longer to accept.
 #[test]
 fn acceptance_grows_with_the_threshold() {

@@ -1,9 +1,9 @@
 //! Floor 4: how fast this machine runs the networks, beside what it gives at most.
 //!
-//! Ceilings are measured first: the rate of a large product in the networks' types (the fastest at hand, `ceilings`), and on a CPU the rate of reading memory that
-//! no cache holds. The share of a row is the time that its operations take at the one rate, or its bytes at the other, whichever is
-//! longer, over the time measured. Operations are those of the dense layers, bytes those of their weights: attention, norms, activations
-//! and whatever the host does count as loss.
+//! Ceilings are measured first: the rate of a large product in the networks' types (the fastest at hand, `ceilings`), and on a
+//! CPU the rate of reading memory that no cache holds. The share of a row is the time that its operations take at the one rate,
+//! or its bytes at the other, whichever is longer, over the time measured. Operations are those of the dense layers, bytes those
+//! of their weights: attention, norms, activations and whatever the host does count as loss.
 
 mod ceilings;
 mod networks;
@@ -20,6 +20,7 @@ pub use ceilings::Ceilings;
 use crate::{
     Error, Result,
     engine::{Progress, checkpoint},
+    models::memory,
 };
 
 /// What is measured.
@@ -94,7 +95,7 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report> {
         dtype: options.dtype.as_str(),
         ceilings,
         rows,
-        peak_bytes: peak_bytes(),
+        peak_bytes: memory::peak(),
     })
 }
 
@@ -158,11 +159,4 @@ fn place(device: &Device) -> String {
         Device::Cpu => "cpu".into(),
         other => format!("{:?}", other.location()),
     }
-}
-
-/// The high-water mark that Linux keeps of a process.
-fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }

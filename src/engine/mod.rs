@@ -89,7 +89,6 @@ impl<'m> Engine<'m> {
     /// Generates a wave. `images` remembers features between the waves of a block. Where memory runs out, the wave begins again with
     /// half of the slots, and later ones keep to them, as long as the largest attempt has room.
     ///
-    ///
     /// The result is a function of the wave and of the slots as a whole. On a CPU with AVX2 a candidate is a function of its own
     /// attempt alone, to the bit; elsewhere another grouping changes logits in the last bits.
     ///

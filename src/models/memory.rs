@@ -1,4 +1,4 @@
-//! How much memory there is, and how many key-value slots it is good for.
+//! How much memory there is and was needed, and how many key-value slots it is good for.
 
 use candle_core::{DType, Device};
 
@@ -39,6 +39,11 @@ fn free_on_host() -> Result<Option<u64>> {
     let available =
         file("/proc/meminfo").as_deref().and_then(|text| kilobytes(text, "MemAvailable:"));
     Ok([available, version2].into_iter().flatten().min())
+}
+
+/// The high-water mark that Linux keeps of this process, in bytes.
+pub fn peak() -> Option<u64> {
+    kilobytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
 /// A line of a file of Linux, in bytes.

@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod device;
 pub mod encoder;
 mod files;
+pub mod fingerprint;
 pub mod hub;
 pub mod llava;
 pub mod lora;

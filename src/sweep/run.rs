@@ -107,10 +107,7 @@ impl<'a> Runner<'a> {
         if !store_path(config, options.shard).exists() {
             check_images(&dataset, config.sampling.rho)?;
         }
-        let budget = match config.run.token_budget {
-            Some(budget) => budget,
-            None => memory::slots(&config.model.source()?, device::dtype(dtype)?, &options.device)?,
-        };
+        let budget = token_budget(config, options)?;
         let identity = (fingerprint, budget);
         let wanted = manifest(config, options.shard, identity, &dataset, &images);
         let mut store = open_store(config, &wanted)?;
@@ -288,6 +285,23 @@ pub fn divide(config: &Config, count: u32) -> Result<()> {
         store::merge(store_path(config, Shard::WHOLE), &others)?;
     }
     Ok(())
+}
+
+/// The token budget: the configuration's, or that of the store which this part continues or takes over, or what memory is good for.
+fn token_budget(config: &Config, options: &Options) -> Result<u32> {
+    if let Some(budget) = config.run.token_budget {
+        return Ok(budget);
+    }
+    let mut stores = vec![store_path(config, options.shard), store_path(config, Shard::WHOLE)];
+    if options.shard == Shard::WHOLE && config.run.out.is_dir() {
+        stores.extend(parts(config)?);
+    }
+    for path in stores {
+        if Store::is_begun(&path)? {
+            return Ok(Store::open(path)?.manifest().token_budget);
+        }
+    }
+    memory::slots(&config.model.source()?, device::dtype(&config.model.dtype)?, &options.device)
 }
 
 /// Opens the store of this part. A whole run takes over the stores of parts first, and a part that of the whole run, so that

@@ -36,7 +36,7 @@ use crate::{Error, Result};
 pub struct Options<'a> {
     /// Model folder.
     pub model: &'a Path,
-    /// Its fingerprint ([`crate::models::weights::fingerprint`]).
+    /// Its fingerprint ([`crate::models::fingerprint::fingerprint`]).
     pub base: &'a str,
     /// Where networks run.
     pub device: &'a Device,

@@ -7,10 +7,12 @@ mod common;
 mod refusals;
 mod server;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use candle_core::Device;
 use common::{bdhs, dataset, exports, golden, json, succeed};
 use serde_json::{Value, json};
 use server::{COMMIT, Faults, Hub, files};
@@ -252,6 +254,44 @@ fn an_adapter_of_the_hub_brings_its_base() {
     assert_eq!(requests(&world.hub), [""; 0]);
     // A folder's adapter as well.
     succeed(world.doctor(adapter.to_str().unwrap()).env("HF_HUB_OFFLINE", "1"));
+}
+
+/// What was trained whole beside an adapter is a part of it, and not to be left out where it cannot be read.
+#[test]
+fn an_adapter_comes_with_what_was_trained_whole() {
+    let world = World::new();
+    let adapter = checkpoint(&world.dir.path().join("adapters"), "llava/adapter_next_vicuna");
+    let config = adapter.join("adapter_config.json");
+    let mut named: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    named["base_model_name_or_path"] = json!(golden("llava/next_vicuna"));
+    fs::write(&config, named.to_string()).unwrap();
+    let [all, whole, pickle] =
+        ["adapter_model.safetensors", "non_lora_trainables.safetensors", "non_lora_trainables.bin"];
+    let tensors = candle_core::safetensors::load(adapter.join(all), &Device::Cpu).unwrap();
+    let (lora, beside): (HashMap<_, _>, HashMap<_, _>) =
+        tensors.into_iter().partition(|(name, _)| name.contains(".lora_"));
+    assert!(!beside.is_empty());
+    for (tensors, file) in [(lora, all), (beside, whole)] {
+        candle_core::safetensors::save(&tensors, adapter.join(file)).unwrap();
+    }
+    let world = World { hub: Hub::new(&[("tiny/lora", &adapter)]), ..world };
+    fs::rename(adapter.join(whole), adapter.join(pickle)).unwrap();
+    let (code, message) = world.refused(&mut world.doctor("tiny/lora"));
+    assert_eq!(code, 3, "{message}");
+    assert!(message.contains(&format!("has {pickle}, expected {whole}")), "{message}");
+    assert!(!world.home().join("hub").exists());
+
+    fs::rename(adapter.join(pickle), adapter.join(whole)).unwrap();
+    succeed(&mut world.doctor("tiny/lora"));
+    let fetched = || files(&world.snapshot("tiny/lora"), "");
+    assert_eq!(fetched(), ["adapter_config.json", all, whole]);
+    // A cache that another client has filled without it is completed.
+    fs::remove_file(world.snapshot("tiny/lora").join(whole)).unwrap();
+    succeed(&mut world.doctor("tiny/lora"));
+    assert_eq!(fetched(), ["adapter_config.json", all, whole]);
+    world.hub.seen();
+    succeed(&mut world.doctor("tiny/lora"));
+    assert_eq!(requests(&world.hub), [""; 0]);
 }
 
 /// What is trained on a model of the hub names it as PEFT does, and finds it again.

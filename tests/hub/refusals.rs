@@ -65,6 +65,23 @@ fn the_hub_refuses() {
     says(world.refused(&mut world.doctor("tiny/llava@v1")), 4, &["status 503"]);
 }
 
+/// A branch is completed at the commit that it was when it was cached; where that has been deleted since, the branch is not blamed.
+#[test]
+fn a_cached_commit_is_gone() {
+    let world = World::new();
+    let (gone, repo) = ("0123456789abcdef0123456789abcdef01234567", world.repo("tiny/llava"));
+    let reference = repo.join("refs/main");
+    fs::create_dir_all(repo.join("refs")).unwrap();
+    fs::write(&reference, gone).unwrap();
+    let told = world.refused(&mut world.doctor("tiny/llava"));
+    says(told, 3, &["tiny/llava: ", gone, "no longer has", reference.to_str().unwrap()]);
+    let told = world.refused(&mut world.doctor(&format!("tiny/llava@{gone}")));
+    says(told, 3, &[&format!("no branch, tag or commit {gone:?}")]);
+    // What it says helps.
+    fs::remove_file(reference).unwrap();
+    succeed(&mut world.doctor("tiny/llava"));
+}
+
 #[test]
 fn nothing_is_cached_and_there_is_no_hub() {
     let world = World::new();

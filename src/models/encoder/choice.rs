@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::models::fingerprint::fingerprint;
 use crate::models::hub::Origin;
-use crate::models::weights;
 use crate::{Error, Result};
 
 /// A folder or a name, then options, as in `all-mpnet-base-v2,dim=256,prompt=query`.
@@ -88,12 +88,12 @@ impl Choice {
         name + &self.variant.to_string()
     }
 
-    /// What identifies the vectors: [`weights::fingerprint`] of the folder, and the options if there are any.
+    /// What identifies the vectors: [`fingerprint`] of the folder, and the options if there are any.
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
-        let files = weights::fingerprint(&self.place)?;
+        let files = fingerprint(&self.place)?;
         if self.variant == Variant::default() {
             return Ok(files);
         }

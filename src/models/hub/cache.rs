@@ -56,12 +56,17 @@ impl Repo {
         self.folder().join("blobs").join(etag)
     }
 
+    /// The file that holds the commit of a branch or tag.
+    pub fn reference(&self, revision: &str) -> PathBuf {
+        self.folder().join("refs").join(revision)
+    }
+
     /// The commit of a revision, as far as the cache knows.
     pub fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
         }
-        let text = fs::read_to_string(self.folder().join("refs").join(revision)).ok()?;
+        let text = fs::read_to_string(self.reference(revision)).ok()?;
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
@@ -70,7 +75,7 @@ impl Repo {
         if revision == commit {
             return Ok(());
         }
-        write(&self.folder().join("refs").join(revision), commit)
+        write(&self.reference(revision), commit)
     }
 
     /// Remembers that a commit does not have a file.
@@ -208,6 +213,7 @@ impl Found {
     fn of_model(mut self) -> Lacking {
         if self.has(adapter::CONFIG) {
             self.require(adapter::TENSORS.to_owned());
+            self.expect(&[adapter::WHOLE], "");
             return self.lacking;
         }
         const PROCESSORS: [&str; 2] = ["preprocessor_config.json", "processor_config.json"];

@@ -9,6 +9,7 @@ use ureq::http::{HeaderMap, Response, Uri};
 use ureq::{Agent, Body, RequestBuilder, typestate::WithoutBody};
 
 use super::Name;
+use super::cache::Repo;
 use super::environment::Environment;
 use crate::progress::{Progress, checkpoint};
 use crate::{Error, Result};
@@ -107,9 +108,9 @@ impl<'a> Client<'a> {
             rfilename: String,
         }
         let Environment { endpoint, .. } = self.environment;
-        let (repo, revision) = (&self.name.repo, encoded(revision, ""));
-        let url = format!("{endpoint}/api/models/{repo}/revision/{revision}");
-        let mut response = self.send(&url, || self.agent.get(&url))?;
+        let (repo, escaped) = (&self.name.repo, encoded(revision, ""));
+        let url = format!("{endpoint}/api/models/{repo}/revision/{escaped}");
+        let mut response = self.send(revision, &url, || self.agent.get(&url))?;
         let bytes = response.body_mut().with_config().limit(LARGEST_INFO).read_to_vec();
         let bytes = bytes.map_err(|error| Failure::unreachable(&url, error))?;
         let answer: Answer = serde_json::from_slice(&bytes).map_err(|error| {
@@ -130,7 +131,7 @@ impl<'a> Client<'a> {
         let mut response = None;
         for _ in 0..REDIRECTIONS {
             let request = || self.agent.head(&url).config().max_redirects(0).build();
-            let answer = self.send(&url, request)?;
+            let answer = self.send(commit, &url, request)?;
             let on = header(answer.headers(), "location").filter(|to| to.starts_with('/'));
             let origin = url.parse::<Uri>().ok().and_then(|uri| {
                 Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?.as_str()))
@@ -164,7 +165,7 @@ impl<'a> Client<'a> {
     /// The bytes of a file, from one of them on: status 206 if they begin there, 200 if they begin at the first.
     pub fn bytes(&self, commit: &str, file: &str, from: u64) -> Result<Response<Body>, Failure> {
         let url = self.url(commit, file);
-        self.send(&url, || match from {
+        self.send(commit, &url, || match from {
             0 => self.agent.get(&url),
             from => self.agent.get(&url).header("range", format!("bytes={from}-")),
         })
@@ -176,8 +177,13 @@ impl<'a> Client<'a> {
         format!("{endpoint}/{}/resolve/{commit}/{}", self.name.repo, encoded(file, "/"))
     }
 
-    /// Sends a request, again while the hub is too busy. Answers are successes or redirections.
-    fn send(&self, url: &str, request: impl Fn() -> Request) -> Result<Response<Body>, Failure> {
+    /// Sends a request about a revision, again while the hub is too busy. Answers are successes or redirections.
+    fn send(
+        &self,
+        revision: &str,
+        url: &str,
+        request: impl Fn() -> Request,
+    ) -> Result<Response<Body>, Failure> {
         let mut number = 0;
         loop {
             number += 1;
@@ -193,7 +199,7 @@ impl<'a> Client<'a> {
             }
             let busy = matches!(status, 429 | 500 | 502 | 503 | 504);
             if !busy || number == TRIES {
-                return Err(Failure::Refused(self.refusal(url, &response)));
+                return Err(Failure::Refused(self.refusal(revision, url, &response)));
             }
             let asked = header(response.headers(), "retry-after").and_then(|s| s.parse().ok());
             let asked = asked.map(|seconds: u64| Duration::from_secs(seconds.min(LONGEST_WAIT)));
@@ -202,9 +208,9 @@ impl<'a> Client<'a> {
     }
 
     /// What a refusal means. The hub says so in headers; a repository that does not exist looks like a private one.
-    fn refusal(&self, url: &str, response: &Response<Body>) -> Error {
-        let Environment { endpoint, token, .. } = self.environment;
-        let Name { repo, revision } = self.name;
+    fn refusal(&self, revision: &str, url: &str, response: &Response<Body>) -> Error {
+        let Environment { endpoint, token, cache, .. } = self.environment;
+        let Name { repo, revision: wanted } = self.name;
         let status = response.status().as_u16();
         let code = header(response.headers(), "x-error-code").unwrap_or_default();
         let said = header(response.headers(), "x-error-message").unwrap_or_default();
@@ -226,6 +232,11 @@ impl<'a> Client<'a> {
                         token.from
                     ),
                 }
+            )),
+            ("RevisionNotFound", _) if revision != wanted => invalid(format!(
+                "is cached in part, at commit {revision}, which the hub no longer has; delete {} to fetch what {wanted:?} is now, or \
+                 name another revision: {endpoint}/{repo}/tree/main lists what there is",
+                Repo::new(cache, repo).reference(wanted).display()
             )),
             ("RevisionNotFound", _) => invalid(format!(
                 "has no branch, tag or commit {revision:?}; {endpoint}/{repo}/tree/main lists what there is"

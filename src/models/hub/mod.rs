@@ -237,11 +237,12 @@ fn settings(all: &[String], kind: Kind) -> Vec<&str> {
     }
 }
 
-/// Its weight files: of every folder the single file, or else the index.
+/// Its weight files: of every folder the single file, or else the index; of an adapter's, the adapter and what was trained whole
+/// beside it.
 fn weights<'a>(all: &'a [String], settings: &[&str]) -> Vec<&'a str> {
     let of = |wanted: &str| all.iter().map(String::as_str).find(|file| *file == wanted);
     if settings == [adapter::CONFIG] {
-        return of(adapter::TENSORS).into_iter().collect();
+        return [adapter::TENSORS, adapter::WHOLE].into_iter().filter_map(of).collect();
     }
     let mut folders: Vec<&str> = all
         .iter()
@@ -278,6 +279,15 @@ fn check(name: &Name, kind: Kind, all: &[String], weights: &[&str]) -> Result<()
             return invalid(message);
         }
         _ => {}
+    }
+    // Without it the adapter would be another one.
+    let pickle = Path::new(adapter::WHOLE).with_extension("bin").display().to_string();
+    if weights.contains(&adapter::TENSORS) && has(&pickle) && !has(adapter::WHOLE) {
+        return invalid(format!(
+            "has {pickle}, expected {}; nothing was downloaded. Look for a revision or a copy of it in safetensors, or convert \
+             a folder of it (scripts/pickle_to_safetensors.py)",
+            adapter::WHOLE
+        ));
     }
     // Those of the network itself: later modules are small, and may be all that is in safetensors.
     if weights.iter().any(|file| !file.contains('/') || file.starts_with("0_")) {

@@ -6,7 +6,8 @@ use candle_core::{DType, Device};
 
 use super::config::Config;
 use crate::models::adapter::{self, is_adapter};
-use crate::models::weights::{Weights, fingerprint};
+use crate::models::fingerprint::fingerprint;
+use crate::models::weights::Weights;
 use crate::{Error, Result};
 
 /// A checkpoint's folder, and that of the adapter that changes it, if one does.
