@@ -176,7 +176,7 @@ enum State {
     Captured(Graph),
 }
 
-/// Rows of a graph for `n` rows: an eighth more at most, or up to eight.
+/// Rows of a graph for `n` rows: less than a quarter more, and of few sizes.
 fn rounded(n: usize) -> usize {
     n.next_multiple_of((n.next_power_of_two() / 8).clamp(1, 64))
 }
