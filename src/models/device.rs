@@ -73,9 +73,7 @@ pub fn check(name: &str) -> Result<Option<usize>> {
 /// Opens `cpu`, `cuda` (the first GPU) or `cuda:N`.
 ///
 /// CUDA devices get a stream of their own rather than the thread's default one, so that work from
-/// several host threads is ordered by the device and not by accident. All ops run there, and with them the networks. So cudarc's
-/// tracking of buffers by events is turned off for the GPU, which would cost an event or two each time that a buffer is used, and would keep
-/// decode steps from being captured: who uses a tensor's buffer on a stream of their own has to wait for this one.
+/// several host threads is ordered by the device and not by accident. All ops run there, and with them the networks.
 ///
 /// # Errors
 /// An unknown name, a build without CUDA, a GPU that the driver does not report, and a GPU or driver that this
@@ -84,15 +82,7 @@ pub fn open(name: &str) -> Result<Device> {
     // Checked first, since candle's own start on an unfit driver fails without a reason.
     match check(name)? {
         None => Ok(Device::Cpu),
-        Some(ordinal) => {
-            let device = Device::new_cuda_with_stream(ordinal)?;
-            #[cfg(feature = "cuda")]
-            if let Device::Cuda(device) = &device {
-                // SAFETY: candle refuses tensors of two devices in one op, so a tensor is used on the stream of its own alone.
-                unsafe { device.disable_event_tracking() };
-            }
-            Ok(device)
-        }
+        Some(ordinal) => Ok(Device::new_cuda_with_stream(ordinal)?),
     }
 }
 

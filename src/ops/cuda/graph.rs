@@ -1,9 +1,9 @@
 //! Calls as a CUDA graph: enqueued once, launched as one thing again and again. What a call may do is said in [`super`].
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaContext, CudaStream};
 
 use super::driver_error;
 use crate::{Error, Result};
@@ -45,5 +45,39 @@ impl Graph {
     /// Statuses of the driver.
     pub unsafe fn launch(&mut self) -> Result<()> {
         self.0.launch().map_err(driver_error(OP, "launching"))
+    }
+}
+
+/// While this lives, cudarc neither records nor waits for the events by which it keeps streams of a context apart. A call could not be captured
+/// with them: a captured stream cannot wait for what was recorded before.
+pub struct Untracked {
+    context: Arc<CudaContext>,
+    was_tracked: bool,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Untracked {
+    /// One at a time in a process; the next waits.
+    ///
+    /// # Safety
+    /// Whoever enqueues work meanwhile sees to the order of streams themselves, and allocates nothing that several streams will
+    /// use.
+    pub unsafe fn new(context: &Arc<CudaContext>) -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        // It guards nothing that a panic could leave half done.
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_tracked = context.is_event_tracking();
+        // SAFETY: the caller's.
+        unsafe { context.disable_event_tracking() };
+        Self { context: context.clone(), was_tracked, _alone: alone }
+    }
+}
+
+impl Drop for Untracked {
+    fn drop(&mut self) {
+        if self.was_tracked {
+            // SAFETY: nothing was allocated meanwhile that several streams use.
+            unsafe { self.context.enable_event_tracking() };
+        }
     }
 }

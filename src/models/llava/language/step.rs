@@ -18,7 +18,7 @@ use crate::models::llava::cache::Arenas;
 use crate::models::llava::config::TextConfig;
 use crate::ops::attend::{AttendPlan, Block, Segment};
 use crate::ops::cuda::attend::{Operands, Plan, Slots, Workspace, attend_in, write_rows_to};
-use crate::ops::cuda::graph::Graph;
+use crate::ops::cuda::graph::{Graph, Untracked};
 use crate::ops::cuda::norm::{Norm, norm};
 use crate::ops::cuda::pool::Output;
 use crate::ops::cuda::product::Products;
@@ -112,9 +112,7 @@ impl Typed {
         };
         let candle_core::Device::Cuda(device) = &language.device else { return Ok(None) };
         let plain = language.layers.iter().all(Layer::is_plain);
-        // A captured stream cannot wait for events from before.
-        let tracked = device.is_event_tracking();
-        if !wanted || !plain || tracked || REFUSED.load(Ordering::Relaxed) {
+        if !wanted || !plain || REFUSED.load(Ordering::Relaxed) {
             return Ok(None);
         }
         Ok(match language.dtype {
@@ -192,6 +190,8 @@ impl<T: Float> Run<T> {
     fn new(device: &CudaDevice) -> Result<Self> {
         let main = device.cuda_stream();
         let stream = main.context().new_stream().map_err(failed("making a stream"))?;
+        // Weights may come from another handle of this GPU, whose stream nobody will wait for.
+        main.context().synchronize().map_err(failed("waiting"))?;
         Ok(Self {
             device: device.clone(),
             products: Products::new(&stream)?,
@@ -224,7 +224,10 @@ impl<T: Float> Run<T> {
             self.main.memcpy_htod(values, buffer).map_err(failed("uploading rotary values"))?;
         }
         self.stream.join(&self.main).map_err(failed("waiting"))?;
+        // SAFETY: `stream` waits for `main`, and `main` for it; the calls allocate nothing.
+        let untracked = unsafe { Untracked::new(self.main.context()) };
         let launched = self.launch(shape, pass);
+        drop(untracked);
         // Also after an error: buffers are freed on `main`.
         self.main.join(&self.stream).map_err(failed("waiting"))?;
         let (replayed, refused) = launched?;
