@@ -48,8 +48,8 @@ impl Graph {
     }
 }
 
-/// While this lives, cudarc neither records nor waits for the events by which it keeps streams of a context apart. A call could not be captured
-/// with them: a captured stream cannot wait for what was recorded before.
+/// While this lives, cudarc neither records nor waits for the events by which it keeps streams of a context apart. A call could
+/// not be captured with them: a captured stream cannot wait for what was recorded before.
 pub struct Untracked {
     context: Arc<CudaContext>,
     was_tracked: bool,
