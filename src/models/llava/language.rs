@@ -133,9 +133,9 @@ impl Language {
     /// pass is captured into a CUDA graph, so that the host launches one thing and not hundreds. That takes a few more rows, which
     /// nobody sees; last bits can differ from those of [`Language::forward`].
     ///
-    /// Not captured, but as by [`Language::forward`]: with `BDHS_DECODE=ops` in the environment (`graph`, or nothing, is captured), and
-    /// for models whose layers have biases, or adapters beside their weights. An arena that was stepped over is not for passes
-    /// of another handle of the same GPU.
+    /// Not captured, but as by [`Language::forward`]: with `BDHS_DECODE=ops` in the environment (`graph`, or nothing, is captured),
+    /// and for models whose layers have biases, or adapters beside their weights. An arena that was stepped over is not for
+    /// passes of another handle of the same GPU.
     ///
     /// # Errors
     /// As [`Language::forward`], and on another `BDHS_DECODE`.
