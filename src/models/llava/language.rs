@@ -122,11 +122,7 @@ impl Language {
         plan: &AttendPlan,
     ) -> Result<Tensor> {
         self.check(x, positions, cache, slots)?;
-        if positions.is_empty() {
-            return Ok(x.clone());
-        }
-        let rotary = cache.rotary(positions)?;
-        self.run(x, &rotary, Some((cache, slots)), plan)
+        self.over_arena(x, positions, cache, slots, plan)
     }
 
     /// As [`Language::forward`], for passes that come again and again with about as many rows, as decode steps do. On a GPU such a
@@ -147,9 +143,9 @@ impl Language {
         slots: &[u32],
         plan: &AttendPlan,
     ) -> Result<Tensor> {
+        self.check(x, positions, cache, slots)?;
         #[cfg(feature = "cuda")]
         if !positions.is_empty() {
-            self.check(x, positions, cache, slots)?;
             let (arenas, rotary, steps) = cache.parts();
             if let Some(states) =
                 steps.run(self, x, || rotary.values(positions), arenas, slots, plan)?
@@ -157,7 +153,23 @@ impl Language {
                 return Ok(states);
             }
         }
-        self.forward(x, positions, cache, slots, plan)
+        self.over_arena(x, positions, cache, slots, plan)
+    }
+
+    /// [`Language::forward`] after its checks.
+    fn over_arena(
+        &self,
+        x: &Tensor,
+        positions: &[u32],
+        cache: &mut KvCache,
+        slots: &[u32],
+        plan: &AttendPlan,
+    ) -> Result<Tensor> {
+        if positions.is_empty() {
+            return Ok(x.clone());
+        }
+        let rotary = cache.rotary(positions)?;
+        self.run(x, &rotary, Some((cache, slots)), plan)
     }
 
     /// As [`Language::forward`] without an arena: a row's keys and values are those of this pass, so the plan's

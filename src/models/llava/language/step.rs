@@ -5,6 +5,7 @@
 //! loaded at its first use; the second is captured, and later ones are launches of that graph. Rows are rounded up, so that few
 //! graphs serve all counts: what is too many sees one key and is written nowhere.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -180,10 +181,13 @@ fn rounded(n: usize) -> usize {
 }
 
 /// The plan for as many rows as that, each of the new ones seeing `slot`.
-fn padded(plan: &AttendPlan, n: usize, rows: usize, slot: u32) -> AttendPlan {
+fn padded(plan: &AttendPlan, n: usize, rows: usize, slot: u32) -> Cow<'_, AttendPlan> {
+    if n == rows {
+        return Cow::Borrowed(plan);
+    }
     let keys = || vec![Segment { start: slot as usize, len: 1 }];
     let more = (n..rows).map(|row| Block { rows: row..row + 1, keys: keys(), causal: false });
-    AttendPlan { blocks: plan.blocks.iter().cloned().chain(more).collect() }
+    Cow::Owned(AttendPlan { blocks: plan.blocks.iter().cloned().chain(more).collect() })
 }
 
 impl<T: Float> Run<T> {
