@@ -1,9 +1,11 @@
 """What `ops.py` and `gpu.py` share: the benchmark programs, the input of both sides, peers, figures of a run."""
 
 import json
+import os
 import statistics
 import subprocess
 import time
+from datetime import date
 
 THRESHOLDS = [0.90, 0.93, 0.95, 0.97, 0.99]
 
@@ -114,6 +116,15 @@ def cpu():
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"), lines
 
 
+def machine():
+    """What a result file says of the machine and of the state that was timed."""
+    model, lines = cpu()
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    features = [name for name in ("avx2", "avx512f", "avx512_bf16", "avx512_fp16") if name in flags]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True).stdout.strip()
+    return {"cpu": model, "cores": os.cpu_count(), "features": features, "date": str(date.today()), "commit": commit, "load_before": load()}
+
+
 def load():
     with open("/proc/loadavg") as file:
         return file.read().split()[:3]
@@ -122,16 +133,6 @@ def load():
 def write(path, report):
     with open(path, "w") as file:
         json.dump(report, file, indent=1)
-
-
-def put_between(path, begin, end, lines):
-    """Between two marks of a Markdown file."""
-    with open(path) as file:
-        text = file.read()
-    head, rest = text.split(begin)
-    tail = rest.split(end)[1]
-    with open(path, "w") as file:
-        file.write(head + begin + "\n" + "\n".join(lines) + "\n" + end + tail)
 
 
 def warpers(setting):

@@ -15,17 +15,16 @@ Before timing, vectors are compared. The ratio of a round is peer / ours, so abo
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 import warnings
-from datetime import date
 from pathlib import Path
 
 warnings.filterwarnings("ignore")
 import numpy as np
 import torch
-from common import Ours, cpu, load, put_between, quantiles, ratios, write
+import pages
+from common import Ours, load, machine, quantiles, ratios, write
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
@@ -157,33 +156,6 @@ def compare(ours, case, folder, threads, rounds, scratch):
     return row
 
 
-def cell(row):
-    peers = []
-    for name, peer in row["peers"].items():
-        if "failed" in peer:
-            peers.append(f"{name}: failed")
-        else:
-            peers.append(f"{name} {peer['texts_per_second']:.0f} **{peer['ratio']:.2f}** [{peer['ratio_low']:.2f}, {peer['ratio_high']:.2f}]")
-    times = " [{p20:.3g}, {p80:.3g}]".format(**{key: 1e3 * value for key, value in row["ours"].items()})
-    return f"| {row['case']} | {row['threads']} | {row['texts_per_second']:.0f} | {1e3 * row['ours']['median']:.3g}{times} | {'; '.join(peers)} |"
-
-
-def table(report):
-    m = report["machine"]
-    lines = [
-        f"{m['cpu']}, {m['cores']} cores, {m['date']}; load average {m['load_before'][0]} before the run, {m['load_after'][0]} after it.",
-        "",
-        "| case | threads | ours, texts/s | ms, median [p20, p80] | peer: texts/s, **peer / ours**, median of rounds [least, most] |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [cell(row) for row in report["rows"]]
-    for row in report["rows"]:
-        lines += [f"\n{row['case']}: {name}: {peer['failed']}" for name, peer in row["peers"].items() if "failed" in peer]
-    ratios_of = [p["ratio"] for row in report["rows"] for p in row["peers"].values() if "ratio" in p]
-    lines += ["", f"Median of all ratios: {statistics.median(ratios_of):.2f}."]
-    return [*lines, "", "Versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + "."]
-
-
 def versions():
     from importlib.metadata import PackageNotFoundError, version
 
@@ -203,11 +175,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="")
     parser.add_argument("--json")
-    parser.add_argument("--table")
+    parser.add_argument("--pages", action="store_true", help="write the figures of the pages anew")
     args = parser.parse_args()
     ours = Ours(args.bench)
-    machine = {"cpu": cpu()[0], "cores": os.cpu_count(), "date": str(date.today()), "load_before": load()}
-    report = {"machine": machine, "versions": versions(), "rounds": args.rounds, "rows": []}
+    report = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "rows": []}
     with tempfile.TemporaryDirectory() as scratch:
         for case in ours.cases():
             name = case.split("/")[1].split(", ")[0]
@@ -218,12 +189,12 @@ def main():
             for threads in sorted({1, os.cpu_count()}):
                 row = compare(ours, case, args.weights / name, threads, args.rounds, scratch)
                 report["rows"].append(row)
-                print(cell(row), flush=True)
+                print(pages.encode_cell(row), flush=True)
                 report["machine"]["load_after"] = load()
                 if args.json:
                     write(args.json, report)
-    if args.table:
-        put_between(args.table, "<!-- encoders on CPU: made by scripts/bench-encode -->", "<!-- end of encoders on CPU -->", table(report))
+    if args.pages:
+        pages.make(pages.HERE.parents[2], write=True)
 
 
 if __name__ == "__main__":

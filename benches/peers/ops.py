@@ -15,7 +15,6 @@ import os
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from functools import lru_cache
 
 warnings.filterwarnings("ignore")
@@ -24,7 +23,8 @@ import numkong
 import numpy as np
 import simsimd
 import torch
-from common import THRESHOLDS, Ours, Peer, cpu, difference, digest, load, pool_lengths, put_between, quantiles, ratios, values, warpers, write
+import pages
+from common import THRESHOLDS, Ours, Peer, difference, digest, load, machine, pool_lengths, quantiles, ratios, values, warpers, write
 from threadpoolctl import threadpool_limits
 
 TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -329,13 +329,6 @@ def measure_ceilings(ours, threads, seconds):
     return found
 
 
-def machine():
-    model, lines = cpu()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    wide = [f for f in ("avx2", "avx512f", "avx512_bf16", "avx512_fp16") if f in flags.split()]
-    return {"cpu": model, "cores": os.cpu_count(), "features": wide, "load_before": load(), "date": str(date.today())}
-
-
 def versions():
     import sentence_transformers
     import transformers
@@ -347,44 +340,9 @@ def versions():
     return found | {name: version(name) for name in ("simsimd", "numkong")}
 
 
-def cell(row):
-    ours = row["ours"]
-    rate = f"{row['rate'] / 1e9:.1f} {'GFLOP/s' if row['flops'] else 'GB/s'}"
-    share = f"{100 * row['share']:.0f} %" if row["share"] else ""
-    times = f"{ours['median'] * 1e3:.3g} [{ours['p20'] * 1e3:.3g}, {ours['p80'] * 1e3:.3g}]"
-    peers = "; ".join(f"{name} **{p['ratio']:.2f}** [{p['ratio_low']:.2f}, {p['ratio_high']:.2f}]" for name, p in row["peers"].items())
-    return f"| {row['case']} | {row['threads']} | {times} | {rate} | {share} | {peers or '-'} |"
-
-
-def table(report):
-    m = report["machine"]
-    lines = [
-        f"{m['cpu']}, {m['cores']} cores ({', '.join(m['features'])}), {m['date']}; load average {m['load_before'][0]} before the run, "
-        f"{m['load_after'][0]} after it (the run itself is about {m['cores']}).",
-        "",
-        "Ceilings of the same run: "
-        + "; ".join(
-            f"{threads} thread{'s' if threads != '1' else ''}: read {c['read'] / 1e9:.1f} GB/s, copy {c['copy'] / 1e9:.1f} GB/s, "
-            f"f32 product {c['sgemm'] / 1e9:.0f} GFLOP/s"
-            for threads, c in report["ceilings"].items()
-        )
-        + ".",
-        "",
-        "| case | threads | ms, median [p20, p80] | rate | of ceiling | peer / ours, median of rounds [least, most] |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [cell(row) for row in report["rows"] if "ours" in row]
-    lines += ["", "| memory beyond the input, at the peak | ours | peer |", "|---|---|---|"]
-    for row in report["rows"]:
-        for name, peer in row["peers"].items():
-            if "peak_bytes" in row:
-                lines.append(f"| {row['case']} | {row['peak_bytes'] / 1e6:.1f} MB | {name} {peer['peak_bytes'] / 1e6:.1f} MB |")
-    lines += ["", "Versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + "."]
-    return lines
-
-
-def put_table(path, lines):
-    put_between(path, "<!-- ops on CPU: made by scripts/bench-ops -->", "<!-- end of ops on CPU -->", lines)
+def row_text(row):
+    """A row as the page has it, against each peer on the same number of threads."""
+    return pages.ops_cell(row, {name: (p["ratio"], p["ratio_low"], p["ratio_high"], row["threads"]) for name, p in row["peers"].items()})
 
 
 def main():
@@ -394,7 +352,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--only", default="")
     parser.add_argument("--json")
-    parser.add_argument("--table")
+    parser.add_argument("--pages", action="store_true", help="write the figures of the pages anew")
     args = parser.parse_args()
     programs = {name: Ours(path) for name, path in (bench.split("=", 1) for bench in args.bench)}
     report = {"machine": machine(), "versions": versions(), "rounds": args.rounds, "ceilings": {}, "rows": []}
@@ -411,15 +369,15 @@ def main():
                 report["rows"].append(row)
                 if args.json:
                     write(args.json, report)
-                print(cell(row) if "ours" in row else f"{name}: {row['peak_bytes'] / 1e6:.1f} MB, {row['peers']}", flush=True)
+                print(row_text(row) if "ours" in row else f"{name}: {row['peak_bytes'] / 1e6:.1f} MB, {row['peers']}", flush=True)
                 if "peak_bytes" in row:
                     break
     report["machine"]["load_after"] = load()
     report["ceilings"] = {str(n): c for n, c in ceilings.items()}
     if args.json:
         write(args.json, report)
-    if args.table:
-        put_table(args.table, table(report))
+    if args.pages:
+        pages.make(pages.HERE.parents[2], write=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 """`bdhs sample` and `bdhs sweep` beside BDHS written with transformers, on this machine's CPU, in one run.
 
     sample.py --bdhs PROGRAM --model LLAVA_1_5 --anyres LLAVA_1_6 --encoder DIR --encoder DIR --scratch DIR
-              [--json FILE] [--table FILE] [--dtype f32] [--hidden 4,2] [--dropped 20,10] [--only 576]
+              [--json FILE] [--pages] [--dtype f32] [--hidden 4,2] [--dropped 20,10] [--only 576]
 
 `scripts/bench-sample` prepares all of it and calls this. Both sides take the ten photos of examples/photos with their references and
 the settings of its sweep.toml. The LLaVA-1.5 gives 576 image tokens a picture. The LLaVA-1.6 gets the photos' centre squares,
@@ -15,6 +15,10 @@ to text, image features at hand, and of sentence-transformers on the candidate: 
 
   hidden    masked image tokens are in the sequence, and no query sees them
   dropped   they are left out, with the other positions kept: the same function, so its candidates stand for both
+
+Both ways run with one attempt a batch and with one attempt at each of the ten photos a batch, which is how ours runs its first
+round. The projection takes the faster of the two for every attempt, also for later rounds, which have fewer attempts to batch: the
+peer is at its best.
 
 The wait of a run with transformers is a projection. A cell takes the attempts that ours took for it; a grid, in one run for each cell, what each
 cell would take alone (`candidates_if_independent`); the last attempt a sample may need is an unguided one. An attempt takes its
@@ -34,13 +38,13 @@ import subprocess
 import sys
 import time
 import tomllib
-from datetime import date
 from pathlib import Path
 
 import bdhs_transformers as plain
 import torch
-from common import cpu, put_between, write
+import pages
 from common import load as load_average
+from common import machine, write
 from sentence_transformers import SentenceTransformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,29 +166,36 @@ class Photos(plain.Bench):
         features = self.model.get_image_features(pixel_values=tiles, image_sizes=sizes).pooler_output
         self.tokens, self.features = len(features[0]), torch.cat(list(features))
 
-    def attempt(self, number, way, guided=True):
-        """One attempt at the next sample: its seconds and tokens, and the candidate."""
+    def batch(self, first, count, way, guided=True):
+        """One attempt at each of the next `count` samples, in one batch: seconds, and a candidate and its tokens for each."""
         begin = time.perf_counter()
-        sample = number % self.samples
-        prompt, reference = self.texts[sample]
-        shown = torch.rand(self.tokens, generator=self.generator) >= self.rho
-        if guided:
-            found = plain.contexts(self.encode, self.draws, prompt, "", reference)
-        else:
-            found = [(self.encode(prompt), "")]
-        drop = way.startswith("dropped")
-        rows = [plain.row(context, self.image, shown, sample * self.tokens, drop) for context, _ in found]
+        drop, rows, kept, owners = way.startswith("dropped"), [], [], []
+        for sample in ((first + at) % self.samples for at in range(count)):
+            prompt, reference = self.texts[sample]
+            shown = torch.rand(self.tokens, generator=self.generator) >= self.rho
+            if guided:
+                found = plain.contexts(self.encode, self.draws, prompt, "", reference)
+            else:
+                found = [(self.encode(prompt), "")]
+            rows += [plain.row(context, self.image, shown, sample * self.tokens, drop) for context, _ in found]
+            owners.append((sample, slice(len(kept), len(kept) + len(found))))
+            kept += [start for _, start in found]
         limit = self.settings["max_sentence_tokens" if guided else "max_response_tokens"]
         batch = plain.Batch(rows, self.device)
         self.new = limit
-        watch = Watch(self.tokenizer, [kept for _, kept in found], limit, self.ends, guided)
+        watch = Watch(self.tokenizer, kept, limit, self.ends, guided)
         self.kept = self.cache(batch.length, len(rows), way, self.kept)
         self.complete(batch, limit, self.kept, done=watch)
-        text = self.join(sample, watch.texts) if guided else watch.texts[0]
+        candidates = [
+            {
+                "sample": sample, "text": self.join(sample, watch.texts[rows]) if guided else watch.texts[rows][0],
+                "tokens": [len(drawn) for drawn in watch.drawn[rows]],
+            }
+            for sample, rows in owners
+        ]
         total = time.perf_counter() - begin
         return {
-            "seconds": total, "prefill": watch.first - begin, "steps": watch.steps, "places": batch.length,
-            "tokens": [len(drawn) for drawn in watch.drawn], "sample": sample, "text": text,
+            "seconds": total, "prefill": watch.first - begin, "steps": watch.steps, "places": batch.length, "candidates": candidates,
         }
 
     def join(self, sample, parts):
@@ -195,15 +206,16 @@ class Photos(plain.Bench):
             text, at = text + reference[at:start] + part.lstrip(), end
         return text
 
-    def attempts_of(self, way, count, guided=True):
-        """After a short one that does not count."""
+    def batches_of(self, way, size, batches, guided=True):
+        """So many batches, after a short one that does not count."""
         self.settings, whole = self.settings | {"max_sentence_tokens": 2, "max_response_tokens": 2}, self.settings
-        self.attempt(0, way, guided)
+        self.batch(0, size, way, guided)
         self.settings, found = whole, []
-        for number in range(count):
-            found.append(self.attempt(number, way, guided))
+        for number in range(batches):
+            found.append(self.batch(number * size, size, way, guided))
             what = "" if guided else ", unguided"
-            print(f"{self.tokens} image tokens, {way}{what}: {found[-1]['seconds']:.1f} s, {found[-1]['tokens']} tokens", file=sys.stderr, flush=True)
+            seconds, steps = found[-1]["seconds"], found[-1]["steps"]
+            print(f"{self.tokens} image tokens, {way}{what}, {size} a batch: {seconds:.1f} s, {steps} steps", file=sys.stderr, flush=True)
         return found
 
 
@@ -236,15 +248,29 @@ def samples(tokenizer, data):
     return found
 
 
-def per_attempt(attempts, steps):
-    """Mean prefill, and mean step times so many."""
-    prefill = statistics.fmean(one["prefill"] for one in attempts)
-    step = sum(one["seconds"] - one["prefill"] for one in attempts) / sum(max(one["steps"] - 1, 1) for one in attempts)
+def per_attempt(batches, steps):
+    """Seconds of one attempt of a batch: its share of the mean prefill, and of so many mean steps."""
+    size = len(batches[0]["candidates"])
+    prefill = statistics.fmean(one["prefill"] for one in batches)
+    step = sum(one["seconds"] - one["prefill"] for one in batches) / sum(max(one["steps"] - 1, 1) for one in batches)
+    drawn = sum(sum(candidate["tokens"]) for one in batches for candidate in one["candidates"])
     return {
-        "watched": len(attempts), "measured": [one["seconds"] for one in attempts], "prefill": prefill, "step": step,
-        "seconds": prefill + step * (steps - 1), "tokens_per_second": sum(sum(one["tokens"]) for one in attempts) / sum(one["seconds"] for one in attempts),
-        "places": max(one["places"] for one in attempts),
+        "attempts_per_batch": size, "watched": size * len(batches), "measured": [one["seconds"] / size for one in batches],
+        "prefill": prefill / size, "step": step / size, "seconds": (prefill + step * (steps - 1)) / size,
+        "tokens_per_second": drawn / sum(one["seconds"] for one in batches), "places": max(one["places"] for one in batches),
     }
+
+
+def timed(bench, todo, guided=True):
+    """Seconds an attempt by way and size of a batch, `{way: [{...}, ...]}`, the fastest first; and all candidates. Both ways draw from
+    the same distribution, so the steps of a batch of one size are averaged over both."""
+    watched = {(way, size): bench.batches_of(f"{way}/static", size, batches, guided) for way, size, batches in todo}
+    ways = {}
+    for (way, size), found in watched.items():
+        steps = statistics.fmean(one["steps"] for (_, other), batches in watched.items() if other == size for one in batches)
+        ways.setdefault(way, []).append(per_attempt(found, steps))
+    candidates = [candidate for batches in watched.values() for one in batches for candidate in one["candidates"]]
+    return {way: sorted(rows, key=lambda row: row["seconds"]) for way, rows in ways.items()}, candidates
 
 
 def theirs(args, model_folder, data, settings, counts, unguided):
@@ -256,22 +282,19 @@ def theirs(args, model_folder, data, settings, counts, unguided):
     bench = Photos(model, tokenizer, texts, settings)
     phis = [Phi(encoder, [reference for _, reference in texts], plain.TYPES[args.dtype]) for encoder in args.encoder]
     loaded = time.perf_counter() - begin
-    hidden, dropped = counts
-    watched = {way: bench.attempts_of(way, count) for way, count in (("dropped/static", dropped), ("hidden/static", hidden))}
-    mean_steps = lambda by_way: statistics.fmean(one["steps"] for attempts in by_way.values() for one in attempts)
-    steps = mean_steps(watched)
-    ways = {way.split("/")[0]: {"guided": per_attempt(attempts, steps)} for way, attempts in watched.items()}
+    hidden, dropped, together = counts
+    todo = [("dropped", 1, dropped), ("dropped", len(texts), together), ("hidden", 1, hidden), ("hidden", len(texts), 1)]
+    guided, every = timed(bench, todo)
+    ways = {way: {"guided": rows} for way, rows in guided.items()}
     if unguided:
-        free = {way: bench.attempts_of(way, count, guided=False) for way, count in (("dropped/static", 3), ("hidden/static", 1))}
-        for way, attempts in free.items():
-            ways[way.split("/")[0]]["unguided"] = per_attempt(attempts, mean_steps(free))
-    every = [one for attempts in watched.values() for one in attempts]
+        free, _ = timed(bench, [("dropped", 1, 3), ("dropped", len(texts), 1), ("hidden", 1, 1)], guided=False)
+        for way, rows in free.items():
+            ways[way]["unguided"] = rows
     scored = {phi.name: phi.of(every) for phi in phis}
     return {
         "image_tokens": bench.tokens,
         "load_seconds": loaded,
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "steps": steps,
         "ways": ways,
         "phi_seconds": {name: seconds for name, (_, seconds) in scored.items()},
         "tokens": [one["tokens"] for one in every],
@@ -284,9 +307,9 @@ def project(way, phi_seconds, cells):
     total = 0.0
     for cell in cells:
         guided, unguided = used([cell])
-        total += guided * way["guided"]["seconds"]
+        total += guided * way["guided"][0]["seconds"]
         if unguided:
-            total += unguided * way["unguided"]["seconds"]
+            total += unguided * way["unguided"][0]["seconds"]
         total += (guided + unguided) * phi_seconds[cell["encoder"].removesuffix(AGAIN)]
     return total
 
@@ -362,8 +385,8 @@ def compare(args, model, data, counts, scratch):
     encoders = [word for encoder in args.encoder for word in ("--encoder", encoder)]
     twins = [word for encoder in args.encoder for word in ("--encoder", args.again[encoder])]
     one, _ = ours.run("sample", "--encoder", args.encoder[0], "--threshold", THRESHOLD, times=3)
-    grid, _ = ours.run("sweep", *encoders, times=1)
-    wide, _ = ours.run("sweep", *encoders, *twins, times=3)
+    grid, _ = ours.run("sweep", *encoders, times=3)
+    wide, _ = ours.run("sweep", *encoders, *twins, times=1)
     unguided = any(used(run["summary"]["cells"])[1] for run in (one, grid, wide))
     attempts, phis, rate = ours.every_attempt(args.encoder)
     peer = theirs(args, model, data / "photos.json", settings["sampling"], counts, unguided)
@@ -384,37 +407,6 @@ def compare(args, model, data, counts, scratch):
     return {"image_tokens": peer["image_tokens"], "rows": rows, "tokens_per_second": rate, "transformers": peer, "same_work": work}
 
 
-def table(report):
-    m = report["machine"]
-    lines = [
-        f"{m['cpu']}, {m['cores']} cores, {m['date']}, {report['settings']['dtype']} on both sides; load average {m['load_before'][0]} before the run, "
-        f"{m['load_after'][0]} after it.",
-        "",
-        "| image tokens | run | ours, s | transformers, masked tokens hidden, s | ratio | transformers, masked tokens left out, s | ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for model in report["models"]:
-        for row in model["rows"]:
-            guided, unguided = row["attempts"]
-            attempts = f"{guided} attempts" + (f" + {unguided} unguided" if unguided else "")
-            peers = " | ".join(f"{row['peers'][way]['seconds']:.0f} | **{row['peers'][way]['ratio']:.1f}**" for way in ("hidden", "dropped"))
-            name = row["case"] + (f", {row['cells']} cells" if row["cells"] > 1 else "")
-            lines.append(f"| {model['image_tokens']} | {name}: {attempts}; ours generated {row['generated']} | {row['seconds']:.1f} | {peers} |")
-    lines += ["", "| image tokens | | ours | transformers, hidden | transformers, left out |", "|---|---|---|---|---|"]
-    for model in report["models"]:
-        ways = [model["transformers"]["ways"][way]["guided"] for way in ("hidden", "dropped")]
-        rates = " | ".join(f"{way['tokens_per_second']:.1f}" for way in ways)
-        lines.append(f"| {model['image_tokens']} | tokens drawn a second | {model['tokens_per_second']:.1f} | {rates} |")
-        times = " | ".join(f"{way['seconds']:.2f} ({way['prefill']:.2f} prefill; {way['watched']} watched)" for way in ways)
-        lines.append(f"| {model['image_tokens']} | s an attempt | - | {times} |")
-    lines += ["", "| image tokens | the same work? | ours, mean | transformers, mean | apart, standard errors |", "|---|---|---|---|---|"]
-    for model in report["models"]:
-        for name, row in model["same_work"].items():
-            mean = lambda side: f"{side['mean']:.3g} +- {side['error']:.2g} (of {side['count']})"
-            lines.append(f"| {model['image_tokens']} | {name} | {mean(row['ours'])} | {mean(row['transformers'])} | {row['apart']:+.1f} |")
-    return [*lines, "", "Versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + "."]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bdhs", type=Path, required=True)
@@ -423,21 +415,21 @@ def main():
     parser.add_argument("--encoder", type=Path, action="append", required=True, help="the first decides in `bdhs sample`")
     parser.add_argument("--scratch", type=Path, required=True, help="an empty folder for runs")
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
-    parser.add_argument("--hidden", default="4,2", help="attempts to watch, of each model")
-    parser.add_argument("--dropped", default="20,10")
+    parser.add_argument("--hidden", default="4,2", help="batches of one attempt to watch, of each model")
+    parser.add_argument("--dropped", default="20,10", help="the same, with masked tokens left out")
+    parser.add_argument("--together", default="3,3", help="batches of one attempt at each photo, with masked tokens left out")
     parser.add_argument("--only", choices=["576", "2928"], help="image tokens")
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--table", metavar="FILE")
+    parser.add_argument("--pages", action="store_true", help="write the figures of the pages anew")
     args = parser.parse_args()
     torch.manual_seed(1)
     args.again = {encoder: again(encoder, args.scratch) for encoder in args.encoder}
-    machine = {"cpu": cpu()[0], "cores": os.cpu_count(), "date": str(date.today()), "load_before": load_average()}
     from importlib.metadata import version
 
     versions = plain.versions() | {"sentence-transformers": version("sentence-transformers")}
     settings = {"dtype": args.dtype, "threshold": THRESHOLD, "threads": torch.get_num_threads()}
-    report = {"machine": machine, "versions": versions, "settings": settings, "models": []}
-    counts = list(zip(*[map(int, text.split(",")) for text in (args.hidden, args.dropped)]))
+    report = {"machine": machine(), "versions": versions, "settings": settings, "models": []}
+    counts = list(zip(*[map(int, text.split(",")) for text in (args.hidden, args.dropped, args.together)]))
     (args.scratch / "squares").mkdir()
     cases = [("576", args.model, PHOTOS, counts[0])]
     if args.only != "576":
@@ -449,11 +441,11 @@ def main():
             runs.mkdir()
             report["models"].append(compare(args, model, data, count, runs))
             report["machine"]["load_after"] = load_average()
-            print("\n".join(table(report)), flush=True)
+            print("\n".join(pages.sample_table(report)), flush=True)
             if args.json:
                 write(args.json, report)
-    if args.table:
-        put_between(args.table, "<!-- sampling on CPU: made by scripts/bench-sample -->", "<!-- end of sampling on CPU -->", table(report))
+    if args.pages:
+        pages.make(pages.HERE.parents[2], write=True)
 
 
 if __name__ == "__main__":

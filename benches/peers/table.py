@@ -1,23 +1,14 @@
 #!/usr/bin/env python3
-"""The GPU section of docs/performance.md, from all benches/results/gpu-*.json that `gpu.py` wrote, and transformers-*.json of the same
-GPUs that `bdhs_transformers.py` wrote.
-
-    table.py                 writes the section
-    table.py --self-check    makes one of a made-up run in a temporary folder, and looks at it
+"""The GPU section of docs/performance.md, from all gpu-*.json that `gpu.py` wrote, and transformers-*.json of the same GPUs that
+`bdhs_transformers.py` wrote. `pages.py` puts it into the page; run as a program this checks the section of a made-up run.
 """
 
-import argparse
-import glob
 import json
-import os
 import re
 import tempfile
+from pathlib import Path
 
-from common import put_between, write
-
-BEGIN, END = "<!-- ops on GPU: made by benches/peers/table.py -->", "<!-- end of ops on GPU -->"
 ATTEMPTS = r"sample/gpu attempts 7B/(\d+) x 4 x 40 tokens/bf16"
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 
 
 def clocks(state):
@@ -29,7 +20,7 @@ def clocks(state):
 def head(report):
     m = report["machine"]
     size = f"{m['multiprocessors']} multiprocessors, {m['l2_bytes'] / 1e6:.0f} MB of L2; " if "multiprocessors" in m else ""
-    commit = f", commit {report['commit'][:12]}" if report["commit"] else ""
+    commit = f", commit {report['commit']}" if report["commit"] else ""
     rates = [f"{name} {rate / 1e12:.2f} TB/s" if "gemm" not in name else f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in report["ceilings"].items()]
     return [
         f"### {m['gpu'] or 'A GPU without a name'}",
@@ -87,17 +78,15 @@ def attempts(report, theirs):
     return [*lines, ""]
 
 
-def make(results, document):
+def sections(folder):
     lines = []
-    for path in sorted(glob.glob(os.path.join(results, "gpu-*.json"))):
-        with open(path) as file:
-            report = json.load(file)
+    for path in sorted(Path(folder).glob("gpu-*.json")):
+        report = json.loads(path.read_text())
         lines += section(report)
-        theirs = os.path.join(results, os.path.basename(path).replace("gpu-", "transformers-", 1))
-        if os.path.exists(theirs):
-            with open(theirs) as file:
-                lines += attempts(report, json.load(file))
-    put_between(document, BEGIN, END, lines or ["No run is recorded yet."])
+        theirs = path.with_name(path.name.replace("gpu-", "transformers-", 1))
+        if theirs.exists():
+            lines += attempts(report, json.loads(theirs.read_text()))
+    return lines or ["No run is recorded yet."]
 
 
 def self_check():
@@ -115,18 +104,11 @@ def self_check():
     theirs = {"rows": [{"case": "hidden/static, 1 at once", "with_vision": 5e-3}]}
     report = {"machine": machine, "versions": {"torch": "9"}, "commit": "abc", "ceilings": {"read": 2e12, "gemm f16": 7e14}, "rows": [row, product, whole], "skipped": ["z"], "failed": []}
     with tempfile.TemporaryDirectory() as folder:
-        document = os.path.join(folder, "page.md")
-        with open(document, "w") as file:
-            file.write(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-        make(folder, document)
-        write(os.path.join(folder, "gpu-g.json"), report)
-        write(os.path.join(folder, "transformers-g.json"), theirs)
-        for _ in range(2):
-            make(folder, document)
-        with open(document) as file:
-            text = file.read()
-    assert text.startswith(f"before\n{BEGIN}\n### G\n") and text.endswith(f"\n{END}\nafter\n"), text
-    assert "old" not in text and "No run" not in text and text.count("### G") == 1, text
+        assert sections(folder) == ["No run is recorded yet."]
+        (Path(folder) / "gpu-g.json").write_text(json.dumps(report))
+        (Path(folder) / "transformers-g.json").write_text(json.dumps(theirs))
+        text = "\n".join(sections(folder))
+    assert text.startswith("### G\n") and text.count("### G") == 1, text
     for part in [
         "| 1000 [900, 2000] | 1000 GB/s | 50 % of read | faster **0.50** [0.40, 0.60]; another **3.00** [2.00, 4.00], **other results**; broken: failed |",
         "| 1000 TFLOP/s |  | - |",
@@ -143,12 +125,4 @@ def self_check():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--self-check", action="store_true")
-    parser.add_argument("--results", default=os.path.join(ROOT, "benches", "results"))
-    parser.add_argument("--document", default=os.path.join(ROOT, "docs", "performance.md"))
-    args = parser.parse_args()
-    if args.self_check:
-        self_check()
-    else:
-        make(args.results, args.document)
+    self_check()
