@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{Kind, Target, Version};
-use crate::toolkit::Toolkit;
+use super::support::{Kind, Target, Version};
+use super::toolkit::Toolkit;
 
 /// What is compiled: `kernels/<name>.cu`.
 pub const KERNELS: [&str; 8] = ["act", "attend", "cosine", "mask", "norm", "pool", "rope", "token"];

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{OLDEST_TOOLKIT, Version};
+use super::support::{OLDEST_TOOLKIT, Version};
 
 /// A working nvcc.
 pub struct Toolkit {

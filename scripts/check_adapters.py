@@ -3,7 +3,7 @@
 
     python scripts/check_adapters.py
 
-Needs torch, transformers and peft. `cargo test --test train an_adapter` leaves the adapter and our values where
+Needs torch, transformers and peft. `cargo test --test models runs::an_adapter` leaves the adapter and our values where
 BDHS_ADAPTER_OUT points; the base is tests/golden/llava/llava15. Fails above 1e-4.
 """
 

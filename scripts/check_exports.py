@@ -4,7 +4,7 @@
 
 With --step, the tiny LLaVA of golden_llava.py makes one step of TRL's DPOTrainer on the Parquet file, as it is loaded (needs trl, peft
 and torch). CELL_FOLDER holds pairs.parquet and pairs.jsonl. Needs `datasets` and `pillow`; with `trl` installed, every row also goes
-through TRL's own preparation of multimodal messages. `cargo test --test export` leaves an example in
+through TRL's own preparation of multimodal messages. `cargo test --test method export::` leaves an example in
 target/tmp/export/out/cells/mini__0.90 (images: target/tmp/export/images).
 """
 

@@ -60,7 +60,7 @@ SIZES = [(w, h) for w in (1, 7, 28, 33, 57, 200, 640) for h in (1, 6, 28, 41, 56
 
 
 def picture(width, height):
-    """The test image that tests/llava.rs draws with the same formula: sharp rings, other ones per channel."""
+    """The test image that tests/models/llava/ draws with the same formula: sharp rings, other ones per channel."""
     x = np.arange(width, dtype=np.int64)[None, :, None]
     y = np.arange(height, dtype=np.int64)[:, None, None]
     c = np.arange(3, dtype=np.int64)[None, None, :]
@@ -378,7 +378,7 @@ def processor(kind, folder, tok):
 
 
 def conversation(kind, answer):
-    """The conversation of tests/llava.rs as a template takes it."""
+    """The conversation of tests/models/llava/ as a template takes it."""
     question, reply = "Is the cat near the old house, or naïve?", "Yes, the cat sits there."
     if kind == "next_mistral":
         user, assistant = "<image>\n" + question, reply
@@ -478,7 +478,7 @@ def sample(model, proc, prompt, special):
 
 
 def checksum(tiles):
-    """Position-weighted sum of 8-bit values, modulo 2^64; tests/llava.rs has the same."""
+    """Position-weighted sum of 8-bit values, modulo 2^64; tests/models/llava/ has the same."""
     flat = tiles.reshape(-1).astype(np.uint64)
     weight = (np.arange(flat.size, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(12345)) & np.uint64(0xFFFFFFFF)
     return int((flat * weight).sum(dtype=np.uint64))

@@ -4,6 +4,7 @@
 pub mod ablation;
 pub mod disk;
 pub mod place;
+pub mod texts;
 
 use std::{
     path::{Path, PathBuf},

@@ -1,4 +1,4 @@
-//! GGUF in, LLaVA folder out; shared by the example's `main` and by `tests/assemble.rs`.
+//! GGUF in, LLaVA folder out; shared by the example's `main` and by `tests/models/assemble.rs`.
 
 mod folder;
 mod gguf;

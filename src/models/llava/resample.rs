@@ -7,7 +7,7 @@
 //! more than twice as many pixels as the width (earlier releases never do). Equality with its pixels, bit for bit, is what keeps a model's
 //! inputs equal to those of the processors of transformers.
 //!
-//! Source: Pillow 13.0's results (tests/llava.rs compares; the rule for the order was found from 900 random shapes).
+//! Source: Pillow 13.0's results (tests/models/llava/ compares; the rule for the order was found from 900 random shapes).
 
 use image::RgbImage;
 

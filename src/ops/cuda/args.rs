@@ -1,6 +1,6 @@
 //! What the kernels take: their argument structs, byte for byte, and the constants that both sides rely on.
 //!
-//! Std only: `tests/cuda_args.rs` includes this file and has a C++ compiler print the same offsets from `kernels/*.cu`. Field
+//! Std only: `tests/ops/cuda_args.rs` includes this file and has a C++ compiler print the same offsets from `kernels/*.cu`. Field
 //! names are those of the kernels. Addresses are `u64`, 0 where a kernel takes null.
 
 /// An address in device memory.

@@ -26,7 +26,7 @@
 //! The kernels run on the CPU, through a host shim, in `cargo test`. On a GPU, `scripts/gpu-check` runs the tests of this module, the
 //! sanitizers and the benchmarks; `docs/results.md` says which GPUs have.
 
-// The tables of layouts are for tests/cuda_args.rs.
+// The tables of layouts are for tests/ops/cuda_args.rs.
 pub mod act;
 #[allow(dead_code)]
 mod args;
@@ -68,7 +68,7 @@ fn driver_error(op: &'static str, what: &'static str) -> impl Fn(DriverError) ->
 macro_rules! device_repr {
     ($($name:ident),*) => {
         // SAFETY: `repr(C)` structs of integers and floats, without padding, as the kernels declare them
-        // (tests/cuda_args.rs); all bits zero is a value.
+        // (tests/ops/cuda_args.rs); all bits zero is a value.
         $(unsafe impl DeviceRepr for args::$name {}
         unsafe impl ValidAsZeroBits for args::$name {})*
     };
@@ -451,7 +451,7 @@ impl Queue<'_> {
             block_dim: (threads, 1, 1),
             shared_mem_bytes,
         };
-        // SAFETY: the kernel takes one argument of this layout (tests/cuda_args.rs), and the caller vouches for it.
+        // SAFETY: the kernel takes one argument of this layout (tests/ops/cuda_args.rs), and the caller vouches for it.
         unsafe { self.stream.launch_builder(&function).arg(args).launch(config) }
             .map_err(driver_error(self.op, kernel))?;
         Ok(())

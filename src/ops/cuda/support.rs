@@ -1,6 +1,6 @@
 //! What the kernels are compiled for, and on which GPUs and drivers they then run.
 //!
-//! Pure functions of version numbers, so that the whole table is tested without a GPU (`tests/cuda_support.rs`). Std only:
+//! Pure functions of version numbers, so that the whole table is tested without a GPU (`tests/ops/cuda_support.rs`). Std only:
 //! the build script reads `BDHS_CUDA_ARCHS` with the same code.
 //!
 //! | compiled for | runs on |

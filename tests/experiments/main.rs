@@ -1,0 +1,14 @@
+//! Whole runs: sweeps, ablations, the demo, their reports.
+#![cfg(feature = "toolkit")]
+
+mod ablation;
+#[path = "../common/mod.rs"]
+mod common;
+mod demo;
+mod demo_benchmarks;
+mod demo_world;
+mod devices;
+mod report;
+mod resume;
+mod slurm;
+mod sweep;

@@ -1,0 +1,10 @@
+//! The networks, the engine that runs them, and training.
+#![cfg(feature = "toolkit")]
+
+mod assemble;
+#[path = "../common/mod.rs"]
+mod common;
+mod encoder;
+mod engine;
+mod llava;
+mod train;

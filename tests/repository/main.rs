@@ -1,0 +1,3 @@
+//! The repository itself: the crate in another project.
+
+mod standalone;
