@@ -16,8 +16,8 @@ use std::time::Instant;
 
 use bdhs::data::Sample;
 use bdhs::engine::{Engine, Images, Request};
-use bdhs::models::llava::{KvCache, Llava, Role, Turn};
 use bdhs::models::weights::Weights;
+use bdhs::models::{self, KvCache, Role, Turn};
 use bdhs::ops::attend::{AttendPlan, Block, Segment};
 use bdhs::ops::philox::Draws;
 use bdhs::ops::token::{Params, Row, sample};
@@ -152,11 +152,11 @@ fn of(sizes: &'static Sizes) -> Vec<Case> {
 #[derive(Clone)]
 struct Model {
     sizes: &'static Sizes,
-    made: Rc<OnceCell<Rc<Llava>>>,
+    made: Rc<OnceCell<Rc<models::Model>>>,
 }
 
 impl Model {
-    fn get(&self) -> Rc<Llava> {
+    fn get(&self) -> Rc<models::Model> {
         self.made.get_or_init(|| Rc::new(load(self.sizes))).clone()
     }
 
@@ -171,7 +171,7 @@ fn case<S: 'static>(
     name: String,
     (bytes, flops): (usize, usize),
     model: &Model,
-    input: impl Fn(Rc<Llava>) -> S + 'static,
+    input: impl Fn(Rc<models::Model>) -> S + 'static,
     work: impl Fn(&S) + Copy + 'static,
 ) -> Case {
     let (own, timed) = (model.clone(), model.clone());
@@ -198,7 +198,7 @@ fn case<S: 'static>(
     Case { timer: Some(Box::new(timer)), ..case }
 }
 
-fn load(sizes: &Sizes) -> Llava {
+fn load(sizes: &Sizes) -> models::Model {
     let device = bdhs::models::device::open(sizes.device).expect("a device that was probed");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let golden = root().join("tests/golden/llava/llava15");
@@ -211,7 +211,7 @@ fn load(sizes: &Sizes) -> Llava {
     }
     configure(folder.path(), sizes);
     let weights = Weights::from_tensors("random", tensors(sizes, &device), &device, sizes.dtype);
-    Llava::with_weights(folder.path(), &weights).expect("a model of these sizes")
+    models::Model::with_weights(folder.path(), &weights).expect("a model of these sizes")
 }
 
 /// Of the running checkout or bundle; see tests/common/place.rs.
@@ -323,7 +323,7 @@ fn decode(model: &Model, rows: usize, pass: Pass) -> Case {
     let kv = 2 * sizes.layers * sizes.narrow() * (prefixes * PREFIX + rows * OWN);
     let weights = sizes.layers * sizes.layer() + sizes.vocab * sizes.hidden;
     let bytes = (weights + kv) * sizes.dtype.size_in_bytes();
-    let input = move |model: Rc<Llava>| {
+    let input = move |model: Rc<models::Model>| {
         let cache = model.language.new_cache(prefixes * PREFIX + rows * OWN).expect("memory");
         let own = |row: usize| prefixes * PREFIX + row * OWN;
         let step = Step {
@@ -371,7 +371,7 @@ fn prefill(model: &Model, sequences: usize) -> Case {
     let pairs = sequences * PREFIX * (PREFIX + 1) / 2;
     let sizes = model.sizes;
     let flops = sizes.layers * (2 * rows * sizes.layer() + 4 * pairs * sizes.hidden);
-    let input = move |model: Rc<Llava>| {
+    let input = move |model: Rc<models::Model>| {
         let cache = model.language.new_cache(rows).expect("memory");
         let bounds: Vec<u32> = (0..=sequences).map(|i| (i * PREFIX) as u32).collect();
         let step = Step {
@@ -393,14 +393,14 @@ fn vision(model: &Model) -> Case {
     let per_row = 4 * width * width + 2 * width * inner;
     // The last layer is not computed.
     let flops = (layers - 1) * tiles * (2 * TILE * per_row + 4 * TILE * TILE * width);
-    let input = move |model: Rc<Llava>| {
+    let input = move |model: Rc<models::Model>| {
         let pixels = Tensor::randn(0f32, 1.0, (tiles, 3, 336, 336), model.language.device());
         (model, pixels.expect("memory"))
     };
     let Sizes { place, dtype, .. } = model.sizes;
     let name = format!("sample/{place} vision tower/{tiles} x {TILE}/{}", dtype.as_str());
     case(name, (0, flops), model, input, |(model, pixels)| {
-        model.tower_features(pixels).expect("features");
+        model.llava().expect("a LLaVA").tower(pixels).expect("features");
     })
 }
 
@@ -408,7 +408,7 @@ fn vision(model: &Model) -> Case {
 fn attempts(model: &Model) -> Case {
     let samples = model.sizes.samples;
     let config = SamplingConfig { max_sentence_tokens: NEW, ..SamplingConfig::default() };
-    let input = move |model: Rc<Llava>| {
+    let input = move |model: Rc<models::Model>| {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let samples: Vec<Sample> =
             (0..samples as u32).map(|index| sample_of(folder.path(), index)).collect();
@@ -461,7 +461,7 @@ enum Pass {
 }
 
 impl Step {
-    fn run(&self, model: &Llava, cache: &mut KvCache, pass: Pass) -> Tensor {
+    fn run(&self, model: &models::Model, cache: &mut KvCache, pass: Pass) -> Tensor {
         let Self { ids, positions, slots, plan } = self;
         let language = &model.language;
         let x = language.embed(ids).expect("states");

@@ -24,7 +24,7 @@ use crate::eval::judge::{Endpoint, Judge};
 use crate::eval::run::{self, Benchmarks, Heard, SUMMARY, Summary};
 use crate::eval::{self, Settings};
 use crate::models::weights::Weights;
-use crate::models::{device, llava::Llava};
+use crate::models::{self, device};
 use crate::sweep::Config;
 use crate::sweep::atomic::write_json;
 use crate::train::{self, Outcome};
@@ -312,7 +312,7 @@ impl Judging {
             return Err(Error::invalid(folder, "", message));
         }
         let begun = Instant::now();
-        let loaded = Llava::load(&folder, device, device::dtype(&config.model.dtype)?)?;
+        let loaded = models::Model::load(&folder, device, device::dtype(&config.model.dtype)?)?;
         let out = judged_folder(run_folder, &model.name);
         let mut answering = Answering::default();
         if let Some(budget) = config.run.token_budget {

@@ -10,10 +10,7 @@ use crate::{
     data::{Dataset, DatasetOptions, Sample},
     demo::embedded,
     engine::{Engine, Images, Request},
-    models::{
-        encoder::SentenceEncoder,
-        llava::{KvCache, Llava, config::TextConfig},
-    },
+    models::{KvCache, Model, encoder::SentenceEncoder, language::TextConfig},
     ops::attend::{AttendPlan, Block, Segment},
     sweep::named,
 };
@@ -58,7 +55,7 @@ pub(super) fn encoder(
 /// Prefill, decoding and whole attempts.
 pub(super) fn model(options: &Options, clock: &Clock, ceilings: &Ceilings) -> Result<Vec<Row>> {
     let folder = named::model(&options.model, clock.progress)?;
-    let model = Llava::load(folder, &options.device, options.dtype)?;
+    let model = Model::load(folder, &options.device, options.dtype)?;
     let text = &model.config().text;
     let prefix = PREFIX.min(text.max_positions.saturating_sub(OWN)).max(1);
     let passes = Passes { model: &model, prefix };
@@ -95,7 +92,7 @@ pub(super) fn model(options: &Options, clock: &Clock, ceilings: &Ceilings) -> Re
 }
 
 /// First attempts at the demo's scenes by the engine, from files to texts, pictures included.
-fn attempts(model: &Llava, name: &str, clock: &Clock) -> Result<[Row; 2]> {
+fn attempts(model: &Model, name: &str, clock: &Clock) -> Result<[Row; 2]> {
     let samples = samples(SAMPLES)?;
     let mut engine = Engine::new(model, embedded::config().sampling, SEED)?;
     let mut drawn = 0;
@@ -147,7 +144,7 @@ struct Step {
 
 /// Passes of the language model as the engine takes them.
 struct Passes<'a> {
-    model: &'a Llava,
+    model: &'a Model,
     prefix: usize,
 }
 

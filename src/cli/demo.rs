@@ -18,7 +18,7 @@ use crate::{
         scene::Split,
         train::{self, Settings},
     },
-    models::llava::Llava,
+    models::Model,
     sweep::named,
 };
 
@@ -134,7 +134,7 @@ impl FiguresArgs {
         let rhos = if self.rhos.is_empty() { &[0.0, 0.9, 1.0] } else { &self.rhos[..] };
         let bars = Bars::new(global);
         let model = named::model(&self.model, &bars)?;
-        let model = Llava::load(model, &global.device()?, DType::F32)?;
+        let model = Model::load(model, &global.device()?, DType::F32)?;
         let work = std::env::temp_dir().join(format!("bdhs-figures-{}", std::process::id()));
         let figures = figures::figures(&model, self.scenes, rhos, &work, &bars);
         bars.clear();

@@ -12,12 +12,9 @@ use super::{
 use crate::{
     Error, Result,
     models::{
-        device,
+        Source, device,
         hub::Origin,
-        llava::{
-            Source,
-            outline::{Memory, Outline},
-        },
+        outline::{Memory, Outline},
     },
     sweep::named,
 };

@@ -21,10 +21,7 @@ use crate::{
         judge::{Cost, Endpoint, Judge},
         run::{self, Benchmarks, Heard},
     },
-    models::{
-        device,
-        llava::{Llava, Source},
-    },
+    models::{Model, Source, device},
     sweep::named,
 };
 
@@ -153,11 +150,11 @@ struct Answer {
 }
 
 impl Answer {
-    fn load(&self, model: &std::path::Path, global: &Global, bars: &Bars) -> Result<Llava> {
+    fn load(&self, model: &std::path::Path, global: &Global, bars: &Bars) -> Result<Model> {
         let (device, dtype) = (global.device()?, device::dtype(&self.dtype)?);
         let adapter = self.adapter.as_deref().map(|path| named::adapter(path, bars)).transpose()?;
         let source = Source::new(&named::model(model, bars)?, adapter.as_deref())?;
-        Llava::open(&source, &device, dtype)
+        Model::open(&source, &device, dtype)
     }
 
     fn answering(&self, seed: u64) -> Answering {

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::json::{Ids, Object, kind, read_objects};
-use crate::models::llava::prompt::IMAGE;
-use crate::models::llava::{Role, Turn};
+use crate::models::IMAGE;
+use crate::models::{Role, Turn};
 use crate::{Error, Result};
 
 /// Which answers of a conversation become references.

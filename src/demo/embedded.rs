@@ -15,7 +15,7 @@ use super::questions::{Kind, questions};
 use super::scene::{Dice, Scene, Split};
 use super::words::describe;
 use super::{DESCRIBE, benchmarks, folder};
-use crate::models::llava::prompt::IMAGE;
+use crate::models::IMAGE;
 use crate::sweep::Config;
 use crate::{Error, Result};
 

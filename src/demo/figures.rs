@@ -13,7 +13,7 @@ use super::words::mentions;
 use super::{DESCRIBE, SHORT, folder};
 use crate::Result;
 use crate::engine::{Answering, Progress, Question, answer};
-use crate::models::llava::Llava;
+use crate::models::Model;
 
 /// Figures at one rho.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,7 +61,7 @@ enum Count {
 /// # Errors
 /// Those of the model and of the files.
 pub fn figures(
-    model: &Llava,
+    model: &Model,
     scenes: u32,
     rhos: &[f64],
     work: &Path,
@@ -114,7 +114,7 @@ fn ask(index: u32, scene: &Scene, seed: u64) -> Vec<Item> {
 }
 
 fn answers(
-    model: &Llava,
+    model: &Model,
     items: &[Item],
     paths: &[PathBuf],
     rho: f64,

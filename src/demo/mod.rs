@@ -16,8 +16,8 @@ mod tokenizer;
 pub mod train;
 pub mod words;
 
-use crate::models::llava::prompt::IMAGE;
-use crate::models::llava::{Role, Turn};
+use crate::models::IMAGE;
+use crate::models::{Role, Turn};
 
 /// Prompts that ask for a description.
 pub const DESCRIBE: [&str; 3] = [

@@ -9,7 +9,7 @@ use super::{Engine, Images, Progress, Request, checkpoint, waves};
 use crate::{
     Result,
     data::Sample,
-    models::llava::{Llava, Role, Turn, prompt::IMAGE},
+    models::{IMAGE, Model, Role, Turn},
     sampling::{SamplingConfig, Stop},
 };
 
@@ -77,7 +77,7 @@ impl Progress for Stops<'_> {
 /// An invalid setting, an unreadable image, a question too long for the model, failing tensor operations, a requested stop, and
 /// what `done` returns.
 pub fn answer(
-    model: &Llava,
+    model: &Model,
     questions: &[Question],
     answering: Answering,
     progress: &dyn Progress,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Result,
-    models::llava::KvCache,
+    models::KvCache,
     ops::{
         attend::{AttendPlan, Block, Segment},
         mask::{self, Piece},

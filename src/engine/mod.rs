@@ -25,14 +25,14 @@ pub use waves::waves;
 pub use crate::progress::{Progress, checkpoint};
 use crate::{
     Result,
-    models::llava::Llava,
+    models::Model,
     ops::act::{Activation, bias_act},
     sampling::{Candidate, Fragment, Part, SamplingConfig, cuts::rebuild},
 };
 
 /// Generates candidates with one model under one configuration.
 pub struct Engine<'m> {
-    model: &'m Llava,
+    model: &'m Model,
     config: SamplingConfig,
     seed: u64,
     /// Most key-value slots at a time.
@@ -46,7 +46,7 @@ impl<'m> Engine<'m> {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn new(model: &'m Llava, config: SamplingConfig, seed: u64) -> Result<Self> {
+    pub fn new(model: &'m Model, config: SamplingConfig, seed: u64) -> Result<Self> {
         let format = &model.format;
         let textless =
             |id: &u32| Some(*id) == format.image_token() || format.tokenizer().token(*id).is_none();

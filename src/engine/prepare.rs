@@ -4,7 +4,7 @@ use super::vision::kept_tokens;
 use crate::{
     Error, Result,
     data::Sample,
-    models::llava::{ImageLayout, Llava, Piece},
+    models::{ImageLayout, Model, Piece},
     ops::philox::Draws,
     sampling::{Fragment, Positions, SamplingConfig, cuts::cut},
 };
@@ -81,7 +81,7 @@ impl Prepared<'_> {
 /// # Errors
 /// A sample whose prompt, reference and new tokens exceed the model's positions; an unusable prompt.
 pub(super) fn prepare<'a>(
-    model: &Llava,
+    model: &Model,
     config: &SamplingConfig,
     seed: u64,
     request: Request<'a>,
@@ -215,7 +215,7 @@ pub(crate) fn entries(pieces: &[Piece], image_tokens: &[usize]) -> Result<Vec<En
 }
 
 /// Refuses a sample that the model has no positions for.
-fn fits(model: &Llava, sample: &Sample, drafts: &[Draft]) -> Result<()> {
+fn fits(model: &Model, sample: &Sample, drafts: &[Draft]) -> Result<()> {
     let needed = drafts.iter().map(|(sequence, _, limit)| sequence.len() + limit).max();
     let most = model.config().text.max_positions;
     match needed {

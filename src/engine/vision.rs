@@ -9,7 +9,7 @@ use super::{Engine, Progress, checkpoint, prepare::Prepared};
 use crate::{
     Result,
     data::{Sample, image},
-    models::llava::{ImageLayout, Llava, Pixels},
+    models::{ImageLayout, Model, Pixels},
     ops::philox::Draws,
     sampling::{
         SamplingConfig,
@@ -20,8 +20,6 @@ use crate::{
 
 /// Samples whose pixels are in memory at a time.
 const GROUP: usize = 16;
-/// Tiles of a pass through the tower.
-const TILES: usize = 8;
 
 /// Remembers the image rows that any attempt of a run keeps.
 ///
@@ -140,7 +138,7 @@ impl Rows {
 }
 
 /// Token counts of a sample's images, from their headers.
-pub(super) fn layouts(model: &Llava, sample: &Sample) -> Result<Vec<ImageLayout>> {
+pub(super) fn layouts(model: &Model, sample: &Sample) -> Result<Vec<ImageLayout>> {
     sample
         .images
         .iter()
@@ -152,7 +150,7 @@ pub(super) fn layouts(model: &Llava, sample: &Sample) -> Result<Vec<ImageLayout>
 }
 
 /// Calls `done(i, features)` with the features of all image tokens of attempt i, one image after another. Files are read and
-/// pixels prepared by all threads, and tiles of many images go through the tower together.
+/// pixels prepared by all threads.
 fn features(
     engine: &Engine,
     attempts: &[&Prepared],
@@ -161,16 +159,12 @@ fn features(
     let model = engine.model;
     let pixels: Vec<Vec<Pixels>> =
         attempts.par_iter().map(|prepared| pixels(engine, prepared)).collect::<Result<_>>()?;
-    let tiles: Vec<&Tensor> = pixels.iter().flatten().map(|image| &image.tiles).collect();
-    let states = tower(model, &Tensor::cat(&tiles, 0)?)?;
-    let mut first = 0;
+    let mut states = model.states(&pixels.iter().flatten().collect::<Vec<_>>())?.into_iter();
     for (i, images) in pixels.iter().enumerate() {
-        let mut all = Vec::with_capacity(images.len());
-        for image in images {
-            let count = image.tiles.dim(0)?;
-            all.push(model.image_rows(&states.narrow(0, first, count)?, &image.layout)?);
-            first += count;
-        }
+        let own = images.iter().zip(&mut states);
+        let all: Vec<Tensor> = own
+            .map(|(image, states)| model.image_rows(&states, &image.layout))
+            .collect::<Result<_>>()?;
         done(i, &Tensor::cat(&all, 0)?)?;
     }
     Ok(())
@@ -194,22 +188,6 @@ fn pixels(engine: &Engine, prepared: &Prepared) -> Result<Vec<Pixels>> {
         all.push(pixels);
     }
     Ok(all)
-}
-
-/// States of any number of tiles, some at a time. On a GPU every pass has as many tiles, blank ones at the end: a product's last
-/// bits may depend on its shape there, and what an image gives must not depend on its company.
-fn tower(model: &Llava, tiles: &Tensor) -> Result<Tensor> {
-    let count = tiles.dim(0)?;
-    let mut states = Vec::new();
-    for first in (0..count).step_by(TILES) {
-        let own = TILES.min(count - first);
-        let mut some = tiles.narrow(0, first, own)?;
-        if own < TILES && !model.language.device().is_cpu() {
-            some = some.pad_with_zeros(0, 0, TILES - own)?;
-        }
-        states.push(model.tower_features(&some)?.narrow(0, 0, own)?);
-    }
-    Ok(Tensor::cat(&states, 0)?)
 }
 
 /// Every image token that some attempt of the run keeps.

@@ -17,7 +17,7 @@ use super::{Files, Metric, Settings, evaluate::open};
 use crate::{
     Error, Result,
     engine::{Answering, Progress, Question, answer},
-    models::llava::Llava,
+    models::Model,
     sweep::atomic::write_file,
 };
 
@@ -38,7 +38,7 @@ pub fn answer_items(
     metric: &dyn Metric,
     files: &Files,
     settings: &Settings,
-    model: &Llava,
+    model: &Model,
     folders: Folders,
     mut answering: Answering,
     progress: &dyn Progress,

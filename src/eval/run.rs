@@ -16,7 +16,7 @@ use super::{
 use crate::{
     Error, Result,
     engine::{Answering, Progress},
-    models::llava::Llava,
+    models::Model,
     sweep::atomic::write_json,
 };
 
@@ -24,7 +24,7 @@ use crate::{
 #[derive(Clone, Copy)]
 pub struct Run<'a> {
     /// Answers the questions, where there is no prediction file.
-    pub model: Option<(&'a Llava, Answering)>,
+    pub model: Option<(&'a Model, Answering)>,
     /// Judges the answers, where there is no file of replies.
     pub judge: Option<&'a Judge>,
     /// The benchmark's images, for the model and for judges that see them.

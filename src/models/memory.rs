@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device};
 
-use super::llava::{Source, outline::Outline};
+use super::{outline::Outline, source::Source};
 use crate::{Error, Result};
 
 /// Bytes that count as free on a CPU, in place of what the system says.

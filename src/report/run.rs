@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     ablation::{self, Ablation},
     data::json::read_document,
-    models::llava::PatchMap,
+    models::PatchMap,
     sampling::SamplingConfig,
     store::{EncoderInfo, Manifest, Store, Wave},
     sweep::{

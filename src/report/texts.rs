@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::{
     Error, Result,
     data::{Dataset, DatasetOptions},
-    models::llava::{Role, prompt::IMAGE},
+    models::{IMAGE, Role},
     sweep::{Config, grid::Cell},
 };
 

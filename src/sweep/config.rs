@@ -11,8 +11,8 @@ use crate::{
     demo::embedded::{self, is_embedded},
     engine::Progress,
     models::{
+        Source,
         hub::{self, Kind},
-        llava::Source,
     },
     sampling::SamplingConfig,
     train,

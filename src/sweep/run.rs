@@ -15,7 +15,7 @@ use crate::{
     Error, Result,
     data::{Dataset, DatasetOptions, Sample, image},
     engine::{Engine, Progress, Request},
-    models::{device, encoder::SentenceEncoder, hub::Origin, llava::Llava, memory},
+    models::{self, device, encoder::SentenceEncoder, hub::Origin, memory},
     report,
     sampling::{Attempt, CandidateKey},
     store::{self, EncoderInfo, Key, Manifest, Shard, Store},
@@ -86,7 +86,7 @@ pub(super) struct Runner<'a> {
     model_hash: [u8; 32],
     images: Vec<Vec<[u8; 32]>>,
     /// Loaded once something has to be generated.
-    pub(super) model: Option<Llava>,
+    pub(super) model: Option<models::Model>,
 }
 
 impl<'a> Runner<'a> {
@@ -159,7 +159,7 @@ impl<'a> Runner<'a> {
         self.progress.begin("loading the model", None);
         let begun = Instant::now();
         let dtype = device::dtype(&self.config.model.dtype)?;
-        let model = Llava::open(&self.config.model.source()?, &self.device, dtype)?;
+        let model = models::Model::open(&self.config.model.source()?, &self.device, dtype)?;
         // A sample that the model has no room for is told before hours of work, not after.
         let engine = Engine::new(&model, self.config.sampling.clone(), self.config.run.seed)?;
         for guided in [self.config.sampling.guidance, false] {

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Config, atomic::write_json, named::recorded};
-use crate::{Error, Result, models::llava::PatchMap};
+use crate::{Error, Result, models::PatchMap};
 
 /// Its name in a run folder.
 const FILE: &str = "run.json";

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::data::json::{Object, kind, read_objects};
 use crate::data::{image_folder, image_path};
-use crate::models::llava::prompt::IMAGE;
-use crate::models::llava::{Role, Turn};
+use crate::models::IMAGE;
+use crate::models::{Role, Turn};
 use crate::sampling::Flag;
 use crate::{Error, Result};
 

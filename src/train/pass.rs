@@ -10,7 +10,7 @@ use candle_nn::ops::log_softmax;
 use super::parameters::Parameters;
 use super::sequence::{Packed, Target};
 use crate::Result;
-use crate::models::llava::Language;
+use crate::models::Language;
 use crate::models::lora::Mode;
 
 /// Rows of logits that are alive at once.

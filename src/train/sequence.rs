@@ -11,7 +11,7 @@ use super::pairs::Pair;
 use super::settings::Loss;
 use crate::data::image;
 use crate::engine::{Entry, entries};
-use crate::models::llava::Llava;
+use crate::models::Model;
 use crate::ops::attend::{AttendPlan, Block, Segment};
 use crate::{Error, Result};
 
@@ -31,7 +31,7 @@ impl Sequences {
     ///
     /// # Errors
     /// A prompt that the template refuses; more places than the model has positions.
-    pub fn new(model: &Llava, pair: &Pair, image_tokens: &[usize], loss: Loss) -> Result<Self> {
+    pub fn new(model: &Model, pair: &Pair, image_tokens: &[usize], loss: Loss) -> Result<Self> {
         let refuse = |message: String| {
             let at = format!("line {}", pair.line);
             Error::invalid("", at, format!("pair {:?} has {message}", pair.id))
@@ -98,7 +98,7 @@ impl Sequences {
 }
 
 /// Image tokens of each of a pair's images, from their headers.
-pub(super) fn image_tokens(model: &Llava, pair: &Pair) -> Result<Vec<usize>> {
+pub(super) fn image_tokens(model: &Model, pair: &Pair) -> Result<Vec<usize>> {
     let tokens = |path| {
         let (width, height) = image::dimensions(path)?;
         Ok(model.layout(width as usize, height as usize)?.tokens)

@@ -16,8 +16,8 @@ use super::sequence::{Packed, Sequences, image_tokens};
 use super::settings::{Loss, Settings};
 use crate::data::image;
 use crate::models::adapter;
-use crate::models::llava::{ImageLayout, Llava, Source};
 use crate::models::lora::Mode;
+use crate::models::{ImageLayout, Model, Source};
 use crate::{Error, Result};
 
 /// Bytes of vision features that are kept between epochs.
@@ -58,7 +58,7 @@ pub struct BatchStats {
 /// A model in training.
 pub struct Trainer {
     /// The model as trained so far; its adapters are applied outside of steps.
-    pub model: Llava,
+    pub model: Model,
     pub(super) settings: Settings,
     pub(super) parameters: Parameters,
     pub(super) adam: Adam,
@@ -76,13 +76,13 @@ impl Trainer {
     /// A model folder with fresh adapters.
     ///
     /// # Errors
-    /// As [`Llava::load`]; a folder that is itself an adapter; a target layer that the model does not have.
+    /// As [`Model::load`]; a folder that is itself an adapter; a target layer that the model does not have.
     pub fn new(dir: &Path, device: &Device, dtype: DType, settings: &Settings) -> Result<Self> {
         settings.validate()?;
         let source = Source::new(dir, None)?;
         let dir = source.unadapted()?;
         let (parameters, weights) = Parameters::new(source.weights(device, dtype)?, settings)?;
-        let model = Llava::with_weights(dir, &weights)?;
+        let model = Model::with_weights(dir, &weights)?;
         let vars: Vec<&Var> = parameters.all.iter().map(|one| &one.var).collect();
         let adam = Adam::new(&vars)?;
         parameters.switch.set(Mode::Apply);

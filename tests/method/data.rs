@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use bdhs::data::{Dataset, DatasetOptions, TextRow, TurnChoice, image as images, read_texts};
-use bdhs::models::llava::Role;
+use bdhs::models::Role;
 use image::codecs::gif::GifEncoder;
 use image::{
     DynamicImage, GrayAlphaImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage,

@@ -4,7 +4,7 @@ use crate::common;
 use bdhs::{
     data::{Dataset, DatasetOptions, Sample},
     engine::{Answering, Engine, Images, Prepared, Question, Request, answer, waves},
-    models::llava::{Llava, Piece},
+    models::{Model, Piece},
     ops::{
         attend::{AttendPlan, Block, Segment},
         dense::Dense,
@@ -16,8 +16,8 @@ use bdhs::{
 };
 use candle_core::{DType, Device, Tensor};
 
-fn model(name: &str) -> Llava {
-    Llava::load(common::golden(&format!("llava/{name}")), &common::place::device(), DType::F32)
+fn model(name: &str) -> Model {
+    Model::load(common::golden(&format!("llava/{name}")), &common::place::device(), DType::F32)
         .expect("a tiny checkpoint")
 }
 
@@ -86,7 +86,7 @@ fn kept_tokens_only_equals_attention_masking() {
 }
 
 /// Largest difference of the logits of visible rows: all rows under an attention mask, against visible rows only.
-fn masked_against_removed(model: &Llava, rows: &Tensor, seen: &[bool]) -> f32 {
+fn masked_against_removed(model: &Model, rows: &Tensor, seen: &[bool]) -> f32 {
     let n = seen.len();
     let language = &model.language;
     let slots: Vec<u32> = (0..n as u32).collect();
@@ -149,7 +149,7 @@ fn forked_decoding_equals_decoding_each_sentence_alone() {
 
 /// Decodes every part of a candidate alone; returns how many there were.
 fn alone(
-    model: &Llava,
+    model: &Model,
     engine: &Engine,
     config: &SamplingConfig,
     sample: &Sample,
@@ -194,7 +194,7 @@ fn alone(
 /// Text and log-probability of as many tokens as a part drew, from a prefill of its own.
 #[allow(clippy::too_many_arguments, reason = "a test helper that takes the whole setting")]
 fn decode_alone(
-    model: &Llava,
+    model: &Model,
     engine: &Engine,
     config: &SamplingConfig,
     sample: &Sample,

@@ -17,7 +17,8 @@ use crate::demo::questions::{Kind, questions};
 use crate::demo::scene::{Cell, Colour, Dice, Letter, Scene, Shape, Size, Split};
 use crate::demo::words::describe;
 use crate::demo::{DESCRIBE, SHORT, user_turn};
-use crate::models::llava::{Llava, Piece};
+use crate::models::families::llava::Vision;
+use crate::models::{Model, Piece};
 use crate::ops::attend::{AttendPlan, Block, Segment};
 use crate::{Error, Result};
 
@@ -34,7 +35,7 @@ const PROBE: &str = "probe";
 
 pub(super) fn train(dir: &Path, settings: &Settings, log: &mut Log) -> Result<()> {
     let parameters = Parameters::new(&parameters(), settings.seed)?;
-    let model = Llava::with_weights(dir, &parameters.weights(LLAVA))?;
+    let model = Model::with_weights(dir, &parameters.weights(LLAVA))?;
     train_vision(&model, &parameters, settings, log)?;
     let mut optimiser = parameters.optimiser(|name| !name.starts_with(PROBE))?;
     let steps = settings.llava_steps;
@@ -47,6 +48,12 @@ pub(super) fn train(dir: &Path, settings: &Settings, log: &mut Log) -> Result<()
         log.step(LLAVA, "texts", step, loss, rate)?;
     }
     parameters.save(&dir.join("model.safetensors"), |name| !name.starts_with(PROBE))
+}
+
+/// The part of the demo's model that sees.
+fn vision(model: &Model) -> Result<&Vision> {
+    let other = || Error::argument(LLAVA, "model", "another family", "a LLaVA");
+    model.llava().ok_or_else(other)
 }
 
 /// What a patch of a scene shows: shape or letter, colour, size; 0 is nothing in each.
@@ -84,7 +91,7 @@ fn probe_widths() -> [usize; 3] {
 
 /// Grounds the tower: without this, texts alone take long to make it look.
 fn train_vision(
-    model: &Llava,
+    model: &Model,
     parameters: &Parameters,
     settings: &Settings,
     log: &mut Log,
@@ -97,7 +104,7 @@ fn train_vision(
     for step in 0..steps {
         let first = (step * VISION_BATCH) as u32;
         let scenes = scenes(settings.seed, first, VISION_BATCH);
-        let states = model.tower_features(&tiles(model, settings.seed, &scenes)?)?;
+        let states = vision(model)?.tower(&tiles(model, settings.seed, &scenes)?)?;
         let states = states.reshape((VISION_BATCH * TOKENS, size::VISION))?;
         let logits = states.matmul(&head.t()?)?;
         let labels: Vec<[Vec<u32>; 3]> = scenes.iter().map(|(_, scene)| labels(scene)).collect();
@@ -126,7 +133,7 @@ fn scenes(seed: u64, first: u32, count: usize) -> Vec<(u32, Scene)> {
 }
 
 /// The scenes' pictures, `[n, 3, side, side]`, through the checkpoint's own processor.
-fn tiles(model: &Llava, seed: u64, scenes: &[(u32, Scene)]) -> Result<Tensor> {
+fn tiles(model: &Model, seed: u64, scenes: &[(u32, Scene)]) -> Result<Tensor> {
     let tiles: Vec<Tensor> = scenes
         .par_iter()
         .map(|(index, scene)| {
@@ -138,9 +145,10 @@ fn tiles(model: &Llava, seed: u64, scenes: &[(u32, Scene)]) -> Result<Tensor> {
 }
 
 /// Mean loss a token over the answers of a batch of scenes.
-fn text_loss(model: &Llava, seed: u64, first: u32) -> Result<Tensor> {
+fn text_loss(model: &Model, seed: u64, first: u32) -> Result<Tensor> {
     let scenes = scenes(seed, first, BATCH);
-    let images = model.project(&model.tower_features(&tiles(model, seed, &scenes)?)?)?;
+    let vision = vision(model)?;
+    let images = vision.project(&vision.tower(&tiles(model, seed, &scenes)?)?)?;
     let turns: Vec<SceneTurns> = scenes
         .par_iter()
         .map(|(index, scene)| SceneTurns::new(model, seed, *index, scene))
@@ -171,7 +179,7 @@ struct SceneTurns {
 }
 
 impl SceneTurns {
-    fn new(model: &Llava, seed: u64, index: u32, scene: &Scene) -> Result<Self> {
+    fn new(model: &Model, seed: u64, index: u32, scene: &Scene) -> Result<Self> {
         let mut dice = Dice::new(seed, Split::Train, index).fork(0x200);
         let mut turns = vec![((*dice.pick(&DESCRIBE)).to_owned(), describe(scene, &mut dice))];
         let mut asked = questions(scene, &mut dice);
@@ -190,7 +198,7 @@ impl SceneTurns {
         Ok(this)
     }
 
-    fn add(&mut self, model: &Llava, question: &str, answer: &str) -> Result<()> {
+    fn add(&mut self, model: &Model, question: &str, answer: &str) -> Result<()> {
         let prompt = model.prompt(&[user_turn(question)])?;
         let whole = model.encode(&format!("{}</s>", prompt.with_answer(answer)))?;
         let open = model.encode(&prompt.text)?;

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use super::{Kind, is_commit};
 use crate::models::adapter;
+use crate::models::families::llava::original::has_layout;
 use crate::models::files::PIECES;
-use crate::models::llava::original::has_layout;
 use crate::models::weights::{INDEX, Index, SINGLE};
 use crate::progress::{Progress, checkpoint};
 use crate::{Error, Result};

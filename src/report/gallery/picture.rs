@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::super::number::count;
 use crate::{
     Error, Result, data,
-    models::llava::{
+    models::{
         PatchMap,
         patches::{PatchGrid, Patches},
     },

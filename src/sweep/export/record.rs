@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::data::Sample;
-use crate::models::llava::prompt::IMAGE;
-use crate::models::llava::{Role, Turn};
+use crate::models::IMAGE;
+use crate::models::{Role, Turn};
 use crate::sampling::{Candidate, Flag, SamplingConfig};
 use crate::store::{Key, Score};
 use crate::sweep::grid::{Cell, PairRef};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bdhs::models::llava::Source;
+use bdhs::models::Source;
 use bdhs::models::merge::merge;
 
 use super::*;
@@ -12,12 +12,12 @@ fn merged_adapters_equal_peft() {
     for name in ["llava15", "next_vicuna"] {
         let (plain, model) = (load(name), load(&format!("adapter_{name}")));
         let (golden, of_base) = (tensors(name), Golden::of(name));
-        let logits = |model: &Llava| {
+        let logits = |model: &Model| {
             let x = model.language.embed(&ids(&of_base.results["text_ids"])).unwrap();
             let positions: Vec<u32> = (0..x.dim(0).unwrap() as u32).collect();
             model.language.logits(&prefill(&model.language, &x, &positions)).unwrap()
         };
-        let features = |model: &Llava| {
+        let features = |model: &Model| {
             model.image_features(&model.preprocess(&picture(61, 23)).unwrap()).unwrap()
         };
         let found = [logits(&model), features(&model)];
@@ -30,14 +30,14 @@ fn merged_adapters_equal_peft() {
         assert!(max_difference(&logits(&plain), &golden["text.logits"]) > 0.05);
         assert!(max_difference(&features(&plain), &golden["wide.features"]) > 0.05);
         assert_eq!(model.dir(), folder(&format!("adapter_{name}")));
-        let half = Llava::load(model.dir(), &Device::Cpu, DType::BF16).unwrap();
+        let half = Model::load(model.dir(), &Device::Cpu, DType::BF16).unwrap();
         assert_eq!(half.language.dtype(), DType::BF16);
         // As one checkpoint: changed tensors rounded to the base's f16, all others byte for byte.
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("merged");
         let merged = merge(model.dir(), &out).unwrap();
         assert!(merged.changed > 0 && merged.changed < merged.tensors);
-        let one = Llava::load(&out, &Device::Cpu, DType::F32).unwrap();
+        let one = Model::load(&out, &Device::Cpu, DType::F32).unwrap();
         for (name, found) in
             ["text.logits", "wide.features"].iter().zip([logits(&one), features(&one)])
         {
@@ -106,7 +106,7 @@ fn adapters_that_do_not_fit_are_named() {
     ] {
         let (_dir, adapter) = changed(base, fields);
         let error =
-            Llava::load(&adapter, &Device::Cpu, DType::F32).err().expect("refused").to_string();
+            Model::load(&adapter, &Device::Cpu, DType::F32).err().expect("refused").to_string();
         assert!(expected.iter().all(|part| error.contains(part)), "{error}");
     }
 }
@@ -121,7 +121,7 @@ fn tensors_that_do_not_fit_are_named() {
     let refused = |tensors: &HashMap<String, Tensor>, expected: &[&str]| {
         candle_core::safetensors::save(tensors, &path).unwrap();
         let error =
-            Llava::load(&adapter, &Device::Cpu, DType::F32).err().expect("refused").to_string();
+            Model::load(&adapter, &Device::Cpu, DType::F32).err().expect("refused").to_string();
         assert!(expected.iter().all(|part| error.contains(part)), "{error}");
     };
     let mut other = whole.clone();
@@ -168,7 +168,7 @@ fn an_adapter_has_a_fingerprint_of_its_own_and_of_its_base() {
 
 /// What a model with an adapter says of a text and of a picture.
 fn results(source: &Source) -> [Tensor; 2] {
-    let model = Llava::open(source, &place::device(), DType::F32).unwrap();
+    let model = Model::open(source, &place::device(), DType::F32).unwrap();
     let x = model.language.embed(&[300, 301, 302, 303]).unwrap();
     let states = prefill(&model.language, &x, &[0, 1, 2, 3]);
     let pixels = model.preprocess(&picture(61, 23)).unwrap();
@@ -247,7 +247,7 @@ fn two_adapters_pickles_and_other_files_are_refused() {
         let pickle = path.with_extension("bin");
         std::fs::rename(path.with_extension("safetensors"), &pickle).unwrap();
         let error =
-            Llava::open(&source, &Device::Cpu, DType::F32).err().expect("refused").to_string();
+            Model::open(&source, &Device::Cpu, DType::F32).err().expect("refused").to_string();
         let script = format!("pickle_to_safetensors.py {}", renamed.path().display());
         assert!(error.contains(pickle.to_str().unwrap()) && error.contains(&script), "{error}");
     }

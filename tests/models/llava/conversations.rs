@@ -3,7 +3,7 @@
 use super::*;
 
 /// The model of a target; names of templates stand for its checkpoint without a template file.
-fn target(name: &str, checkpoint: &str) -> Llava {
+fn target(name: &str, checkpoint: &str) -> Model {
     if name == checkpoint {
         return load(name);
     }
@@ -17,7 +17,7 @@ fn target(name: &str, checkpoint: &str) -> Llava {
     let mut settings = json_file(dir.path().join("tokenizer_config.json"));
     settings["chat_template"] = Value::Null;
     write(dir.path(), "tokenizer_config.json", &settings);
-    let model = Llava::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
+    let model = Model::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
     assert_eq!(model.format.template_name(), name);
     model
 }
@@ -35,7 +35,7 @@ fn turns_of(case: &Value) -> Vec<Turn> {
 }
 
 /// Ids as in the golden file: -n for the n tokens of an image, and images side by side as one number.
-fn encoded(model: &Llava, text: &str, sizes: &Value) -> Vec<i64> {
+fn encoded(model: &Model, text: &str, sizes: &Value) -> Vec<i64> {
     let sizes: Vec<Vec<u32>> = sizes.as_array().unwrap().iter().map(ids).collect();
     let mut all: Vec<i64> = Vec::new();
     for piece in model.encode(text).unwrap() {

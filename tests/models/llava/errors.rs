@@ -38,7 +38,7 @@ fn bad_settings_are_named() {
             None => config[field] = value,
         }
         write(dir.path(), "config.json", &config);
-        let error = Llava::load(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
+        let error = Model::load(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
         assert!(error.contains(expected), "{field}: {error}");
     }
 }
@@ -48,7 +48,7 @@ fn broken_folders_are_named() {
     for file in ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"] {
         let dir = copy("llava15");
         std::fs::remove_file(dir.path().join(file)).unwrap();
-        let error = Llava::load(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
+        let error = Model::load(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
         assert!(error.contains(file) || error.contains("safetensors"), "{file}: {error}");
     }
     let projector = "multi_modal_projector.linear_2.bias";
@@ -61,14 +61,14 @@ fn broken_folders_are_named() {
             let tensor = if name == projector { change(tensor)? } else { tensor };
             Some((name.to_owned(), tensor))
         });
-        let error = Llava::load(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
+        let error = Model::load(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
         assert!(error.contains(projector), "{error}");
     }
     let dir = copy("llava15");
     edit_tensors(dir.path(), |name, t| {
         (!name.contains("embed_tokens")).then_some((name.to_owned(), t))
     });
-    let error = Llava::load(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
+    let error = Model::load(dir.path(), &Device::Cpu, DType::F32).err().unwrap().to_string();
     assert!(error.contains("no language model in the weights"), "{error}");
 }
 
@@ -107,7 +107,7 @@ fn a_sliding_window_is_refused_only_past_it() {
     let mut config = json_file(dir.path().join("config.json"));
     config["text_config"]["sliding_window"] = json!(10);
     write(dir.path(), "config.json", &config);
-    let model = Llava::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
+    let model = Model::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
     let x = model.language.embed(&[4, 5]).unwrap();
     let mut cache = model.language.new_cache(2).unwrap();
     let plan = AttendPlan { blocks: vec![causal(0..2, 0, 2)] };

@@ -21,7 +21,7 @@ fn merge(into: &mut Value, fields: &Value) {
 }
 
 /// A copy of a checkpoint with other fields, without the tensors whose names end so.
-fn changed(checkpoint: &str, fields: &Value, without: &Value) -> bdhs::Result<Llava> {
+fn changed(checkpoint: &str, fields: &Value, without: &Value) -> bdhs::Result<Model> {
     let dir = copy(checkpoint);
     let mut config = json_file(dir.path().join("config.json"));
     merge(&mut config, fields);
@@ -34,7 +34,7 @@ fn changed(checkpoint: &str, fields: &Value, without: &Value) -> bdhs::Result<Ll
             keep.then(|| (name.to_owned(), tensor))
         });
     }
-    Llava::load(dir.path(), &place::device(), DType::F32)
+    Model::load(dir.path(), &place::device(), DType::F32)
 }
 
 #[test]
@@ -99,8 +99,9 @@ fn a_34b_configuration_is_read() {
     let text = &config.text;
     assert_eq!((config.image_token, text.vocab, text.tied), (Some(64_000), 64_064, false));
     assert_eq!((text.heads, text.kv_heads, text.head_dim, text.layers), (56, 8, 128, 60));
-    assert_eq!((text.rope.theta, text.sliding_window, text.attention_bias), (5e6, None, false));
-    assert_eq!((config.vision.layers, config.vision_layers), (24, vec![23]));
+    assert_eq!((text.rope.theta, text.sliding_window, text.qkv_bias), (5e6, None, false));
+    let pictures = pictures(dir.path());
+    assert_eq!((pictures.vision.layers, pictures.vision_layers), (24, vec![23]));
 }
 
 /// transformers' window of w hides position 0 from position w on: from there on we refuse, counting original positions

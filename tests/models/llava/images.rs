@@ -1,6 +1,6 @@
 //! Pixels, token counts and grids.
 
-use bdhs::models::llava::image::ImageProcessor;
+use bdhs::models::families::llava::image::ImageProcessor;
 use bdhs::ops::mask::TokenGrid;
 
 use super::*;
@@ -37,7 +37,7 @@ fn pixels_at_full_size_equal_pillow() {
 }
 
 /// The processor with a case's settings, at 336 pixels a tile.
-pub(super) fn processor(case: &Value) -> (Config, ImageProcessor) {
+pub(super) fn processor(case: &Value) -> (llava::Config, ImageProcessor) {
     let dir = tempfile::tempdir().unwrap();
     let kind = case["processor"].as_str().unwrap();
     let mut settings = case["settings"].clone();
@@ -50,7 +50,7 @@ pub(super) fn processor(case: &Value) -> (Config, ImageProcessor) {
     let mut config = json!({"model_type": if kind == "next" { "llava_next" } else { "llava" }});
     config["image_grid_pinpoints"] = settings["image_grid_pinpoints"].clone();
     write(dir.path(), "config.json", &config);
-    let config = Config::read(dir.path()).unwrap();
+    let config = pictures(dir.path());
     let processor = ImageProcessor::read(dir.path(), &config).unwrap();
     (config, processor)
 }

@@ -16,7 +16,8 @@ mod step;
 use std::path::{Path, PathBuf};
 
 use crate::common::place;
-use bdhs::models::llava::{Config, Language, Llava, Piece, Role, Turn};
+use bdhs::models::families::{Pictures, llava};
+use bdhs::models::{Config, Language, Model, Piece, Role, Turn};
 use bdhs::ops::attend::{AttendPlan, Block, Segment};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
@@ -34,8 +35,15 @@ fn folder(name: &str) -> PathBuf {
     place::root().join("tests/golden/llava").join(name)
 }
 
-fn load(name: &str) -> Llava {
-    Llava::load(folder(name), &place::device(), DType::F32).unwrap()
+fn load(name: &str) -> Model {
+    Model::load(folder(name), &place::device(), DType::F32).unwrap()
+}
+
+/// What a checkpoint's `config.json` says about pictures.
+fn pictures(dir: &Path) -> llava::Config {
+    match Config::read(dir).unwrap().pictures {
+        Pictures::Llava(config) => config,
+    }
 }
 
 fn json_file(path: PathBuf) -> Value {
@@ -101,7 +109,7 @@ fn one_question() -> Vec<Turn> {
 }
 
 /// Input states and original positions of an encoded text with one image.
-fn inputs(model: &Llava, pieces: &[Piece], features: Option<&Tensor>) -> (Tensor, Vec<u32>) {
+fn inputs(model: &Model, pieces: &[Piece], features: Option<&Tensor>) -> (Tensor, Vec<u32>) {
     let parts: Vec<Tensor> = pieces
         .iter()
         .map(|piece| match piece {
@@ -128,7 +136,7 @@ fn prefill(language: &Language, x: &Tensor, positions: &[u32]) -> Tensor {
     language.forward(x, positions, &mut cache, &slots, &plan).unwrap()
 }
 
-fn sequence(model: &Llava, width: usize, height: usize, full: &str) -> (Tensor, Vec<u32>) {
+fn sequence(model: &Model, width: usize, height: usize, full: &str) -> (Tensor, Vec<u32>) {
     let pixels = model.preprocess(&picture(width, height)).unwrap();
     let features = model.image_features(&pixels).unwrap();
     inputs(model, &model.encode(full).unwrap(), Some(&features))

@@ -1,6 +1,6 @@
 //! Logits, states and cached decoding.
 
-use bdhs::models::llava::config::{Rope, RopeScaling};
+use bdhs::models::language::{Rope, RopeScaling};
 
 use super::*;
 
@@ -59,9 +59,9 @@ fn vision_states_and_features_equal_transformers() {
 /// Regression: -2 of L layers is the state after L - 1 of them, and the last layer has no say.
 #[test]
 fn vision_layer_counts_like_hidden_states() {
-    let config = Config::read(&folder("llava15")).unwrap();
+    let config = pictures(&folder("llava15"));
     assert_eq!((config.vision.layers, config.vision_layers), (4, vec![3]));
-    let odd = Config::read(&folder("llava15_odd")).unwrap();
+    let odd = pictures(&folder("llava15_odd"));
     assert_eq!(odd.vision_layers, vec![3, 1]);
 
     let dir = copy("llava15");
@@ -69,7 +69,7 @@ fn vision_layer_counts_like_hidden_states() {
         (!name.contains("encoder.layers.3.") && !name.contains("post_layernorm"))
             .then_some((name.to_owned(), tensor))
     });
-    let model = Llava::load(dir.path(), &place::device(), DType::F32).unwrap();
+    let model = Model::load(dir.path(), &place::device(), DType::F32).unwrap();
     let pixels = model.preprocess(&picture(61, 23)).unwrap();
     let features = model.vision_features(&pixels).unwrap();
     assert!(max_difference(&features, &Golden::of("llava15").tensors["wide.vision"]) <= 1e-5);
@@ -192,8 +192,8 @@ fn tiles_of_several_images_go_through_the_tower_at_once() {
     let model = load("next_vicuna");
     let tiles = |w, h| model.preprocess(&picture(w, h)).unwrap().tiles;
     let (a, b) = (tiles(61, 23), tiles(20, 47));
-    let together = model.tower_features(&Tensor::cat(&[&a, &b], 0).unwrap()).unwrap();
-    let alone = [&a, &b].map(|tiles| model.tower_features(tiles).unwrap());
+    let together = model.llava().unwrap().tower(&Tensor::cat(&[&a, &b], 0).unwrap()).unwrap();
+    let alone = [&a, &b].map(|tiles| model.llava().unwrap().tower(tiles).unwrap());
     let difference = max_difference(&together, &Tensor::cat(&alone, 0).unwrap());
     assert!(difference <= 1e-5, "{difference}");
     let last = |t: &Tensor| t.narrow(0, t.dim(0).unwrap() - 1, 1).unwrap();
@@ -203,7 +203,7 @@ fn tiles_of_several_images_go_through_the_tower_at_once() {
 /// Positions are integers to the end: through bf16, 2049 would become 2048 and 2063 would become 2064.
 #[test]
 fn positions_do_not_go_through_the_dtype() {
-    let model = Llava::load(folder("llava15"), &place::device(), DType::BF16).unwrap();
+    let model = Model::load(folder("llava15"), &place::device(), DType::BF16).unwrap();
     let x = model.language.embed(&[300, 301, 302]).unwrap();
     let at = |positions: [u32; 3]| {
         prefill(&model.language, &x, &positions).to_dtype(DType::F32).unwrap()
@@ -222,9 +222,9 @@ fn both_generations_of_names_load() {
     for name in MODELS {
         let dir = copy(name);
         edit_tensors(dir.path(), |tensor_name, tensor| Some((renamed(tensor_name), tensor)));
-        let other = Llava::load(dir.path(), &place::device(), DType::F32).unwrap();
+        let other = Model::load(dir.path(), &place::device(), DType::F32).unwrap();
         let full = Golden::of(name).results["full"].as_str().unwrap().to_owned();
-        let states = |model: &Llava| {
+        let states = |model: &Model| {
             let (x, positions) = sequence(model, 20, 47, &full);
             model.language.logits(&prefill(&model.language, &x, &positions)).unwrap()
         };
@@ -254,7 +254,7 @@ fn renamed(name: &str) -> String {
 fn rotary_scaling() {
     let odd = Config::read(&folder("llava15_odd")).unwrap();
     let scaling = RopeScaling::Llama3 { factor: 4.0, low: 1.0, high: 4.0, original: 64.0 };
-    assert_eq!(odd.text.rope, Rope { theta: 5000.0, scaling });
+    assert_eq!(odd.text.rope, Rope { theta: 5000.0, scaling, sections: None });
     let linear = Config::read(&folder("next_vicuna")).unwrap().text.rope;
     assert_eq!(linear.scaling, RopeScaling::Linear { factor: 2.0 });
     assert_eq!(linear.frequencies(4), vec![0.5, 0.005]);

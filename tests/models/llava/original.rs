@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use bdhs::models::llava::Source;
-use bdhs::models::llava::image::ImageProcessor;
-use bdhs::models::llava::outline::Outline;
+use bdhs::models::Source;
+use bdhs::models::families::llava::image::ImageProcessor;
+use bdhs::models::outline::Outline;
 
 use super::*;
 
@@ -78,12 +78,12 @@ impl Written {
         write(&self.dir, "config.json", &config);
     }
 
-    pub fn load(&self) -> Llava {
-        Llava::load(&self.dir, &place::device(), DType::F32).unwrap()
+    pub fn load(&self) -> Model {
+        Model::load(&self.dir, &place::device(), DType::F32).unwrap()
     }
 
     fn refused(&self) -> String {
-        Llava::load(&self.dir, &Device::Cpu, DType::F32).err().expect("refused").to_string()
+        Model::load(&self.dir, &Device::Cpu, DType::F32).err().expect("refused").to_string()
     }
 }
 
@@ -132,7 +132,7 @@ pub fn original_name(name: &str) -> String {
     if bare.starts_with("lm_head") { bare.to_owned() } else { format!("model.{bare}") }
 }
 
-fn logits(model: &Llava, width: usize, height: usize, full: &str) -> Tensor {
+fn logits(model: &Model, width: usize, height: usize, full: &str) -> Tensor {
     let (x, positions) = sequence(model, width, height, full);
     model.language.logits(&prefill(&model.language, &x, &positions)).unwrap()
 }
@@ -200,10 +200,10 @@ fn pictures_are_padded_as_the_checkpoint_says() {
     settings["image_processor_type"] = json!("LlavaImageProcessor");
     settings["do_pad"] = json!(true);
     write(padding.path(), "preprocessor_config.json", &settings);
-    let theirs = Llava::load(padding.path(), &place::device(), DType::F32).unwrap();
+    let theirs = Model::load(padding.path(), &place::device(), DType::F32).unwrap();
     let cropping = load("llava15");
     for (width, height) in [(61, 23), (20, 47), (40, 40), (5, 4)] {
-        let tiles = |model: &Llava| model.preprocess(&picture(width, height)).unwrap().tiles;
+        let tiles = |model: &Model| model.preprocess(&picture(width, height)).unwrap().tiles;
         assert_eq!(max_difference(&tiles(&ours), &tiles(&theirs)), 0.0, "{width}x{height}");
         let cropped = max_difference(&tiles(&ours), &tiles(&cropping));
         assert_eq!(cropped == 0.0, width == height, "{width}x{height}");
@@ -219,9 +219,9 @@ fn other_projectors_and_features() {
     let mut config = json_file(keeping.path().join("config.json"));
     config["vision_feature_select_strategy"] = json!("full");
     write(keeping.path(), "config.json", &config);
-    let theirs = Llava::load(keeping.path(), &place::device(), DType::F32).unwrap();
+    let theirs = Model::load(keeping.path(), &place::device(), DType::F32).unwrap();
     let features =
-        |model: &Llava| model.image_features(&model.preprocess(&picture(61, 23)).unwrap()).unwrap();
+        |model: &Model| model.image_features(&model.preprocess(&picture(61, 23)).unwrap()).unwrap();
     assert_eq!(max_difference(&features(&written.load()), &features(&theirs)), 0.0);
 
     // One layer alone has no number.
@@ -313,7 +313,7 @@ fn openais_towers_need_no_folder() {
             config["mm_hidden_size"] = json!(1024);
             config["image_grid_pinpoints"] = json!([[side, 2 * side], [2 * side, side]]);
         });
-        let config = Config::read(&written.dir).unwrap();
+        let config = pictures(&written.dir);
         let vision = &config.vision;
         assert_eq!((vision.image_size, vision.patch_size, vision.layers), (side, 14, 24));
         assert_eq!((vision.hidden, vision.inner, vision.heads), (1024, 4096, 16));

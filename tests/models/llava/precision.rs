@@ -26,7 +26,7 @@ fn errors(pairs: &[(Tensor, Tensor)]) -> [f64; 2] {
 }
 
 fn found(name: &str, dtype: DType) -> Pairs {
-    let model = Llava::load(folder(name), &place::device(), dtype).unwrap();
+    let model = Model::load(folder(name), &place::device(), dtype).unwrap();
     let golden = Golden::of(name);
     let full = golden.results["full"].as_str().unwrap();
     let columns = Tensor::new(ids(&golden.results["columns"]), &place::device()).unwrap();

@@ -61,7 +61,7 @@ fn fallback_templates_and_system_turns() {
     let mut settings = json_file(dir.path().join("tokenizer_config.json"));
     settings["chat_template"] = Value::Null;
     write(dir.path(), "tokenizer_config.json", &settings);
-    let mistral = Llava::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
+    let mistral = Model::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
     assert_eq!(mistral.format.template_name(), "mistral_instruct");
     let prompt = mistral.prompt(std::slice::from_ref(&user)).unwrap();
     assert_eq!(
@@ -86,7 +86,7 @@ fn bad_conversations_are_refused() {
     settings["chat_template"] =
         json!("{% for m in messages %}{{ m['content'] | replace('<image>', '') }}{% endfor %}");
     write(dir.path(), "tokenizer_config.json", &settings);
-    let model = Llava::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
+    let model = Model::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
     let error = model.prompt(&one_question()).unwrap_err().to_string();
     assert!(error.contains("1 images, the rendered prompt 0"), "{error}");
 }

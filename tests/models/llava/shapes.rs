@@ -1,8 +1,7 @@
 //! Images of many shapes, kinds and orientations as transformers sees them (scripts/golden_images.py).
 
 use bdhs::data::image::decode;
-use bdhs::models::llava::ImageLayout;
-use bdhs::models::llava::anyres::Tiling;
+use bdhs::models::families::llava::Tiling;
 
 use super::images::{check_pixels, processor};
 use super::*;
@@ -24,7 +23,7 @@ fn pixels_of_twelve_aspect_ratios_equal_transformers() {
 
 /// (tiles, chosen resolution, tokens) of a size.
 fn layout(tiling: &Tiling, width: usize, height: usize) -> (usize, Option<(usize, usize)>, usize) {
-    let found = ImageLayout::of(tiling, width, height).unwrap();
+    let found = tiling.layout(width, height).unwrap();
     (found.tiles, found.anyres.map(|a| (a.height, a.width)), found.tokens)
 }
 

@@ -47,9 +47,9 @@ fn steps_equal_passes() {
     for (name, (dtype, bound)) in
         ["llava15", "next_mistral"].into_iter().flat_map(|name| bounds.map(|b| (name, b)))
     {
-        let cpu = Llava::load(folder(name), &Device::Cpu, dtype).unwrap();
+        let cpu = Model::load(folder(name), &Device::Cpu, dtype).unwrap();
         let device = place::device();
-        let own = Llava::load(folder(name), &device, dtype).unwrap();
+        let own = Model::load(folder(name), &device, dtype).unwrap();
         let vocab = cpu.config().text.vocab;
         let mut forks: Vec<Fork> = (0..24).map(|i| Fork { prefix: i % 3 / 2, own: 0 }).collect();
         let slots = PREFIXES.iter().sum::<usize>() + forks.len() * OWN;

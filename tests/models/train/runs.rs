@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bdhs::Error;
 use bdhs::engine::Progress;
-use bdhs::models::llava::Llava;
+use bdhs::models::Model;
 use bdhs::sampling::SamplingConfig;
 use bdhs::train::{Loss, Options, Outcome, run};
 
@@ -135,8 +135,8 @@ fn an_adapter_is_a_model_and_says_what_the_trainer_said() {
     }
     let folder = tempfile::tempdir().unwrap();
     trainer.save_adapter(folder.path()).unwrap();
-    let merged = Llava::load(folder.path(), &Device::Cpu, DType::F32).unwrap();
-    let logits = |model: &Llava| {
+    let merged = Model::load(folder.path(), &Device::Cpu, DType::F32).unwrap();
+    let logits = |model: &Model| {
         let ids: Vec<u32> = (5..25).collect();
         let positions: Vec<u32> = (0..20).collect();
         let plan = bdhs::ops::attend::AttendPlan::ragged(&[0, 20], true);
@@ -144,12 +144,12 @@ fn an_adapter_is_a_model_and_says_what_the_trainer_said() {
         let states = model.language.forward_packed(&x, &positions, &plan).unwrap();
         model.language.logits(&states).unwrap().detach()
     };
-    let base = Llava::load(base(), &Device::Cpu, DType::F32).unwrap();
+    let base = Model::load(base(), &Device::Cpu, DType::F32).unwrap();
     assert!(off(&logits(&trainer.model), &logits(&merged)) < 1e-4);
     assert!(off(&logits(&trainer.model), &logits(&base)) > 1e-2);
     let view = image::RgbImage::from_fn(40, 24, |x, y| image::Rgb([x as u8 * 5, y as u8 * 9, 77]));
     let rows =
-        |model: &Llava| model.image_features(&model.preprocess(&view).unwrap()).unwrap().detach();
+        |model: &Model| model.image_features(&model.preprocess(&view).unwrap()).unwrap().detach();
     assert!(off(&rows(&trainer.model), &rows(&merged)) < 1e-5);
     assert!(off(&rows(&trainer.model), &rows(&base)) > 1e-3);
     // For scripts/check_adapters.py.

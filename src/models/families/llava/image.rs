@@ -12,12 +12,13 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::anyres::{self, ImageLayout};
+use super::anyres::{self, Tiling};
 use super::config::{Config, Generation};
-use super::fields::Fields;
 use super::original::Aspect;
 use super::patches::BaseView;
-use super::resample::{Filter, resize};
+use crate::models::fields::Fields;
+use crate::models::vision::resample::{Filter, resize};
+use crate::models::{ImageLayout, Pixels};
 use crate::{Error, Result};
 
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -38,15 +39,6 @@ impl Size {
             Self::ShortestEdge(short) => (short, long(short, width, height) as usize),
         }
     }
-}
-
-/// A preprocessed image.
-#[derive(Debug, Clone)]
-pub struct Pixels {
-    /// `[tiles, 3, side, side]`, f32 on the CPU, normalised; the base view first, then AnyRes tiles row by row.
-    pub tiles: Tensor,
-    /// The tokens that the image becomes.
-    pub layout: ImageLayout,
 }
 
 /// Target of a resize.
@@ -128,6 +120,14 @@ impl ImageProcessor {
         Ok(this)
     }
 
+    /// The tokens of an image of `width` x `height` pixels.
+    ///
+    /// # Errors
+    /// As [`Tiling::layout`].
+    pub fn layout(&self, width: usize, height: usize) -> Result<ImageLayout> {
+        Tiling::of(&self.config).layout(width, height)
+    }
+
     /// Which part of a picture the base view shows.
     pub(super) fn base_view(&self) -> BaseView {
         BaseView {
@@ -166,7 +166,7 @@ impl ImageProcessor {
     /// other than the vision tower's.
     pub fn preprocess(&self, image: &RgbImage) -> Result<Pixels> {
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let layout = ImageLayout::new(&self.config, width, height)?;
+        let layout = self.layout(width, height)?;
         let views = match (&self.anyres, &layout.anyres) {
             (Some((base, tile)), Some(plan)) => {
                 self.views(image, *base, *tile, (plan.height, plan.width))?

@@ -1,26 +1,28 @@
-//! The Llama or Mistral language model over packed rows.
+//! The decoder over packed rows: Llama, Mistral, Qwen2 or Qwen3, by [`TextConfig`].
 //!
 //! All rows of a pass, of any number of sequences and in any mixture of prefill and decode, form one matrix `[n, H]`.
 //! Each row has an explicit position (an integer; rotary tables are f32 and never go through the model's dtype) and a
 //! slot in the key-value arena; an [`AttendPlan`] says which slots each block of rows sees. So removing masked image
 //! tokens, keeping their neighbours' original positions, and forking a sequence are plain arguments.
 
+mod cache;
+mod config;
 #[cfg(feature = "cuda")]
 mod step;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::cache::{KvCache, RotaryTable};
-use super::config::TextConfig;
-use super::linear::{Group, Linear, Results, Weight, rows};
+pub use cache::KvCache;
+use cache::RotaryTable;
+pub use config::{Rope, RopeScaling, TextConfig};
+
+use crate::models::linear::{Group, Linear, Results, Weight, rows};
 use crate::models::weights::Weights;
 use crate::ops::act::silu_mul;
 use crate::ops::attend::{AttendPlan, attend, write_rows};
 use crate::ops::norm::{Add, rms_norm, rms_norm_sum};
 use crate::ops::rope::rotate;
 use crate::{Error, Result};
-#[cfg(feature = "cuda")]
-pub(super) use step::Steps;
 
 /// The language model.
 pub struct Language {
@@ -37,7 +39,11 @@ pub struct Language {
 impl Language {
     /// Loads from `model` (`...embed_tokens`, `...layers`, `...norm`) and, unless the output layer is tied to the
     /// embedding, `head` (`lm_head`).
-    pub(super) fn load(config: &TextConfig, model: &Weights, head: &Weights) -> Result<Self> {
+    pub(in crate::models) fn load(
+        config: &TextConfig,
+        model: &Weights,
+        head: &Weights,
+    ) -> Result<Self> {
         let shape = [config.vocab, config.hidden];
         let table = model.get(&shape, "embed_tokens.weight")?;
         let (device, dtype) = (table.device().clone(), table.dtype());
@@ -314,8 +320,8 @@ impl Layer {
         let gate_up = [("gate_proj", c.inner), ("up_proj", c.inner)];
         Ok(Self {
             attention_norm: weights.get(&[c.hidden], "input_layernorm.weight")?,
-            qkv: Group::load(&attention, c.hidden, qkv, c.attention_bias)?,
-            output: Linear::load(&attention, "o_proj", wide, c.hidden, c.attention_bias)?,
+            qkv: Group::load(&attention, c.hidden, qkv, c.qkv_bias)?,
+            output: Linear::load(&attention, "o_proj", wide, c.hidden, c.output_bias)?,
             mlp_norm: weights.get(&[c.hidden], "post_attention_layernorm.weight")?,
             gate_up: Group::load(&mlp, c.hidden, gate_up, c.mlp_bias)?,
             down: Linear::load(&mlp, "down_proj", c.inner, c.hidden, c.mlp_bias)?,

@@ -19,27 +19,18 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 
-use super::config::{
-    Config, Generation, PINPOINTS, TextConfig, VisionConfig, check_pinpoints, vision_layers,
-};
-use super::fields::Fields;
+use super::config::{Config, Generation, PINPOINTS, VisionConfig, check_pinpoints, vision_layers};
 use crate::models::adapter::{canonical, current_name};
+use crate::models::families;
+use crate::models::fields::Fields;
+use crate::models::language::TextConfig;
+use crate::models::prompt::IMAGE;
 use crate::models::weights::{Part, Weights};
 use crate::ops::act::Activation;
 use crate::{Error, Result};
 
 /// The conversation of models around Llama 2 Chat, the only one that other checkpoints never have.
-pub(super) const LLAMA_2: (&str, &str) = (
-    "llava_llama_2",
-    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% else %}\
-     {% set system = 'You are a helpful language and vision assistant. You are able to understand the visual content that \
-     the user provides, and assist the user with a variety of tasks using natural language.' %}{% endif %}\
-     {% set ns = namespace(first=true) %}\
-     {% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' </s>' }}\
-     {% elif m['role'] == 'user' %}{% if ns.first %}{{ '[INST] <<SYS>>\n' + system + '\n<</SYS>>\n\n' }}\
-     {% set ns.first = false %}{% else %}{{ '<s>[INST] ' }}{% endif %}{{ m['content'] + ' [/INST]' }}\
-     {% endif %}{% endfor %}",
-);
+const LLAMA_2: &str = "llava_llama_2";
 
 /// How a picture is brought to a square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,14 +48,14 @@ pub(super) enum Aspect {
 pub struct Original {
     pub(super) aspect: Aspect,
     /// What stands for an image in a prompt: `<image>`, or that between two marks.
-    pub(super) placeholder: String,
+    pub(in crate::models) placeholder: String,
     /// The conversation that the checkpoint's name asks for.
-    pub(super) conversation: Option<&'static str>,
+    pub(in crate::models) conversation: Option<&'static str>,
     tower: Tower,
 }
 
 /// Whether `config.json` is in this layout; `llava` is a model type in both.
-pub(super) fn is_original(fields: &Fields) -> bool {
+pub(in crate::models) fn is_original(fields: &Fields) -> bool {
     let known = ["LlavaLlamaForCausalLM", "LlavaMistralForCausalLM"];
     let model_type = fields.value("model_type").and_then(Value::as_str).unwrap_or_default();
     let architecture = fields.value("architectures").and_then(|list| list[0].as_str());
@@ -84,7 +75,7 @@ pub(crate) fn has_layout(dir: &Path) -> bool {
 ///
 /// # Errors
 /// As [`Config::read`]; a vision tower that is neither here nor one of OpenAI's.
-pub(super) fn read(dir: &Path, fields: &Fields) -> Result<Config> {
+pub(super) fn read(dir: &Path, fields: &Fields) -> Result<families::Config> {
     let tower = Tower::find(dir, fields)?;
     let vision = tower.config(fields)?;
     let aspect = Aspect::read(fields)?;
@@ -95,19 +86,16 @@ pub(super) fn read(dir: &Path, fields: &Fields) -> Result<Config> {
         return Err(fields.invalid("mm_hidden_size", message));
     }
     let marked = fields.bool("mm_use_im_start_end", false)?;
-    let placeholder = if marked { "<im_start><image><im_end>" } else { super::prompt::IMAGE };
+    let placeholder = if marked { "<im_start><image><im_end>" } else { IMAGE };
     let tied = fields.bool("tie_word_embeddings", false)?;
-    Ok(Config {
+    let this = Config {
         generation: if anyres { Generation::Next } else { Generation::Llava },
-        text: TextConfig::read(fields, if is_mistral(fields) { "mistral" } else { "llama" }, tied)?,
-        image_token: None,
         vision_layers: vision_layers(fields, "mm_vision_select_layer", vision.layers)?,
         drop_class_token: drops_class_token(fields, aspect)?,
         projector_layers,
         projector_act: Activation::GeluErf,
         projector_bias: true,
         pinpoints: if anyres { pinpoints(fields, vision.image_size)? } else { Vec::new() },
-        eos: fields.ids("eos_token_id")?,
         vision,
         original: Some(Original {
             aspect,
@@ -115,6 +103,12 @@ pub(super) fn read(dir: &Path, fields: &Fields) -> Result<Config> {
             conversation: conversation(dir, fields),
             tower,
         }),
+    };
+    Ok(families::Config {
+        text: TextConfig::read(fields, if is_mistral(fields) { "mistral" } else { "llama" }, tied)?,
+        image_token: None,
+        eos: fields.ids("eos_token_id")?,
+        pictures: families::Pictures::Llava(this),
     })
 }
 
@@ -129,7 +123,7 @@ fn conversation(dir: &Path, fields: &Fields) -> Option<&'static str> {
     let folder = dir.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let trained_as = fields.value("_name_or_path").and_then(Value::as_str).unwrap_or_default();
     let named = |name: &str| name.contains("llama-2") || name.contains("llama2");
-    (named(&folder) || named(&trained_as.to_lowercase())).then_some(LLAMA_2.0)
+    (named(&folder) || named(&trained_as.to_lowercase())).then_some(LLAMA_2)
 }
 
 fn drops_class_token(fields: &Fields, aspect: Aspect) -> Result<bool> {
@@ -211,13 +205,18 @@ impl Original {
     }
 
     /// The folder of the CLIP tower, where there is one.
-    pub(super) fn tower(&self) -> Option<&Path> {
+    pub(in crate::models) fn tower(&self) -> Option<&Path> {
         self.tower.folder.as_deref()
     }
 
     /// The weights of the checkpoint in `dir`, those of the tower among them, under the names that the Hugging Face layout has
     /// today.
-    pub(super) fn weights(&self, dir: &Path, device: &Device, dtype: DType) -> Result<Weights> {
+    pub(in crate::models) fn weights(
+        &self,
+        dir: &Path,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Weights> {
         let renamed = |name: &str| Some(current_name(&canonical(name)));
         let own = Part { path: dir, rename: &renamed };
         let inside = Weights::open(dir, device, dtype)?

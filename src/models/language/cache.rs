@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::config::TextConfig;
 #[cfg(feature = "cuda")]
-use super::language::Steps;
+use super::step::Steps;
 use crate::models::memory;
 use crate::{Error, Result};
 

@@ -14,9 +14,8 @@ use candle_core::{CudaDevice, CudaStorage, DType, Storage, Tensor, TensorId};
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr, DriverError};
 use half::{bf16, f16};
 
-use super::{Language, Layer};
-use crate::models::llava::cache::Arenas;
-use crate::models::llava::config::TextConfig;
+use super::cache::Arenas;
+use super::{Language, Layer, TextConfig};
 use crate::ops::attend::{AttendPlan, Block, Segment};
 use crate::ops::cuda::attend::{Operands, Plan, Slots, Workspace, attend_in, write_rows_to};
 use crate::ops::cuda::graph::{Graph, Untracked};
@@ -36,7 +35,7 @@ static REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// The decode steps over one arena.
 #[derive(Default)]
-pub(in crate::models::llava) struct Steps {
+pub(super) struct Steps {
     /// Of the model they were made for: its last norm.
     of: Option<TensorId>,
     /// None for a model whose steps are not captured.
@@ -52,11 +51,11 @@ enum Typed {
 }
 
 impl Steps {
-    pub(in crate::models::llava) fn replays(&self) -> u64 {
+    pub(super) fn replays(&self) -> u64 {
         self.replays
     }
 
-    pub(in crate::models::llava) fn not_captured(&mut self) -> Option<String> {
+    pub(super) fn not_captured(&mut self) -> Option<String> {
         self.not_captured.take()
     }
 

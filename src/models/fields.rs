@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::ops::act::Activation;
 use crate::{Error, Result};
 
 /// A JSON object of a settings file, with its place in that file.
 ///
 /// A field that is absent or `null` takes the default, as in transformers; a field of the wrong type is an error.
-pub(super) struct Fields {
+pub(crate) struct Fields {
     path: PathBuf,
     prefix: String,
     map: Map<String, Value>,
@@ -98,6 +99,30 @@ impl Fields {
     /// A number, `default` if absent.
     pub fn f64(&self, name: &str, default: f64) -> Result<f64> {
         Ok(self.get(name, "a number", Value::as_f64)?.unwrap_or(default))
+    }
+
+    /// A positive number that must be there.
+    pub fn positive_f64(&self, name: &str) -> Result<f64> {
+        let x = self.required_f64(name)?;
+        if x.is_finite() && x > 0.0 {
+            Ok(x)
+        } else {
+            Err(self.invalid(name, format!("is {x}, expected a positive number")))
+        }
+    }
+
+    /// An activation by its name in transformers.
+    pub fn activation(&self, name: &str, default: &str) -> Result<Activation> {
+        let given = self.str(name)?.unwrap_or(default);
+        Activation::from_name(given).ok_or_else(|| {
+            Error::unsupported(
+                format!("activation \"{given}\""),
+                format!(
+                    "{}: {name} may be gelu, gelu_pytorch_tanh, quick_gelu, relu or silu",
+                    self.path.display()
+                ),
+            )
+        })
     }
 
     /// A number that must be there.

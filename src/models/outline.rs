@@ -2,14 +2,16 @@
 //!
 //! The networks are built on weights of which only the headers are read
 //! ([`outline`](crate::models::weights::Weights::outline)), so that configuration, tokenizer, processor, and the presence,
-//! shape and type of every tensor are checked as [`Llava::load`] checks them; values are not looked at.
+//! shape and type of every tensor are checked as [`Model::load`] checks them; values are not looked at.
 
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device};
 use serde::Serialize;
 
-use super::{KvCache, Llava, Source, config::Generation};
+use super::adapter::canonical;
+use super::families::{Part, part};
+use super::{KvCache, Model, Source};
 use crate::Result;
 
 /// A checkpoint in figures. Field names and their order are part of the interface of `--json`.
@@ -62,36 +64,30 @@ impl Outline {
     /// Reads a checkpoint's configuration and the headers of its weights. `token_budget` is that of a wave.
     ///
     /// # Errors
-    /// As [`Llava::load`], but for values that are not finite.
+    /// As [`Model::load`], but for values that are not finite.
     pub fn read(source: &Source, token_budget: usize) -> Result<Self> {
         let weights = source.weights(&Device::Cpu, DType::F32)?.outline();
-        let model = Llava::with_weights(source.base(), &weights)?;
+        let model = Model::with_weights(source.base(), &weights)?;
         let (config, text) = (model.config(), &model.config().text);
         let used = weights.used();
-        let parameters = |is: &dyn Fn(&str) -> bool| -> u64 {
-            used.iter().filter(|(name, _)| is(name)).map(|(_, count)| count).sum()
+        let parameters = |of: Part| -> u64 {
+            let own = used.iter().filter(|(name, _)| part(&canonical(name)) == of);
+            own.map(|(_, count)| count).sum()
         };
-        let (vision, projector) = (
-            parameters(&|name| name.contains("vision_tower")),
-            parameters(&|name| name.contains("multi_modal_projector") || is_newline(name)),
-        );
-        let all = parameters(&|_| true);
+        let [vision, projector, language] =
+            [Part::Tower, Part::Projector, Part::Language].map(parameters);
+        let all = vision + projector + language;
+        let (family, layout) = config.names();
         let memory = [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
         let sizes = [(336, 336), (640, 480), (1024, 768), (672, 1344)];
         let tokens = |&(width, height): &(usize, usize)| {
             Ok((width, height, model.layout(width, height)?.tokens))
         };
         Ok(Self {
-            family: match config.generation {
-                Generation::Llava => "LLaVA-1.5",
-                Generation::Next => "LLaVA-1.6",
-            },
-            layout: match config.original {
-                None => "Hugging Face",
-                Some(_) => "original LLaVA",
-            },
+            family,
+            layout,
             language: text.model_type.clone(),
-            language_parameters: all - vision - projector,
+            language_parameters: language,
             vision_parameters: vision,
             projector_parameters: projector,
             layers: text.layers,
@@ -116,8 +112,4 @@ impl Outline {
                 .collect(),
         })
     }
-}
-
-fn is_newline(name: &str) -> bool {
-    name.ends_with("image_newline")
 }

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
+use crate::models::ImageLayout;
 use crate::ops::mask::TokenGrid;
 use crate::{Error, Result};
 
@@ -38,19 +39,6 @@ impl Tiling {
     }
 }
 
-/// How the tokens of one image are laid out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageLayout {
-    /// Number of rows that the image takes in the token sequence.
-    pub tokens: usize,
-    /// Where its patches are. Tokens in no grid are the class token (`full` strategy) or newlines.
-    pub grids: Vec<TokenGrid>,
-    /// Number of tiles that the vision tower sees.
-    pub tiles: usize,
-    /// The AnyRes part; `None` for LLaVA-1.5.
-    pub anyres: Option<AnyRes>,
-}
-
 /// The tile grid of an image and the part of its patch grid that is not padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnyRes {
@@ -68,23 +56,16 @@ pub struct AnyRes {
     pub cols: usize,
 }
 
-impl ImageLayout {
+impl Tiling {
     /// The layout of an image of `width` x `height` pixels.
     ///
     /// # Errors
     /// [`Error::Argument`] if a side is 0, or the image is so long and thin that no resolution of the list shows it.
-    pub fn new(config: &Config, width: usize, height: usize) -> Result<Self> {
-        Self::of(&Tiling::of(config), width, height)
-    }
-
-    /// As [`ImageLayout::new`], without the rest of the checkpoint.
-    ///
-    /// # Errors
-    /// Those of [`ImageLayout::new`].
-    pub fn of(tiling: &Tiling, width: usize, height: usize) -> Result<Self> {
+    pub fn layout(&self, width: usize, height: usize) -> Result<ImageLayout> {
+        let tiling = self;
         if width == 0 || height == 0 {
             return Err(Error::argument(
-                "ImageLayout::new",
+                "layout",
                 "image size",
                 format!("{width}x{height}"),
                 "both sides positive",
@@ -95,13 +76,18 @@ impl ImageLayout {
         let base = TokenGrid { start: class, rows: side, cols: side, stride: side };
         let base_tokens = class + side * side;
         if tiling.pinpoints.is_empty() {
-            return Ok(Self { tokens: base_tokens, grids: vec![base], tiles: 1, anyres: None });
+            return Ok(ImageLayout {
+                tokens: base_tokens,
+                grids: vec![base],
+                tiles: 1,
+                anyres: None,
+            });
         }
         let anyres = AnyRes::new(tiling, width, height)?;
         let stride = anyres.cols + 1;
         let grid = TokenGrid { start: base_tokens, rows: anyres.rows, cols: anyres.cols, stride };
         let tile = tiling.image_size;
-        Ok(Self {
+        Ok(ImageLayout {
             tokens: base_tokens + anyres.rows * stride,
             grids: vec![base, grid],
             tiles: 1 + (anyres.height / tile) * (anyres.width / tile),
@@ -115,7 +101,7 @@ impl AnyRes {
         let (best_h, best_w) =
             best_resolution(width, height, &tiling.pinpoints).ok_or_else(|| {
                 Error::argument(
-                    "ImageLayout::new",
+                    "layout",
                     "image size",
                     format!("{width}x{height}"),
                     "a shape of which some AnyRes resolution shows at least one pixel",

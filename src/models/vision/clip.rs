@@ -6,8 +6,8 @@
 
 use candle_core::Tensor;
 
-use super::config::{Config, VisionConfig};
-use super::linear::{Group, Linear, Weight};
+use crate::models::families::llava::{Config, VisionConfig};
+use crate::models::linear::{Group, Linear, Weight};
 use crate::models::weights::Weights;
 use crate::ops::attend::{AttendPlan, attend};
 use crate::ops::norm::{Add, layer_norm, layer_norm_sum};
@@ -53,7 +53,7 @@ impl Norm {
 
 impl Vision {
     /// Loads the tower from `weights` (the prefix before `embeddings` and `encoder`).
-    pub(super) fn load(config: &Config, weights: &Weights) -> Result<Self> {
+    pub(in crate::models) fn load(config: &Config, weights: &Weights) -> Result<Self> {
         let v = &config.vision;
         let (h, p, tokens) = (v.hidden, v.patch_size, 1 + v.side() * v.side());
         let embeddings = weights.pp("embeddings");

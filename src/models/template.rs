@@ -12,11 +12,10 @@ use minijinja::{Environment, Error as JinjaError, ErrorKind, State, Value, conte
 use serde_json::Value as Json;
 
 use super::fields::Fields;
-use super::original::LLAMA_2;
 use crate::{Error, Result};
 
 /// Templates used where a checkpoint has none: the conversations of the LLaVA code, of the same names.
-const KNOWN: [(&str, &str); 3] = [
+const KNOWN: [(&str, &str); 4] = [
     (
         "vicuna_v1",
         "{% if messages[0]['role'] != 'system' %}{{ \"A chat between a curious user and an artificial intelligence \
@@ -39,6 +38,17 @@ const KNOWN: [(&str, &str); 3] = [
         "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nAnswer the questions.<|im_end|>' }}{% endif %}\
          {% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}\
          {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    ),
+    (
+        "llava_llama_2",
+        "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% else %}\
+         {% set system = 'You are a helpful language and vision assistant. You are able to understand the visual content that \
+         the user provides, and assist the user with a variety of tasks using natural language.' %}{% endif %}\
+         {% set ns = namespace(first=true) %}\
+         {% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' </s>' }}\
+         {% elif m['role'] == 'user' %}{% if ns.first %}{{ '[INST] <<SYS>>\n' + system + '\n<</SYS>>\n\n' }}\
+         {% set ns.first = false %}{% else %}{{ '<s>[INST] ' }}{% endif %}{{ m['content'] + ' [/INST]' }}\
+         {% endif %}{% endfor %}",
     ),
 ];
 
@@ -109,8 +119,7 @@ impl Template {
 
     /// A template by the name of its LLaVA conversation: `vicuna_v1`, `mistral_instruct` or `chatml_direct`.
     pub fn known(name: &str, tokenizer: Option<&Fields>) -> Result<Self> {
-        let mut known = KNOWN.iter().chain([&LLAMA_2]);
-        let source = known.find(|(n, _)| *n == name).map(|(_, source)| *source);
+        let source = KNOWN.iter().find(|(n, _)| *n == name).map(|(_, source)| *source);
         let source = source.ok_or_else(|| {
             Error::unsupported(
                 format!("chat template \"{name}\""),

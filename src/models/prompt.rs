@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::config::Config;
+use super::families::Config;
 use super::fields::Fields;
 use super::template::{Message, Template, special_token};
 use crate::models::tokenizer::Tokenizer;
@@ -94,24 +94,24 @@ impl PromptFormat {
                 Error::invalid(tokenizer.path(), "", message)
             })?,
         };
-        // A template in the original layout's files is that of the language model it began as.
-        let template = match config.original {
-            None => Template::read(dir, settings.as_ref())?,
-            Some(_) => Template::read_own(dir, settings.as_ref())?,
+        let (named, own) = config.conversation();
+        let template = match own {
+            false => Template::read(dir, settings.as_ref())?,
+            true => Template::read_own(dir, settings.as_ref())?,
         };
         let template = match template {
             Some(template) => template,
-            None => Template::known(fallback(config, &tokenizer), settings.as_ref())?,
+            None => {
+                let name = named.unwrap_or_else(|| fallback(config, &tokenizer));
+                Template::known(name, settings.as_ref())?
+            }
         };
         let this = Self {
             front: front(&tokenizer)?,
             bos: settings.as_ref().and_then(|s| special_token(s, "bos_token")),
             eos: eos(dir, config, settings.as_ref(), &tokenizer)?,
             image_token: config.image_token,
-            inserted: match &config.original {
-                None => placeholder.clone(),
-                Some(original) => original.placeholder.clone(),
-            },
+            inserted: config.placeholder().unwrap_or(&placeholder).to_owned(),
             placeholder,
             template,
             tokenizer,
@@ -265,11 +265,9 @@ impl PromptFormat {
     }
 }
 
-/// The known template for a checkpoint without one.
+/// The known template for a checkpoint without one that its family does not name.
 fn fallback(config: &Config, tokenizer: &Tokenizer) -> &'static str {
-    if let Some(named) = config.original.as_ref().and_then(|original| original.conversation) {
-        named
-    } else if tokenizer.token_id("<|im_start|>").is_some() {
+    if tokenizer.token_id("<|im_start|>").is_some() {
         "chatml_direct"
     } else if config.text.model_type == "mistral" {
         "mistral_instruct"

@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 
 use super::config::Config;
-use super::linear::Linear;
 use crate::Result;
+use crate::models::linear::Linear;
 use crate::models::weights::Weights;
 use crate::ops::act::Activation;
 
@@ -18,8 +18,7 @@ pub struct Projector {
 
 impl Projector {
     /// Loads `linear_1`, `linear_2` and so on.
-    pub(super) fn load(config: &Config, weights: &Weights) -> Result<Self> {
-        let hidden = config.text.hidden;
+    pub(super) fn load(config: &Config, hidden: usize, weights: &Weights) -> Result<Self> {
         let layer = |number: usize| {
             let tower = config.vision.hidden * config.vision_layers.len();
             let input = if number == 1 { tower } else { hidden };

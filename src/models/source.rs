@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
-use super::config::Config;
+use super::families::Config;
 use crate::models::adapter::{self, is_adapter};
 use crate::models::fingerprint::fingerprint;
 use crate::models::weights::Weights;
@@ -71,10 +71,7 @@ impl Source {
     /// # Errors
     /// As [`Weights::open`] and [`Weights::with_adapter`]; a vision tower that is nowhere.
     pub fn weights(&self, device: &Device, dtype: DType) -> Result<Weights> {
-        let weights = match Config::read(&self.base)?.original {
-            None => Weights::open(&self.base, device, dtype)?,
-            Some(original) => original.weights(&self.base, device, dtype)?,
-        };
+        let weights = Config::read(&self.base)?.weights(&self.base, device, dtype)?;
         match &self.adapter {
             None => Ok(weights),
             Some(adapter) => weights.with_adapter(adapter),
@@ -92,9 +89,8 @@ impl Source {
             hashes.push(fingerprint(adapter)?);
         }
         hashes.push(fingerprint(&self.base)?);
-        let original = Config::read(&self.base)?.original;
-        if let Some(tower) = original.as_ref().and_then(|original| original.tower()) {
-            hashes.push(fingerprint(tower)?);
+        if let Some(folder) = Config::read(&self.base)?.elsewhere() {
+            hashes.push(fingerprint(folder)?);
         }
         if let [one] = &mut hashes[..] {
             return Ok(std::mem::take(one));

@@ -1,0 +1,252 @@
+//! Model families: what differs from one to the next, and the only place that knows their names.
+//!
+//! A family says what `config.json` means and what its tensors are called, how a picture becomes pixels and how many tokens
+//! (from its size alone), how the states of its tower become rows of the decoder, and what stands for an image in a
+//! conversation. Everything else is common: the decoder, the engine, training, reports.
+
+pub mod llava;
+
+use std::path::Path;
+
+use ::image::RgbImage;
+use candle_core::{DType, Device, Tensor};
+
+use super::fields::Fields;
+use super::files::refuse_quantised;
+use super::image::{ImageLayout, Pixels};
+use super::language::{Language, TextConfig};
+use super::weights::Weights;
+use crate::{Error, Result};
+
+/// All that `config.json` says.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The decoder.
+    pub text: TextConfig,
+    /// The id that stands for an image in a token sequence; none where none does.
+    pub image_token: Option<u32>,
+    /// End-of-sequence ids named by `config.json`; `generation_config.json` goes before them.
+    pub eos: Vec<u32>,
+    /// What the family says about pictures.
+    pub pictures: Pictures,
+}
+
+/// What a family says about pictures.
+#[derive(Debug, Clone)]
+pub enum Pictures {
+    /// See [`llava`].
+    Llava(llava::Config),
+}
+
+/// A kind of checkpoint that is built in.
+struct Built {
+    /// Of `config.json`.
+    model_type: &'static str,
+    /// Its entry in `architectures`, where `model_type` is absent.
+    architecture: &'static str,
+    /// For people.
+    name: &'static str,
+    read: fn(&Path, &Fields) -> Result<Config>,
+}
+
+const BUILT: [Built; 2] = [
+    Built {
+        model_type: "llava",
+        architecture: "LlavaForConditionalGeneration",
+        name: "LLaVA-1.5",
+        read: |dir, fields| llava::Config::read(dir, fields, llava::Generation::Llava),
+    },
+    Built {
+        model_type: "llava_next",
+        architecture: "LlavaNextForConditionalGeneration",
+        name: "LLaVA-1.6",
+        read: |dir, fields| llava::Config::read(dir, fields, llava::Generation::Next),
+    },
+];
+
+/// Whether `config.json` in a folder, read alone, is of a checkpoint that is built in: for refusing others before their weights
+/// are fetched.
+///
+/// # Errors
+/// As [`Config::read`].
+pub fn check(dir: &Path) -> Result<()> {
+    Config::read(dir).map(|_| ())
+}
+
+impl Config {
+    /// Reads `config.json` in `dir`.
+    ///
+    /// # Errors
+    /// The file is missing or not JSON, a field has the wrong type or an impossible value ([`Error::Invalid`], which
+    /// names it), or the family or an option is not built in ([`Error::Unsupported`]).
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let fields = Fields::read(&path)?;
+        refuse_quantised(fields.value("quantization_config"), &path)?;
+        if llava::original::is_original(&fields) {
+            return llava::Config::read(dir, &fields, llava::Generation::Llava);
+        }
+        let (what, name) = match (fields.str("model_type")?, fields.value("architectures")) {
+            (Some(name), _) => ("model type", name.to_owned()),
+            (None, Some(list)) => ("architecture", list[0].as_str().unwrap_or_default().to_owned()),
+            (None, None) => return Err(fields.invalid("model_type", "is missing")),
+        };
+        let known = |built: &&Built| name == built.model_type || name == built.architecture;
+        match BUILT.iter().find(known) {
+            Some(built) => (built.read)(dir, &fields),
+            None => Err(not_built(what, &name, &path)),
+        }
+    }
+
+    /// The checkpoint's weights, in whichever layout, under the names of the Hugging Face layout.
+    pub(super) fn weights(&self, dir: &Path, device: &Device, dtype: DType) -> Result<Weights> {
+        match self.original() {
+            None => Weights::open(dir, device, dtype),
+            Some(original) => original.weights(dir, device, dtype),
+        }
+    }
+
+    /// A folder outside the checkpoint that weights are read from too.
+    pub(super) fn elsewhere(&self) -> Option<&Path> {
+        self.original()?.tower()
+    }
+
+    /// What turns' images are replaced by, where that is more than the image token.
+    pub(super) fn placeholder(&self) -> Option<&str> {
+        Some(&self.original()?.placeholder)
+    }
+
+    /// The conversation of a checkpoint without a template of its own, if its family or name asks for one; and whether only
+    /// `chat_template.jinja` counts as its own.
+    pub(super) fn conversation(&self) -> (Option<&'static str>, bool) {
+        let original = self.original();
+        (original.and_then(|original| original.conversation), original.is_some())
+    }
+
+    /// The family's name, and that of the layout, for people.
+    pub(super) fn names(&self) -> (&'static str, &'static str) {
+        let layout = if self.original().is_some() { "original LLaVA" } else { "Hugging Face" };
+        let Pictures::Llava(config) = &self.pictures;
+        (config.generation.name(), layout)
+    }
+
+    fn original(&self) -> Option<&llava::original::Original> {
+        let Pictures::Llava(config) = &self.pictures;
+        config.original.as_ref()
+    }
+}
+
+fn not_built(what: &str, name: &str, path: &Path) -> Error {
+    let built: Vec<String> =
+        BUILT.iter().map(|built| format!("{} ({})", built.model_type, built.name)).collect();
+    Error::unsupported(
+        format!("{what} \"{name}\""),
+        format!(
+            "{}: expected {} in the Hugging Face layout, or llava, llava_llama or llava_mistral in that of the original \
+             LLaVA code",
+            path.display(),
+            built.join(" or ")
+        ),
+    )
+}
+
+/// End-of-sequence ids of `config.json`, or of its `text_config`.
+pub(super) fn eos(fields: &Fields) -> Result<Vec<u32>> {
+    let eos = fields.ids("eos_token_id")?;
+    if eos.is_empty() {
+        fields.object_or_empty("text_config")?.ids("eos_token_id")
+    } else {
+        Ok(eos)
+    }
+}
+
+/// The first of the prefixes under which there is a tensor `probe`.
+pub(super) fn find(
+    weights: &Weights,
+    dir: &Path,
+    what: &str,
+    prefixes: &[&'static str],
+    probe: &str,
+) -> Result<&'static str> {
+    let found = prefixes.iter().find(|prefix| weights.contains(&format!("{prefix}.{probe}")));
+    found.copied().ok_or_else(|| {
+        Error::invalid(
+            dir,
+            format!("tensor {}.{probe}", prefixes[0]),
+            format!("no {what} in the weights; looked for it under {}", prefixes.join(", ")),
+        )
+    })
+}
+
+/// The decoder of the checkpoint in `dir`.
+pub(super) fn language(dir: &Path, config: &Config, weights: &Weights) -> Result<Language> {
+    /// Prefixes of the decoder and of its output layer.
+    const NAMES: [(&str, &str); 2] =
+        [("model.language_model", "lm_head"), ("language_model.model", "language_model.lm_head")];
+    let prefixes = NAMES.map(|(prefix, _)| prefix);
+    let prefix = find(weights, dir, "language model", &prefixes, "embed_tokens.weight")?;
+    let head = NAMES.iter().find(|(own, _)| *own == prefix).map_or("lm_head", |(_, head)| head);
+    Language::load(&config.text, &weights.pp(prefix), &weights.pp(head))
+}
+
+/// What of a parameter's name says that it is of the vision tower, and that it is of what lies between tower and decoder.
+pub(super) fn part(canonical: &str) -> Part {
+    if canonical.starts_with("vision.") {
+        Part::Tower
+    } else if canonical.starts_with("multi_modal_projector.") || canonical == "image_newline" {
+        Part::Projector
+    } else {
+        Part::Language
+    }
+}
+
+/// A part of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The vision tower.
+    Tower,
+    /// Between tower and decoder.
+    Projector,
+    /// The decoder.
+    Language,
+}
+
+/// The part of a model that sees: processor, tower and projector.
+pub(super) enum Vision {
+    Llava(llava::Vision),
+}
+
+impl Vision {
+    pub(super) fn load(dir: &Path, config: &Config, weights: &Weights) -> Result<Self> {
+        let hidden = config.text.hidden;
+        match &config.pictures {
+            Pictures::Llava(own) => {
+                Ok(Self::Llava(llava::Vision::load(dir, own, hidden, weights)?))
+            }
+        }
+    }
+
+    pub(super) fn layout(&self, width: usize, height: usize) -> Result<ImageLayout> {
+        match self {
+            Self::Llava(vision) => vision.layout(width, height),
+        }
+    }
+
+    pub(super) fn preprocess(&self, image: &RgbImage) -> Result<Pixels> {
+        match self {
+            Self::Llava(vision) => vision.preprocess(image),
+        }
+    }
+
+    pub(super) fn states(&self, pixels: &[&Pixels]) -> Result<Vec<Tensor>> {
+        match self {
+            Self::Llava(vision) => vision.states(pixels),
+        }
+    }
+
+    pub(super) fn rows(&self, states: &Tensor, layout: &ImageLayout) -> Result<Tensor> {
+        match self {
+            Self::Llava(vision) => vision.rows(states, layout),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! A multimodal model: decoder, vision part, conversation format.
+
+use std::path::Path;
+
+use ::image::RgbImage;
+use candle_core::{DType, Device, Tensor};
+
+use super::families::{self, Config, Vision, llava};
+use super::image::{ImageLayout, Pixels};
+use super::language::Language;
+use super::prompt::{Piece, Prompt, PromptFormat, Turn};
+use super::source::Source;
+use super::weights::Weights;
+use crate::Result;
+
+/// A model with its processor.
+///
+/// [`Language`] runs packed rows with explicit positions over a shared key-value arena, so that batching, forks and
+/// masked-image sampling are a matter of arguments. A sample without an image never touches the vision part.
+pub struct Model {
+    /// The decoder.
+    pub language: Language,
+    /// Template, tokenizer and end tokens.
+    pub format: PromptFormat,
+    source: Source,
+    config: Config,
+    vision: Vision,
+}
+
+impl Model {
+    /// Loads a checkpoint folder, or a PEFT adapter's folder with its base ([`crate::models::adapter`]); weights are converted to
+    /// `dtype`.
+    ///
+    /// # Errors
+    /// A missing or broken file, a missing, misshapen or non-finite tensor ([`Error::Invalid`](crate::Error::Invalid),
+    /// [`Error::Io`](crate::Error::Io), naming it), or an architecture or option that is not built in
+    /// ([`Error::Unsupported`](crate::Error::Unsupported)).
+    pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: DType) -> Result<Self> {
+        Self::open(&Source::new(dir.as_ref(), None)?, device, dtype)
+    }
+
+    /// As [`Model::load`].
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn open(source: &Source, device: &Device, dtype: DType) -> Result<Self> {
+        let weights = source.weights(device, dtype)?;
+        Ok(Self { source: source.clone(), ..Self::with_weights(source.base(), &weights)? })
+    }
+
+    /// The model whose configuration, tokenizer and processor lie in `dir`, with these weights: tracked ones make
+    /// [`Language::forward_packed`] and [`Model::image_features`] differentiable.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn with_weights(dir: impl AsRef<Path>, weights: &Weights) -> Result<Self> {
+        let dir = dir.as_ref();
+        let config = Config::read(dir)?;
+        let vision = Vision::load(dir, &config, weights)?;
+        Ok(Self {
+            format: PromptFormat::read(dir, &config)?,
+            language: families::language(dir, &config, weights)?,
+            source: Source::new(dir, None)?,
+            vision,
+            config,
+        })
+    }
+
+    /// What `config.json` says.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The checkpoint's folder, or that of the adapter that changes it.
+    pub fn dir(&self) -> &Path {
+        self.source.dir()
+    }
+
+    /// A hash of configuration, tokenizer and weights: equal if and only if the files are.
+    pub fn fingerprint(&self) -> Result<String> {
+        self.source.fingerprint()
+    }
+
+    /// The vision part, where it is a LLaVA's.
+    pub fn llava(&self) -> Option<&llava::Vision> {
+        let Vision::Llava(vision) = &self.vision;
+        Some(vision)
+    }
+
+    /// The tokens of an image of `width` x `height` pixels, without looking at its pixels.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) if a side is 0 or the image is too long and thin.
+    pub fn layout(&self, width: usize, height: usize) -> Result<ImageLayout> {
+        self.vision.layout(width, height)
+    }
+
+    /// Preprocesses a decoded image.
+    ///
+    /// # Errors
+    /// As [`Model::layout`]; settings that leave the image in a shape other than the tower's.
+    pub fn preprocess(&self, image: &RgbImage) -> Result<Pixels> {
+        self.vision.preprocess(image)
+    }
+
+    /// States of the vision tower of each image, as [`Model::image_rows`] takes them. What an image gives does not depend on
+    /// the others.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn states(&self, pixels: &[&Pixels]) -> Result<Vec<Tensor>> {
+        self.vision.states(pixels)
+    }
+
+    /// As [`Model::states`], of one image.
+    ///
+    /// # Errors
+    /// As [`Model::states`].
+    pub fn vision_features(&self, pixels: &Pixels) -> Result<Tensor> {
+        Ok(self.states(&[pixels])?.remove(0))
+    }
+
+    /// The rows `[tokens, H]` that stand for an image in the input of the decoder.
+    ///
+    /// # Errors
+    /// As [`Model::states`].
+    pub fn image_features(&self, pixels: &Pixels) -> Result<Tensor> {
+        self.image_rows(&self.vision_features(pixels)?, &pixels.layout)
+    }
+
+    /// As [`Model::image_features`], from the tower's states of the image ([`Model::states`]).
+    ///
+    /// # Errors
+    /// As [`Model::states`].
+    pub fn image_rows(&self, states: &Tensor, layout: &ImageLayout) -> Result<Tensor> {
+        self.vision.rows(states, layout)
+    }
+
+    /// See [`PromptFormat::prompt`].
+    pub fn prompt(&self, turns: &[Turn]) -> Result<Prompt> {
+        self.format.prompt(turns)
+    }
+
+    /// See [`PromptFormat::encode`].
+    pub fn encode(&self, text: &str) -> Result<Vec<Piece>> {
+        self.format.encode(text)
+    }
+}

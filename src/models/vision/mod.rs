@@ -1,0 +1,4 @@
+//! Vision towers, and the resizing that goes before them.
+
+pub mod clip;
+pub mod resample;
