@@ -112,7 +112,7 @@ pub fn write_table(out: &Path, toolkit: Version, targets: &[Target]) -> Result<(
         let Version(major, minor) = capability;
         let _ = writeln!(
             text,
-            "    Target {{ kind: Kind::{kind}, capability: Version({major}, {minor}) }},"
+            "    Target {{ kind: support::Kind::{kind}, capability: Version({major}, {minor}) }},"
         );
     }
     text += "];\n";

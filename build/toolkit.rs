@@ -13,26 +13,35 @@ pub struct Toolkit {
     pub version: Version,
 }
 
+/// Why there is no toolkit.
+pub enum Problem {
+    /// No nvcc anywhere.
+    Missing(String),
+    /// An nvcc that cannot be used.
+    Unusable(String),
+}
+
 const HOW: &str = "Get it with NVIDIA's installer, your distribution (nvidia-cuda-toolkit), or without root by\n    \
                    export CUDA_HOME=$(scripts/cuda-toolkit --candle) PATH=$CUDA_HOME/bin:$PATH\n\
-                   or build without the feature `cuda`: everything runs on the CPU.";
+                   or build without the features `cuda` and `cuda-kernels`: everything runs on the CPU.";
 
 /// The nvcc to use: what `NVCC` names; else below `CUDA_HOME` and `CUDA_PATH`; on `PATH`; in the usual folders; as a Python
 /// package of the active environment; or from `scripts/cuda-toolkit`.
-pub fn find() -> Result<Toolkit, String> {
+pub fn find() -> Result<Toolkit, Problem> {
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN", "NVCC_APPEND_FLAGS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let nvcc = match env::var_os("NVCC") {
         Some(path) if Path::new(&path).is_file() => PathBuf::from(path),
         Some(path) => {
-            return Err(format!("NVCC is {}, which is no file", Path::new(&path).display()));
+            let path = Path::new(&path).display();
+            return Err(Problem::Unusable(format!("NVCC is {path}, which is no file")));
         }
         None => {
             let places = places(|name| env::var_os(name));
             match places.iter().find(|place| place.is_file()) {
                 Some(place) => place.clone(),
-                None => return Err(nothing_found(&places)),
+                None => return Err(Problem::Missing(nothing_found(&places))),
             }
         }
     };
@@ -40,16 +49,19 @@ pub fn find() -> Result<Toolkit, String> {
     let version = Command::new(&nvcc)
         .arg("--version")
         .output()
-        .map_err(|error| format!("{}: cannot be run: {error}", nvcc.display()))?;
+        .map_err(|error| Problem::Unusable(format!("{}: cannot be run: {error}", nvcc.display())))?;
     let text = String::from_utf8_lossy(&version.stdout);
     let Some(version) = parse_version(&text) else {
-        return Err(format!("{} --version says no `release X.Y`, but {text:?}", nvcc.display()));
+        return Err(Problem::Unusable(format!(
+            "{} --version says no `release X.Y`, but {text:?}",
+            nvcc.display()
+        )));
     };
     if version < OLDEST_TOOLKIT {
-        return Err(format!(
+        return Err(Problem::Unusable(format!(
             "{} is CUDA {version}, expected {OLDEST_TOOLKIT} or later",
             nvcc.display()
-        ));
+        )));
     }
     if text.contains("bdhs stand-in") {
         // scripts/nvcc-stand-in compiles nothing: a real one may take its place any time.

@@ -3,7 +3,7 @@
 //!
 //! ```toml
 //! [dependencies]
-//! bdhs = { version = "0.1", default-features = false }
+//! bdhs = { path = "../bdhs", default-features = false }
 //! candle-core = "0.11.1"
 //! ```
 //!

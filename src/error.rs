@@ -102,6 +102,16 @@ pub enum Error {
     Interrupted,
 }
 
+/// So that `?` works in functions that return candle's `Result`. An error that came from candle is given back as it was.
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(inner) => inner,
+            other => Self::wrap(other),
+        }
+    }
+}
+
 impl Error {
     /// Whether less at a time may succeed: [`Error::Memory`], or the driver's status for a full GPU.
     pub fn is_out_of_memory(&self) -> bool {
@@ -160,6 +170,17 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::Error;
+
+    #[test]
+    fn candle_functions_pass_errors_on() {
+        fn candle(error: Error) -> candle_core::Result<()> {
+            Err(error)?
+        }
+        let own = candle(Error::argument("x", "y", 1, 2)).unwrap_err();
+        assert!(own.to_string().starts_with("x: y is 1, expected 2"), "{own}");
+        let inner = candle_core::Error::Msg("shape mismatch".into());
+        assert!(matches!(candle(Error::Candle(inner)).unwrap_err(), candle_core::Error::Msg(_)));
+    }
 
     #[test]
     fn full_memory_is_recognised() {

@@ -51,3 +51,9 @@ mod progress;
 
 mod error;
 pub use error::{Error, Result};
+
+/// The version of candle that tensors of this crate's functions are of.
+pub use candle_core;
+/// The version of cudarc that `ops::cuda` takes buffers of.
+#[cfg(feature = "cuda-kernels")]
+pub use cudarc;

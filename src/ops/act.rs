@@ -14,6 +14,20 @@
 //! * Gradients are real, in f32 (on a GPU made of candle's ops): of x, bias, gate and up. At 0 the slope of relu is 0.
 //! * On a GPU a call is one launch, within the same bounds (not the CPU's bits).
 //!
+//! # Example
+//! ```
+//! use bdhs::ops::act::{Activation, bias_act};
+//! use candle_core::{Device, Tensor};
+//!
+//! # fn main() -> bdhs::Result<()> {
+//! let x = Tensor::new(&[[-1f32, 0.0, 2.0]], &Device::Cpu)?;
+//! let bias = Tensor::new(&[0f32, 0.5, -1.0], &Device::Cpu)?;
+//! let y = bias_act(&x, Some(&bias), Activation::Relu)?;
+//! assert_eq!(y.to_vec2::<f32>()?, [[0.0, 0.5, 1.0]]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Sources: GELU (Hendrycks & Gimpel 2016) by erf and by tanh, quick GELU as in CLIP, SiLU; erf from fits of our own.
 
 use super::composed;
@@ -90,6 +104,7 @@ pub fn bias_act(x: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Re
 ///
 /// # Errors
 /// [`Error::Argument`] if shapes or dtypes differ, or the dtype is not f32, f16 or bf16.
+#[doc(alias = "swiglu")]
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     const OP: &str = "act::silu_mul";
     check_float(OP, gate)?;

@@ -67,10 +67,7 @@ pub(crate) fn check_device(
 
 /// An error of ours inside a candle op.
 pub(crate) fn candle(error: Error) -> candle_core::Error {
-    match error {
-        Error::Candle(inner) => inner,
-        other => candle_core::Error::wrap(other),
-    }
+    error.into()
 }
 
 /// The tensor as the ops over its last axis take it: itself if its rows are evenly spaced, as in a slice of a joined product, else

@@ -28,6 +28,21 @@
 //! Zero rows and rows of zero tokens are valid and give empty lists. rho outside [0, 1] or NaN, a block of 0, and grids
 //! that overlap or leave the row are errors.
 //!
+//! # Example
+//! ```
+//! use bdhs::ops::mask::{Law, Row, TokenGrid, draw};
+//!
+//! # fn main() -> bdhs::Result<()> {
+//! let grid = [TokenGrid { start: 0, rows: 24, cols: 24, stride: 24 }];
+//! // One image of 576 tokens, of which exactly 6 stay. The mask depends on seed and stream alone.
+//! let row = Row::new(7, 0, 576, &grid);
+//! let kept = draw(Law::ExactK { rho: 0.99 }, &[row], false)?;
+//! assert_eq!(kept.row(0).len(), 6);
+//! assert_eq!(kept, draw(Law::ExactK { rho: 0.99 }, &[row], false)?);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Cost
 //! One Philox block per four tokens; ExactK adds a linear-time selection. [`pack`] moves 2 * rows * H * size bytes: read
 //! once, written once, nothing else.
@@ -102,6 +117,13 @@ pub struct Row<'a> {
     pub grids: &'a [TokenGrid],
 }
 
+impl<'a> Row<'a> {
+    /// The mask of a stream ([`Draws::stream`]) over `tokens` image tokens.
+    pub fn new(seed: u64, stream: u64, tokens: usize, grids: &'a [TokenGrid]) -> Self {
+        Self { draws: Draws::stream(seed, stream), sentence: 0, tokens, grids }
+    }
+}
+
 /// The tokens that stay, for many rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Kept {
@@ -156,6 +178,7 @@ impl Kept {
 ///
 /// # Errors
 /// On a law or a row outside the contract; the message names the row.
+#[doc(alias = "random_masking")]
 pub fn draw(law: Law, rows: &[Row<'_>], exempt_newlines: bool) -> Result<Kept> {
     check_law(law)?;
     let drawn: Vec<Vec<u32>> = rows

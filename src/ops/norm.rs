@@ -20,6 +20,21 @@
 //!   sum before the normalisation is an op of its own (and rounded to the dtype), so that each has its gradient.
 //! * On a GPU a call is one launch (without gradients); the norm is within the same bound, the sum the CPU's bit for bit.
 //!
+//! # Example
+//! ```
+//! use bdhs::ops::norm::rms_norm;
+//! use candle_core::{Device, Tensor};
+//!
+//! # fn main() -> bdhs::Result<()> {
+//! let x = Tensor::new(&[[3f32, 4.0]], &Device::Cpu)?;
+//! let weight = Tensor::new(&[1f32, 1.0], &Device::Cpu)?;
+//! let y = rms_norm(&x, None, &weight, 0.0)?.to_vec2::<f32>()?;
+//! // The root mean square of (3, 4) is sqrt(12.5).
+//! assert!((y[0][0] - 3.0 / 12.5f32.sqrt()).abs() < 1e-6);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Sources: layer normalisation (Ba et al. 2016), RMSNorm (Zhang & Sennrich 2019).
 
 use super::act::{Activation, bias_act};

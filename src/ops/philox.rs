@@ -24,6 +24,20 @@
 //!
 //! Cost: 10 rounds of two 32x32 products make four words.
 //!
+//! # Example
+//! ```
+//! use bdhs::ops::philox::{Draws, Purpose, philox4x32};
+//!
+//! // A published test vector.
+//! assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+//! // Draws of a stream, in any order.
+//! let draws = Draws::stream(7, 42);
+//! let words: Vec<u32> = (0..8).map(|index| draws.word(Purpose::Noise, 0, index)).collect();
+//! let mut filled = [0; 8];
+//! draws.fill(Purpose::Noise, 0, &mut filled);
+//! assert_eq!(words, filled);
+//! ```
+//!
 //! Source: J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
 /// What a draw decides. The number is part of the counter: never renumber, only append.
@@ -85,7 +99,7 @@ pub fn unit_interval(word: u32) -> f64 {
     (f64::from(word >> 8) + 0.5) * 2f64.powi(-24)
 }
 
-/// The draws of one attempt at one sample.
+/// The draws of one stream: in the method, those of one attempt at one sample. Elsewhere [`Draws::stream`] names it by a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Draws {
     /// The seed of the run.
@@ -97,6 +111,11 @@ pub struct Draws {
 }
 
 impl Draws {
+    /// The draws of one of 2^64 independent streams of a seed. Its low word is the sample, its high word the attempt.
+    pub fn stream(seed: u64, stream: u64) -> Self {
+        Self { seed, sample: stream as u32, attempt: (stream >> 32) as u32 }
+    }
+
     /// 32 random bits.
     ///
     /// # Panics

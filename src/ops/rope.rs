@@ -13,6 +13,20 @@
 //! * Bytes: x read once, the result written once, the tables once.
 //! * On a GPU a call is one launch that gives the CPU's bits, and so is a gradient.
 //!
+//! # Example
+//! ```
+//! use bdhs::ops::rope::rotate;
+//! use candle_core::{Device, Tensor};
+//!
+//! # fn main() -> bdhs::Result<()> {
+//! // One row, one head of width 2, turned by a quarter.
+//! let x = Tensor::new(&[[[1f32, 2.0]]], &Device::Cpu)?;
+//! let (cos, sin) = (Tensor::new(&[[0f32]], &Device::Cpu)?, Tensor::new(&[[1f32]], &Device::Cpu)?);
+//! assert_eq!(rotate(&x, &cos, &sin)?.flatten_all()?.to_vec1::<f32>()?, [-2.0, 1.0]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Source: Su et al. 2021, in the half-split form of GPT-NeoX and Llama.
 
 #[cfg(feature = "cuda")]
@@ -32,6 +46,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, 
 ///
 /// # Errors
 /// [`Error::Argument`] for shapes or dtypes outside the contract, or tracked tables.
+#[doc(alias = "rotary_embedding")]
 pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     const OP: &str = "rope::rotate";
     let shape = |t: &Tensor| format!("{:?} {:?}", t.dims(), t.dtype());

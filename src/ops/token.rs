@@ -31,6 +31,22 @@
 //! Zero rows are valid. NaN or plus infinity in a row, or nothing but minus infinity, is an error that names the row; minus
 //! infinity bans a token.
 //!
+//! # Example
+//! ```
+//! use bdhs::ops::token::{Params, Row, sample};
+//! use candle_core::{Device, Tensor};
+//!
+//! # fn main() -> bdhs::Result<()> {
+//! let logits = Tensor::new(&[[0f32, 5.0, 1.0], [9.0, 0.0, 0.0]], &Device::Cpu)?;
+//! let nucleus = Params { top_p: 0.9, ..Params::default() };
+//! // Seed 7; a stream for each row; the first token of each.
+//! let rows = [Row::new(Params::GREEDY, 7, 0, 0), Row::new(nucleus, 7, 1, 0)];
+//! let drawn = sample(&logits, &rows)?;
+//! assert_eq!((drawn[0].token, drawn[1].token), (1, 0));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Cost
 //! Floor: one read of the logits, rows * V * size bytes. Nothing is sorted: top-k is a linear-time selection, and top-p halves its
 //! candidates around the cut, linear too. Rows run in parallel.
@@ -87,6 +103,13 @@ pub struct Row<'a> {
     pub history: &'a [u32],
 }
 
+impl Row<'_> {
+    /// A row that draws token `step` of a stream ([`Draws::stream`]), without a history.
+    pub fn new(params: Params, seed: u64, stream: u64, step: u64) -> Self {
+        Self { params, draws: Draws::stream(seed, stream), sentence: 0, step, history: &[] }
+    }
+}
+
 /// What was drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampled {
@@ -101,6 +124,8 @@ pub struct Sampled {
 ///
 /// # Errors
 /// On shapes, settings or history tokens outside the contract and on logits without a distribution; the message names the row.
+#[doc(alias = "LogitsProcessor")]
+#[doc(alias = "multinomial")]
 pub fn sample(logits: &Tensor, rows: &[Row<'_>]) -> Result<Vec<Sampled>> {
     let &[r, vocab] = logits.dims() else {
         return Err(Error::argument(

@@ -61,6 +61,21 @@ fn another_project_gets_the_kernels_alone() {
     let expected = ["bytemuck", "candle-core", "gemm", "half", "rayon", "thiserror"];
     assert_eq!(direct, BTreeSet::from(expected), "{tree}");
 
+    // Buffers alone bring cudarc, and nothing of candle's CUDA build.
+    let features = ["tree", "--package", "bdhs", "--edges", "normal", "--prefix", "none"];
+    let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+    let buffers = manifest.replace(
+        "default-features = false }",
+        "default-features = false, features = [\"cuda-kernels\"] }",
+    );
+    assert_ne!(manifest, buffers);
+    std::fs::write(folder.join("Cargo.toml"), buffers).unwrap();
+    let tree = cargo(&folder, &features);
+    std::fs::write(folder.join("Cargo.toml"), manifest).unwrap();
+    let names: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.contains("cudarc"), "{tree}");
+    assert!(!names.contains("candle-kernels"), "{tree}");
+
     let seen = cargo(&folder, &["run", "--quiet"]);
     assert!(seen.contains("tokens to [300, 256] F16"), "{seen}");
     assert!(seen.contains("of 44850 pairs"), "{seen}");

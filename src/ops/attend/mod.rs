@@ -29,6 +29,25 @@
 //! * Built with `flash-attn`, and with `BDHS_ATTEND=flash` in the environment, calls on a GPU that candle-flash-attn's kernels
 //!   compute just so are left to them ([`flash`]): rounded once more, and chosen by the whole plan.
 //!
+//! # Example
+//! Two sequences of 2 and 3 rows in one call, without padding:
+//!
+//! ```
+//! use bdhs::ops::attend::{AttendPlan, attend};
+//! use candle_core::{Device, Tensor};
+//!
+//! # fn main() -> bdhs::Result<()> {
+//! let (heads, dim) = (2, 4);
+//! let q = Tensor::randn(0f32, 1.0, (5, heads, dim), &Device::Cpu)?;
+//! let v = Tensor::ones((5, heads, dim), candle_core::DType::F32, &Device::Cpu)?;
+//! let plan = AttendPlan::ragged(&[0, 2, 5], true);
+//! let out = attend(&q, &q, &v, &plan, 0.5, None)?;
+//! // Weights add up to 1, so the mean of ones is 1 in every row.
+//! assert!((out.mean_all()?.to_scalar::<f32>()? - 1.0).abs() < 1e-6);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Source: scaled dot-product attention (Vaswani et al. 2017); grouped queries (Ainslie et al. 2023).
 
 mod cpu;
@@ -121,6 +140,8 @@ pub struct RelativeBias {
 ///
 /// # Errors
 /// [`Error::Argument`] for shapes or dtypes outside the contract, rows in two blocks, and rows or slots out of range.
+#[doc(alias = "flash_attn_varlen")]
+#[doc(alias = "scaled_dot_product_attention")]
 pub fn attend(
     q: &Tensor,
     k: &Tensor,

@@ -40,6 +40,23 @@
 //! the N x M scores only tiles ever exist, and of the inputs only tiles and a panel of 8 MB are copied; [`matrix`] alone writes all scores, from
 //! f32 copies of both sides.
 //!
+//! # Example
+//! ```
+//! use bdhs::ops::cosine::{count_above, rows};
+//! use candle_core::{Device, Tensor};
+//!
+//! # fn main() -> bdhs::Result<()> {
+//! let a = Tensor::new(&[[1f32, 0.0], [1.0, 1.0]], &Device::Cpu)?;
+//! let b = Tensor::new(&[[2f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
+//! // Row against row, with the first row below each threshold.
+//! let scored = rows(&a, &b, None, &[0.9])?;
+//! assert_eq!(scored.first_below, [None, Some(0)]);
+//! // All pairs, without a matrix of scores: 1, 0, .707 and .707.
+//! assert_eq!(count_above(&a, Some(&b), &[0.5, 0.9])?.counts, [3, 1]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Source: bounds after N. Higham, "Accuracy and Stability of Numerical Algorithms", chapter 3.
 
 mod cpu;
@@ -140,6 +157,7 @@ pub struct TopK {
 ///
 /// # Errors
 /// On shapes, dtypes, offsets or thresholds (outside [-1, 1], NaN) that do not fit.
+#[doc(alias = "cosine_similarity")]
 pub fn rows(
     candidates: &Tensor,
     references: &Tensor,
@@ -222,6 +240,8 @@ fn owners(groups: &[u32]) -> Vec<u32> {
 ///
 /// # Errors
 /// On shapes or dtypes that do not fit.
+#[doc(alias = "cosine_similarity")]
+#[doc(alias = "cdist")]
 pub fn matrix(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (n, m, d) = check_sides("cosine::matrix", a, b)?;
     #[cfg(feature = "cuda")]

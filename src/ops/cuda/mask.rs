@@ -3,18 +3,20 @@
 //! Draws are cheap and the same on the CPU, bit for bit, so the CPU makes them too: counts and offsets come from there, and
 //! nothing waits for the device. What the device draws is the long part, the indices or bits themselves.
 
+#[cfg(feature = "cuda")]
+mod tensors;
+
 use std::sync::Arc;
 
-use candle_core::cuda_backend::{CudaDType, CudaDevice};
-use candle_core::{DType, Device, Tensor};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DeviceRepr};
-use half::{bf16, f16};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 
 use super::args::{self, MaskArgs, MaskGrid, MaskRow, PackArgs};
 use super::module::File;
-use super::{Queue, Rows, Upload, check_len, geometry, tensor};
+use super::{Queue, Rows, Upload, check_len, geometry};
 use crate::ops::mask::{Kept, Law, Row, draw as draw_on_host, threshold};
 use crate::{Error, Result};
+#[cfg(feature = "cuda")]
+pub(in crate::ops) use tensors::pack_tensors;
 
 /// Masks to draw: checked, counted, uploaded.
 #[derive(Debug)]
@@ -265,46 +267,4 @@ pub fn pack<T: super::pool::Output>(
     // SAFETY: `bases` are the addresses of the sources, which are borrowed and have every row asked for; `out` is long
     // enough; `unit` divides all. All are guarded here.
     unsafe { queue.launch(File::Mask, "pack_rows", blocks, args::PACK_THREADS, &args) }
-}
-
-// ---- candle ----
-
-/// The packed rows of [`crate::ops::mask::pack`] on CUDA tensors, after its checks.
-pub(in crate::ops) fn pack_tensors(
-    op: &'static str,
-    sources: &[&Tensor],
-    rows: &[(usize, usize)],
-    hidden: usize,
-) -> Result<Tensor> {
-    let Device::Cuda(device) = sources[0].device() else {
-        return Err(Error::argument(op, "sources", "off the GPU", "on a GPU"));
-    };
-    let dense: Vec<Tensor> =
-        sources.iter().map(|source| source.contiguous()).collect::<Result<_, _>>()?;
-    let locked: Vec<_> = dense.iter().map(Tensor::storage_and_layout).collect();
-    let mut views = vec![];
-    for (storage, layout) in &locked {
-        let candle_core::Storage::Cuda(storage) = &**storage else {
-            return Err(Error::argument(op, "sources", "off the GPU", "on one GPU"));
-        };
-        views.push(Rows::of_storage(op, "sources", storage, layout)?);
-    }
-    let gather = Gather::new(device, &views, rows)?;
-    let shape = (rows.len(), hidden);
-    match sources[0].dtype() {
-        DType::F32 => packed::<f32>(device, &gather, shape),
-        DType::F16 => packed::<f16>(device, &gather, shape),
-        _ => packed::<bf16>(device, &gather, shape),
-    }
-}
-
-fn packed<T: super::pool::Output + CudaDType + DeviceRepr>(
-    device: &CudaDevice,
-    gather: &Gather<'_>,
-    shape: (usize, usize),
-) -> Result<Tensor> {
-    let stream = device.cuda_stream();
-    let mut out = Queue { op: "mask::pack", stream: &stream }.alloc::<T>(shape.0 * shape.1)?;
-    pack(&stream, gather, &mut out)?;
-    Ok(tensor(out, device, shape))
 }

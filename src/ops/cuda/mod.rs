@@ -41,11 +41,13 @@ pub mod pool;
 pub mod product;
 pub mod rope;
 pub mod support;
+#[cfg(feature = "cuda")]
 mod tensor;
 pub mod token;
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
 use candle_core::cuda_backend::CudaDevice;
 use cudarc::driver::sys::CUstreamCaptureStatus;
 use cudarc::driver::{
@@ -58,6 +60,7 @@ use crate::{Error, Result};
 use args::Address;
 pub use args::FoundPair;
 pub use module::{Gpu, count, free_memory, load, probe};
+#[cfg(feature = "cuda")]
 pub(in crate::ops) use tensor::{on_gpu, tensor, to_host, with_rows};
 
 /// Turns a status of the driver into an error that names the op and what it was doing.
@@ -231,7 +234,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Where host data goes: a stream, or a candle device (which keeps what it uploads for graphs being captured).
+/// Where host data goes: a stream, or with the feature `cuda` a candle device, which keeps what it uploads while a graph is captured.
 pub trait Upload: sealed::Sealed {
     /// The stream of the copy.
     fn stream(&self) -> Arc<CudaStream>;
@@ -250,6 +253,7 @@ pub trait Upload: sealed::Sealed {
 mod sealed {
     pub trait Sealed {}
     impl Sealed for std::sync::Arc<cudarc::driver::CudaStream> {}
+    #[cfg(feature = "cuda")]
     impl Sealed for candle_core::cuda_backend::CudaDevice {}
 }
 
@@ -271,6 +275,7 @@ impl Upload for Arc<CudaStream> {
     }
 }
 
+#[cfg(feature = "cuda")]
 impl Upload for CudaDevice {
     fn stream(&self) -> Arc<CudaStream> {
         self.cuda_stream()

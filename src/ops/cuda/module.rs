@@ -8,12 +8,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::cuda_backend::CudaDevice;
 use cudarc::driver::sys::CUfunction_attribute_enum as CUfunction_attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
-use super::support::{self, Kind, Target, Version};
+use super::support::{self, Target, Version};
 use super::{args, driver_error};
 use crate::{Error, Result};
 
@@ -150,6 +149,9 @@ impl File {
     }
 }
 
+const NO_KERNELS: &str = "this build has no kernels: it was made without nvcc, for checks, lints or documentation. Set CUDA_HOME to \
+                          a CUDA toolkit and build again";
+
 /// What one context has loaded. Kept until the process ends, and the context with it.
 struct Loaded {
     context: Arc<CudaContext>,
@@ -219,12 +221,7 @@ fn functions<'a>(
     file: File,
 ) -> Result<&'a HashMap<&'static str, CudaFunction>> {
     if !loaded.modules.contains_key(&file) {
-        let none = || {
-            Error::unsupported(
-                format!("{op} on a GPU"),
-                "this build has no kernels: it was made for lints or documentation, without a CUDA toolkit",
-            )
-        };
+        let none = || Error::unsupported(format!("{op} on a GPU"), NO_KERNELS);
         let image = match replacement(op, file)? {
             Some(image) => image,
             None => file.fatbin().ok_or_else(none)?.to_vec(),
@@ -352,12 +349,12 @@ pub fn count() -> Result<usize> {
     count_for("device cuda:all")
 }
 
-/// Bytes of a GPU that nothing holds. What candle has freed and keeps for later does not count.
+/// Bytes of a GPU that nothing holds. Memory that was freed and that the driver's pool keeps does not count.
 ///
 /// # Errors
 /// A status of the driver.
-pub fn free_memory(device: &CudaDevice) -> Result<u64> {
-    let status = device.cuda_stream().context().mem_get_info();
+pub fn free_memory(context: &CudaContext) -> Result<u64> {
+    let status = context.mem_get_info();
     let (free, _) = status.map_err(driver_error("cuda", "asking for free memory"))?;
     Ok(free as u64)
 }
@@ -367,6 +364,15 @@ fn count_for(device: &str) -> Result<usize> {
     let fail = |what: &str, error: result::DriverError| {
         Error::unsupported(device, format!("{what}: {error:?}"))
     };
+    // With candle the driver is linked, and there is no program without it. Loaded at run time, a call without it would panic.
+    // SAFETY: it looks for the library and calls nothing in it.
+    #[cfg(not(feature = "cuda"))]
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::unsupported(
+            device,
+            "NVIDIA's driver (libcuda.so.1) is not on the library path",
+        ));
+    }
     result::init().map_err(|e| fail("the CUDA driver does not start, or finds no GPU", e))?;
     let count = result::device::get_count().map_err(|e| fail("counting GPUs failed", e))?;
     Ok(usize::try_from(count).unwrap_or(0))
@@ -374,6 +380,9 @@ fn count_for(device: &str) -> Result<usize> {
 
 /// What this build runs on a GPU of that compute capability, under this machine's driver.
 fn check((major, minor): (i32, i32)) -> Result<(Version, Version, Target)> {
+    if TARGETS.is_empty() {
+        return Err(Error::unsupported("this GPU", NO_KERNELS));
+    }
     let mut driver = 0;
     // SAFETY: the pointer is to a live integer.
     unsafe { sys::cuDriverGetVersion(&mut driver) }

@@ -1,19 +1,21 @@
 //! Layer and RMS normalisation on a GPU. Contract: [`crate::ops::norm`]; calls: [`super`].
 
+#[cfg(feature = "cuda")]
+mod tensors;
+
 use std::sync::Arc;
 
-use candle_core::cuda_backend::CudaDType;
-use candle_core::{CudaStorage, Layout};
 use cudarc::driver::{CudaStream, DevicePtrMut};
-use half::{bf16, f16};
 
 use super::args::{self, NormArgs};
 use super::module::File;
 use super::pool::Output;
-use super::{Queue, Rows, Values, check_len, geometry};
+use super::{Queue, Rows, check_len, geometry};
 use crate::ops::norm::Law;
 use crate::ops::pool::check_eps;
 use crate::{Error, Result};
+#[cfg(feature = "cuda")]
+pub(in crate::ops) use tensors::{Call, Operand, forward};
 
 /// What is added to rows and how they are normalised. All operands are of the rows' dtype.
 #[derive(Debug)]
@@ -122,63 +124,4 @@ fn check(op: &'static str, x: &Rows<'_>, norm: &Norm<'_>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-// ---- candle ----
-
-/// A tensor's storage with its layout.
-pub(in crate::ops) type Operand<'a> = (&'a CudaStorage, &'a Layout);
-
-/// A call of the candle op.
-pub(in crate::ops) struct Call<'a> {
-    pub(in crate::ops) law: Law,
-    pub(in crate::ops) residual: Option<Operand<'a>>,
-    pub(in crate::ops) weight: Operand<'a>,
-    pub(in crate::ops) bias: Option<Operand<'a>>,
-    pub(in crate::ops) add_bias: Option<Operand<'a>>,
-    pub(in crate::ops) eps: f32,
-    /// Whether the sum is wanted, in front of the norm.
-    pub(in crate::ops) both: bool,
-}
-
-fn rows<'a>(what: &'static str, (storage, layout): Operand<'a>) -> Result<Rows<'a>> {
-    Rows::of_storage("norm", what, storage, layout)
-}
-
-/// The forward pass of the candle op: the norm of x, behind what was normalised if that is wanted.
-pub(in crate::ops) fn forward(x: Operand<'_>, call: &Call<'_>) -> Result<CudaStorage> {
-    let maybe = |what, operand: Option<_>| operand.map(|operand| rows(what, operand)).transpose();
-    let norm = Norm {
-        law: call.law,
-        residual: maybe("residual", call.residual)?,
-        weight: rows("weight", call.weight)?,
-        bias: maybe("bias", call.bias)?,
-        add_bias: maybe("before.bias", call.add_bias)?,
-        eps: f64::from(call.eps),
-    };
-    let x_rows = rows("x", x)?;
-    match x_rows.values {
-        Values::F32(_) => normed::<f32>(x.0, &x_rows, &norm, call.both),
-        Values::F16(_) => normed::<f16>(x.0, &x_rows, &norm, call.both),
-        Values::BF16(_) => normed::<bf16>(x.0, &x_rows, &norm, call.both),
-    }
-}
-
-fn normed<T: Output + CudaDType>(
-    storage: &CudaStorage,
-    x: &Rows<'_>,
-    rule: &Norm<'_>,
-    both: bool,
-) -> Result<CudaStorage> {
-    let stream = storage.device.cuda_stream();
-    let values = x.count * x.width;
-    let queue = Queue { op: "norm", stream: &stream };
-    let mut buffer = queue.alloc::<T>(if both { 2 * values } else { values })?;
-    if both {
-        let (mut sum, mut out) = buffer.split_at_mut(values);
-        norm(&stream, x, rule, Some(&mut sum), &mut out)?;
-    } else {
-        norm(&stream, x, rule, None, &mut buffer)?;
-    }
-    Ok(CudaStorage::wrap_cuda_slice(buffer, storage.device.clone()))
 }

@@ -1,18 +1,19 @@
 //! Rotary position embedding on a GPU. Contract: [`crate::ops::rope`]; calls: [`super`].
 
+#[cfg(feature = "cuda")]
+mod tensors;
+
 use std::sync::Arc;
 
-use candle_core::cuda_backend::CudaDType;
-use candle_core::{CudaStorage, Layout};
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
-use half::{bf16, f16};
 
 use super::args::{self, RopeArgs};
 use super::module::File;
 use super::pool::Output;
-use super::{Queue, Rows, Values, check_len, geometry};
-use crate::ops::host::flat_rows;
+use super::{Queue, Rows, check_len, geometry};
 use crate::{Error, Result};
+#[cfg(feature = "cuda")]
+pub(in crate::ops) use tensors::forward;
 
 /// Turns `heads` heads of D values in each row of x and writes them into `out`, `[rows, heads, D]`, row-major, of the dtype of
 /// x; `cos` and `sin` are `[rows, D / 2]`. One launch. The bits are the CPU's.
@@ -69,45 +70,4 @@ pub fn rotate<T: Output>(
     let kernel = x.values.pick(["rope_f32", "rope_f16", "rope_bf16"]);
     // SAFETY: x holds `rows` rows of `heads` heads, out as many, the tables `half` values a row; all are guarded here.
     unsafe { queue.launch(File::Rope, kernel, blocks, args::ROPE_THREADS, &args) }
-}
-
-// ---- candle ----
-
-/// A tensor's storage with its layout.
-type Operand<'a> = (&'a CudaStorage, &'a Layout);
-
-/// The forward pass of the candle op: x `[n, heads, D]`, its rows any distance apart; tables `[n, D / 2]` contiguous.
-pub(in crate::ops) fn forward(
-    x: Operand<'_>,
-    cos: Operand<'_>,
-    sin: Operand<'_>,
-) -> Result<CudaStorage> {
-    let (storage, layout) = x;
-    let (&[_, heads, _], Some(flat)) = (layout.dims(), flat_rows(layout)) else {
-        return Err(Error::argument("rotate", "x", format!("{layout:?}"), "[n, heads, D]"));
-    };
-    let x_rows = Rows::of_storage("rotate", "x", storage, &flat)?;
-    match x_rows.values {
-        Values::F32(_) => rotated::<f32>(storage, &x_rows, heads, cos, sin),
-        Values::F16(_) => rotated::<f16>(storage, &x_rows, heads, cos, sin),
-        Values::BF16(_) => rotated::<bf16>(storage, &x_rows, heads, cos, sin),
-    }
-}
-
-fn rotated<T: Output + CudaDType>(
-    storage: &CudaStorage,
-    x: &Rows<'_>,
-    heads: usize,
-    cos: Operand<'_>,
-    sin: Operand<'_>,
-) -> Result<CudaStorage> {
-    let stream = storage.device.cuda_stream();
-    let mut out = Queue { op: "rotate", stream: &stream }.alloc::<T>(x.count * x.width)?;
-    if x.count * x.width > 0 {
-        let (cos_values, sin_values) = (cos.0.as_cuda_slice()?, sin.0.as_cuda_slice()?);
-        let cos = cos_values.slice(cos.1.start_offset()..);
-        let sin = sin_values.slice(sin.1.start_offset()..);
-        rotate(&stream, x, heads, &cos, &sin, &mut out)?;
-    }
-    Ok(CudaStorage::wrap_cuda_slice(out, storage.device.clone()))
 }

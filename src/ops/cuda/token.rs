@@ -3,16 +3,20 @@
 //! Weights are integers in steps of 2^-40 of the largest: what a token loses is below that, and the token drawn is the CPU's
 //! unless the draw, or a filter's cut, lies within 1e-6 of a boundary between two tokens.
 
+#[cfg(feature = "cuda")]
+mod tensors;
+
 use std::sync::Arc;
 
-use candle_core::Tensor;
 use cudarc::driver::{CudaSlice, CudaStream};
 
 use super::args::{self, TokenArgs, TokenRow};
 use super::module::File;
-use super::{Queue, Rows, Upload, check_len, to_host, with_rows};
-use crate::ops::token::{Row, Sampled, check_rows, no_distribution};
+use super::{Queue, Rows, Upload, check_len};
+use crate::ops::token::{Row, check_rows};
 use crate::{Error, Result};
+#[cfg(feature = "cuda")]
+pub(in crate::ops) use tensors::sample_on_tensor;
 
 /// The largest vocabulary: sums of weights must fit 64 bits.
 pub const MAX_VOCAB: usize = 1 << 22;
@@ -198,34 +202,4 @@ pub fn sample(
     // SAFETY: logits hold the batch's rows; histories name tokens of the vocabulary (checked by `Batch`); the workspace has
     // a bit for each token of each row if a row has a penalty. All are guarded here.
     unsafe { queue.launch(File::Token, kernel, batch.count as u64, args::TOKEN_THREADS, &args) }
-}
-
-// ---- candle ----
-
-/// [`crate::ops::token::sample`] on a CUDA tensor, after its checks. Waits for the tokens: 12 bytes a row.
-pub(in crate::ops) fn sample_on_tensor(
-    op: &'static str,
-    logits: &Tensor,
-    rows: &[Row<'_>],
-) -> Result<Vec<Sampled>> {
-    with_rows(op, "logits", logits, |logits, device| {
-        let stream = device.cuda_stream();
-        let batch = Batch::new(device, rows, logits.width)?;
-        let mut out = Output::new(&stream, batch.count)?;
-        sample(&stream, logits, &batch, &mut out)?;
-        let status = to_host(op, device, &out.status, batch.count)?;
-        let bad = status.iter().enumerate().find(|(_, status)| **status != args::TOKEN_OK);
-        if let Some((row, &status)) = bad {
-            let got = match status {
-                args::TOKEN_EMPTY => "nothing but -inf",
-                args::TOKEN_INFINITE => "+inf",
-                _ => "NaN",
-            };
-            return Err(no_distribution(op, got, row));
-        }
-        let tokens = to_host(op, device, &out.token, batch.count)?;
-        let log_probs = to_host(op, device, &out.log_prob, batch.count)?;
-        let sampled = tokens.into_iter().zip(log_probs);
-        Ok(sampled.map(|(token, log_prob)| Sampled { token, log_prob }).collect())
-    })
 }

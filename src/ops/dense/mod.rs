@@ -21,6 +21,22 @@
 //! * Bytes (floor): W once; x and y once.
 //! * CPUs with AVX-512 (with or without dot products of bf16), or AVX2 and FMA ([`Dense::available`]). On others and on a GPU,
 //!   libraries' products serve as well.
+//!
+//! # Example
+//! ```
+//! use bdhs::ops::dense::Dense;
+//! use candle_core::{Device, Tensor};
+//!
+//! # fn main() -> bdhs::Result<()> {
+//! if Dense::available() {
+//!     let weight = Tensor::new(&[[1f32, 0.0], [1.0, 1.0], [0.0, 2.0]], &Device::Cpu)?;
+//!     let dense = Dense::new(&weight)?;
+//!     let x = Tensor::new(&[[3f32, 4.0]], &Device::Cpu)?;
+//!     assert_eq!(dense.product(&x, None)?.to_vec2::<f32>()?, [[3.0, 7.0, 8.0]]);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod dots;
 mod kernel;

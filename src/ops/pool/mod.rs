@@ -37,6 +37,20 @@
 //! Floor: n H s_in bytes read (twice that with a residual; n D s_in without LayerNorm when D < H; one token a sequence for cls and
 //! last), B D s_out written.
 //!
+//! # Example
+//! ```
+//! use bdhs::ops::pool::{Mode, Options, Rows, pool};
+//! use candle_core::{Device, Tensor};
+//!
+//! # fn main() -> bdhs::Result<()> {
+//! // Three tokens of one sentence and one of another, without padding.
+//! let states = Tensor::new(&[[1f32, 0.0], [2.0, 0.0], [3.0, 3.0], [0.0, 5.0]], &Device::Cpu)?;
+//! let mean = pool(&states, Rows::Packed { cu_seqlens: &[0, 3, 4] }, &Options::new(Mode::Mean), None)?;
+//! assert_eq!(mean.to_vec2::<f32>()?, [[2.0, 1.0], [0.0, 5.0]]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Source: Reimers and Gurevych 2019 (cls, mean, max), Muennighoff 2022 (weighted mean), Kusupati et al. 2022 (Matryoshka).
 
 mod cpu;
@@ -141,6 +155,7 @@ pub struct Int8 {
 ///
 /// # Errors
 /// On shapes, dtypes, offsets or options outside the contract.
+#[doc(alias = "mean_pooling")]
 pub fn pool(
     states: &Tensor,
     rows: Rows<'_>,

@@ -8,6 +8,7 @@
 #[cfg(feature = "flash-attn")]
 mod flash;
 mod plan;
+#[cfg(feature = "cuda")]
 mod tensors;
 
 use std::sync::Arc;
@@ -24,7 +25,9 @@ use crate::{Error, Result};
 pub(in crate::ops) use flash::forward as flash_forward;
 pub use plan::Plan;
 use plan::Sizes;
+#[cfg(feature = "cuda")]
 pub use tensors::write_rows_to;
+#[cfg(feature = "cuda")]
 pub(in crate::ops) use tensors::{forward, write_forward};
 
 /// Queries, keys and values: rows of whole tokens, head after head.

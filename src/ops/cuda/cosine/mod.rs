@@ -5,6 +5,7 @@
 //! values, and counted. f32 rows go through the tensor cores as two f16 planes and three products.
 
 mod pairs;
+#[cfg(feature = "cuda")]
 mod tensors;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::{Queue, Rows, Upload, check_len, geometry};
 use crate::ops::cosine::{check_groups, check_thresholds};
 use crate::{Error, Result};
 pub use pairs::{CountOutput, PairOutput, Side, count, matrix, pairs, top_k};
+#[cfg(feature = "cuda")]
 pub(in crate::ops) use tensors::{
     count_on_tensors, matrix_on_tensors, pairs_on_tensors, rows_on_tensors, top_k_on_tensors,
 };

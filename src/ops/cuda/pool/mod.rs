@@ -1,5 +1,6 @@
 //! Pooling on a GPU. Contract: [`crate::ops::pool`]; calls: [`super`].
 
+#[cfg(feature = "cuda")]
 mod tensors;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::{Queue, Rows, Upload, check_len, geometry};
 use crate::ops::host::check_offsets;
 use crate::ops::pool::{Mode, Options, check_dim, check_eps};
 use crate::{Error, Result};
+#[cfg(feature = "cuda")]
 pub(in crate::ops) use tensors::{backward, codes, forward, on_tensor, places};
 
 /// Which rows of a buffer belong to which sequence, on a device.

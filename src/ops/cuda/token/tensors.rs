@@ -1,0 +1,36 @@
+//! Sampling from logits that are candle tensors on a GPU.
+
+use candle_core::Tensor;
+
+use super::super::{args, to_host, with_rows};
+use super::{Batch, Output, sample};
+use crate::Result;
+use crate::ops::token::{Row, Sampled, no_distribution};
+
+/// [`crate::ops::token::sample`] on a CUDA tensor, after its checks. Waits for the tokens: 12 bytes a row.
+pub(in crate::ops) fn sample_on_tensor(
+    op: &'static str,
+    logits: &Tensor,
+    rows: &[Row<'_>],
+) -> Result<Vec<Sampled>> {
+    with_rows(op, "logits", logits, |logits, device| {
+        let stream = device.cuda_stream();
+        let batch = Batch::new(device, rows, logits.width)?;
+        let mut out = Output::new(&stream, batch.count)?;
+        sample(&stream, logits, &batch, &mut out)?;
+        let status = to_host(op, device, &out.status, batch.count)?;
+        let bad = status.iter().enumerate().find(|(_, status)| **status != args::TOKEN_OK);
+        if let Some((row, &status)) = bad {
+            let got = match status {
+                args::TOKEN_EMPTY => "nothing but -inf",
+                args::TOKEN_INFINITE => "+inf",
+                _ => "NaN",
+            };
+            return Err(no_distribution(op, got, row));
+        }
+        let tokens = to_host(op, device, &out.token, batch.count)?;
+        let log_probs = to_host(op, device, &out.log_prob, batch.count)?;
+        let sampled = tokens.into_iter().zip(log_probs);
+        Ok(sampled.map(|(token, log_prob)| Sampled { token, log_prob }).collect())
+    })
+}
