@@ -137,6 +137,7 @@ pub struct Kept {
 
 /// One bit per image token, 1 = stays. Each row begins at a word of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Bitmask {
     /// Token i of row r is bit i mod 32 (from the lowest) of `words[starts[r] + i / 32]`; unused bits are 0.
     pub words: Vec<u32>,
@@ -347,6 +348,7 @@ pub enum Positions {
 
 /// Rows of many sequences, one after another.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Packed {
     /// `[T, H]`, dtype of the sources.
     pub rows: Tensor,

@@ -74,6 +74,7 @@ use cpu::{Band, Best, Side};
 
 /// What [`rows`] returns.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RowScores {
     /// `[N]` f32: each candidate's cosine with its reference.
     pub scores: Tensor,
@@ -87,6 +88,7 @@ pub struct RowScores {
 
 /// What [`count_below`] and [`count_above`] return.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counts {
     /// For each threshold, how many pairs are on its side.
     pub counts: Vec<u64>,
@@ -129,6 +131,7 @@ pub struct Pair {
 
 /// What [`pairs_above`] returns.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct PairList {
     /// Ascending by (i, j).
     pub pairs: Vec<Pair>,
@@ -140,6 +143,7 @@ pub struct PairList {
 
 /// What [`top_k`] returns.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct TopK {
     /// `[N, k]` f32, falling.
     pub scores: Tensor,

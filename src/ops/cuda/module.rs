@@ -291,6 +291,7 @@ pub fn load(context: &Arc<CudaContext>) -> Result<()> {
 
 /// What a GPU is, and what this build runs on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Gpu {
     /// Its name, as "NVIDIA H100 80GB HBM3".
     pub name: String,

@@ -143,6 +143,7 @@ impl FinalNorm<'_> {
 /// The scale is one constant, so the integer dot product of two vectors over 127^2 is their cosine, up to an error of
 /// (|a|_1 + |b|_1) / 254 + D / 254^2. Code -128 never comes from a number: it marks NaN.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Int8 {
     /// `[B, D]`, row-major.
     pub codes: Vec<i8>,
