@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaStorage, Layout};
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::CudaStream;
 use half::{bf16, f16};
 
 use super::super::{Queue, Rows, Values};

@@ -39,7 +39,7 @@ pub(in crate::ops) fn pack_tensors(
     }
 }
 
-fn packed<T: super::pool::Output + CudaDType + DeviceRepr>(
+fn packed<T: Output + CudaDType + DeviceRepr>(
     device: &CudaDevice,
     gather: &Gather<'_>,
     shape: (usize, usize),
