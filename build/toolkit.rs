@@ -46,10 +46,9 @@ pub fn find() -> Result<Toolkit, Problem> {
         }
     };
     println!("cargo::rerun-if-changed={}", nvcc.display());
-    let version = Command::new(&nvcc)
-        .arg("--version")
-        .output()
-        .map_err(|error| Problem::Unusable(format!("{}: cannot be run: {error}", nvcc.display())))?;
+    let version = Command::new(&nvcc).arg("--version").output().map_err(|error| {
+        Problem::Unusable(format!("{}: cannot be run: {error}", nvcc.display()))
+    })?;
     let text = String::from_utf8_lossy(&version.stdout);
     let Some(version) = parse_version(&text) else {
         return Err(Problem::Unusable(format!(

@@ -20,7 +20,9 @@ pub fn free(device: &Device) -> Result<Option<u64>> {
     match device {
         Device::Cpu => free_on_host(),
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => Ok(Some(crate::ops::cuda::free_memory(device.cuda_stream().context())?)),
+        Device::Cuda(device) => {
+            Ok(Some(crate::ops::cuda::free_memory(device.cuda_stream().context())?))
+        }
         _ => Ok(None),
     }
 }
