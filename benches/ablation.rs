@@ -17,9 +17,9 @@ use std::{
 
 use bdhs::{
     ablation::{self, Plan, Share, Stage, judged_folder, model_folder},
-    demo::embedded,
+    config::{self, Config},
     store::Shard,
-    sweep::{Config, Options, run, summary::Summary},
+    sweep::{Options, run, summary::Summary},
 };
 use candle_core::Device;
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
@@ -33,7 +33,7 @@ fn configuration() -> Config {
     let mut config = match variable("BDHS_BENCH_CONFIG") {
         Some(path) => Config::load(Path::new(&path)).expect("a configuration"),
         None => {
-            let mut demo = embedded::config();
+            let mut demo = config::demo();
             demo.train.epochs = 1;
             demo.train.batch = 8;
             demo.eval.metrics = ["vqat", "mmhal"].map(str::to_owned).to_vec();

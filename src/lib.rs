@@ -1,15 +1,21 @@
 //! Bias-Driven Hallucination Sampling (BDHS): rejected answers for aligning multimodal LLMs, written by the model's own
 //! language prior while its access to the image is cut (arXiv 2407.02477, Sec. 3.4).
 //!
-//! Five floors, each of which knows only those below it:
+//! Five floors, each built on those below it; `ARCHITECTURE.md` has the order of rooms within them:
 //!
 //! - `cli`: the `bdhs` command;
-//! - `sweep`: all (encoder, threshold) cells from one set of candidates; `train`: LoRA and DPO on their pairs; `eval`: benchmarks and
-//!   their scores; `ablation`: trained and judged cells, compared; `report`: the page of a run; `bench`: rates of a machine; `demo`: a world
-//!   and models to show it on;
+//! - `report`: the page of a run; `ablation`: trained and judged cells, compared; `sweep`: all cells (encoder, threshold)
+//!   from one set of candidates; `bench`: rates of a machine; `config`: the configuration of an experiment; `demo`: a
+//!   world and models to show it on; `eval`: benchmarks and their scores; `train`: LoRA and DPO;
 //! - `sampling`, `data`, `engine`, `store`: the method, its input, generation, results;
-//! - `models`: LLaVA and sentence encoders on ragged batches;
-//! - [`ops`]: the kernels, for anyone.
+//! - `models`: multimodal LLMs and sentence encoders on ragged batches;
+//! - [`ops`]: the kernels, for any project.
+//!
+//! # What is promised
+//!
+//! [`ops`], [`Error`](enum@Error) and [`Result`] follow semantic versioning. So do the command line, `--json` documents,
+//! configuration files and the file formats in `docs/`. All other modules are public for the command, the tests and the
+//! benches only: they may change in any release.
 //!
 //! All but [`ops`] belong to the default feature `toolkit`. `ARCHITECTURE.md` says why it is built like this.
 
@@ -21,6 +27,8 @@ pub mod ablation;
 pub mod bench;
 #[cfg(feature = "toolkit")]
 pub mod cli;
+#[cfg(feature = "toolkit")]
+pub mod config;
 #[cfg(feature = "toolkit")]
 pub mod data;
 #[cfg(feature = "toolkit")]
@@ -46,6 +54,8 @@ pub mod train;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+#[cfg(feature = "toolkit")]
+mod files;
 #[cfg(feature = "toolkit")]
 mod progress;
 

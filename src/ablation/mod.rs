@@ -3,7 +3,6 @@
 //! [`Plan`] says which models there are (cells with the same pairs share one), [`stages`] trains and judges them in any
 //! order and by any number of processes, [`table`] reads what they left. [`finish`] does the whole of it.
 
-mod config;
 mod plan;
 mod run;
 pub mod slurm;
@@ -12,7 +11,6 @@ mod text;
 
 use candle_core::Device;
 
-pub use config::{Ablation as Compared, Eval};
 pub use plan::{BASELINE, CONTROL, CellModel, Kind, Model, Plan, Training};
 pub use run::{
     Share, Stage, check, done, judged, judged_folder, model_folder, stages, trained, workers,
@@ -21,10 +19,11 @@ pub use table::{
     Ablation, Changed, Difference, ModelResult, Score, Seeds, Spread, Statistic, table,
 };
 
+use crate::Result;
+use crate::config::Config;
 use crate::engine::Progress;
-use crate::sweep::atomic::{write_file, write_json};
-use crate::sweep::{Config, summary::Summary};
-use crate::{Result, report};
+use crate::files::{write_file, write_json};
+use crate::sweep::summary::Summary;
 
 /// Name of the result in a run folder; beside it the same as Markdown and CSV.
 pub const RESULT: &str = "ablation.json";
@@ -43,7 +42,7 @@ pub fn plan(config: &Config, summary: &Summary) -> Result<Plan> {
     Plan::new(config, &encoders)
 }
 
-/// Trains and judges whatever is missing, then writes the result and the report.
+/// Trains and judges whatever is missing, then writes the result.
 ///
 /// # Errors
 /// As [`stages`] and [`table`].
@@ -60,8 +59,5 @@ pub fn finish(
     write_json(&run.join(RESULT), &result)?;
     write_file(run.join("ablation.csv"), result.csv().as_bytes())?;
     write_file(run.join("ablation.md"), result.markdown().as_bytes())?;
-    if let Err(error) = report::write(run, &report::Options::default()) {
-        progress.warn(&format!("report.html was not written: {error}"));
-    }
     Ok(result)
 }

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::config::{Config, label};
 use crate::sampling::SamplingConfig;
-use crate::sweep::Config;
-use crate::sweep::grid::label;
 use crate::train::{Loss, Pair, Settings, read_pairs};
 
 /// What a model of the ablation is.

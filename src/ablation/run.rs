@@ -9,24 +9,23 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-use super::config::Eval;
 use super::plan::{Kind, Model, Plan};
+use crate::config::{Config, Eval, named};
 use crate::data::json::read_document;
 use crate::demo::embedded::{BENCHMARKS, is_embedded, resolve};
-use crate::demo::judge::{self, Service};
+use crate::demo::judge::Service;
 use crate::engine::{Answering, Progress, checkpoint};
-use crate::eval::judge::{Endpoint, Judge};
+use crate::eval::judge::Judge;
 use crate::eval::run::{self, Benchmarks, Heard, SUMMARY, Summary};
 use crate::eval::{self, Settings};
+use crate::files::write_json;
 use crate::models::weights::Weights;
 use crate::models::{self, device};
-use crate::sweep::Config;
-use crate::sweep::atomic::write_json;
 use crate::train::{self, Outcome};
 use crate::{Error, Result};
 
@@ -251,15 +250,7 @@ impl Judging {
         let eval: &Eval = &config.eval;
         eval.validate()?;
         let data = resolve(&eval.data)?;
-        let service = match eval.judge.as_deref() {
-            Some(judge::MODEL) => Some(Service::start(0)?),
-            _ => None,
-        };
-        let endpoint = match (&service, &eval.judge) {
-            (Some(service), _) => Some(Endpoint::new(service.url(), judge::MODEL, None)),
-            (None, Some(model)) => Some(Endpoint::from_env(model)),
-            (None, None) => None,
-        };
+        let (judge, service) = eval.judge.as_deref().map(named::judge).transpose()?.unzip();
         let this = Self {
             label: is_embedded(&eval.data).then(|| BENCHMARKS.to_owned()),
             images: eval.images.clone().unwrap_or_else(|| data.join("images")),
@@ -270,19 +261,9 @@ impl Judging {
                 ..Settings::default()
             },
             metrics: run::chosen(&eval.metrics)?,
-            judge: endpoint.map(|endpoint| Judge {
-                endpoint,
-                runs: 1,
-                threads: 4,
-                tries: 8,
-                backoff: Duration::from_secs(1),
-                timeout: Duration::from_secs(120),
-                accept_model: None,
-                detail: "auto".to_owned(),
-                prices: None,
-            }),
+            judge,
             data,
-            _service: service,
+            _service: service.flatten(),
         };
         run::check(&this.benchmarks(), &this.metrics, &this.settings, this.judge.is_some())?;
         Ok(this)

@@ -14,11 +14,11 @@ use super::plan::Plan;
 use super::run::done;
 use super::table::Ablation;
 use super::{RESULT, plan};
+use crate::config::{Config, SavedRun};
 use crate::data::json::read_document;
+use crate::files::write_file;
 use crate::store::Store;
-use crate::sweep::atomic::write_file;
 use crate::sweep::summary::Summary;
-use crate::sweep::{Config, SavedRun};
 use crate::{Error, Result};
 
 /// How jobs are submitted.

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{BASELINE, CONTROL, CellModel, Kind, Model, Plan};
 use super::run::{judged, judged_folder, trained};
+use crate::config::{Config, Variant};
 use crate::eval::compare::{self, Comparison, compare};
 use crate::eval::run::Summary;
 use crate::eval::tally::Estimate;
-use crate::sweep::{Config, Variant};
 use crate::train::Means;
 use crate::{Error, Result};
 

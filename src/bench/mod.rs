@@ -29,7 +29,7 @@ pub struct Options {
     pub device: Device,
     /// Storage type of the networks: F32, F16 or BF16.
     pub dtype: DType,
-    /// A LLaVA folder, or a name as [`crate::sweep::named`] has it.
+    /// A LLaVA folder, or a name as [`crate::config::named`] has it.
     pub model: PathBuf,
     /// sentence-transformers folders, or names.
     pub encoders: Vec<PathBuf>,

@@ -7,12 +7,12 @@ use candle_core::Tensor;
 use super::{Ceilings, Clock, Options, Row};
 use crate::{
     Result,
+    config::{self, named},
     data::{Dataset, DatasetOptions, Sample},
     demo::embedded,
     engine::{Engine, Images, Request},
     models::{KvCache, Model, encoder::SentenceEncoder, language::TextConfig},
     ops::attend::{AttendPlan, Block, Segment},
-    sweep::named,
 };
 
 /// References that an encoder embeds.
@@ -94,7 +94,7 @@ pub(super) fn model(options: &Options, clock: &Clock, ceilings: &Ceilings) -> Re
 /// First attempts at the demo's scenes by the engine, from files to texts, pictures included.
 fn attempts(model: &Model, name: &str, clock: &Clock) -> Result<[Row; 2]> {
     let samples = samples(SAMPLES)?;
-    let mut engine = Engine::new(model, embedded::config().sampling, SEED)?;
+    let mut engine = Engine::new(model, config::demo().sampling, SEED)?;
     let mut drawn = 0;
     let seconds = clock.time(|| {
         let wave = samples
@@ -119,7 +119,7 @@ fn attempts(model: &Model, name: &str, clock: &Clock) -> Result<[Row; 2]> {
 
 /// The first of the demo's scenes.
 fn samples(count: usize) -> Result<Vec<Sample>> {
-    let data = embedded::config().data;
+    let data = config::demo().data;
     let options = DatasetOptions { image_folder: data.images, turn: data.turn };
     let mut samples = Dataset::open(&embedded::resolve(&data.file)?, &options)?.samples;
     samples.truncate(count);

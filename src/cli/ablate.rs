@@ -4,14 +4,16 @@ use candle_core::Device;
 
 use super::{
     Global,
+    report::write_page,
     ui::{Bars, print_json, print_text},
     workers::{Workers, threads},
 };
 use crate::{
     Error, Result,
     ablation::{self, Plan, Share, Stage},
+    config::Config,
     engine::Progress,
-    sweep::{Config, summary::Summary},
+    sweep::summary::Summary,
 };
 
 /// Where models are trained and judged.
@@ -59,6 +61,7 @@ pub(super) fn ablate(
         };
     }
     let result = ablation::finish(config, &plan, device, bars)?;
+    write_page(&config.run.out, bars);
     bars.clear();
     match global.json {
         true => print_json(&result),
@@ -92,8 +95,8 @@ fn share(
     let what = if judged == 1 { "training and judging models" } else { "training models" };
     bars.begin(what, Some(plan.models.len() as u64));
     let mut seen = 0;
-    let ended = workers.watch(bars, &mut |told| {
-        if told.is_some() {
+    let ended = workers.watch(bars, &mut |message| {
+        if message.is_some() {
             return;
         }
         // What cannot be counted now is counted by the next look.

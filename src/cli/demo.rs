@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    config::named,
     demo::{
         benchmarks,
         embedded::write_scenes,
@@ -19,7 +20,6 @@ use crate::{
         train::{self, Settings},
     },
     models::Model,
-    sweep::named,
 };
 
 /// Arguments of `bdhs demo`.

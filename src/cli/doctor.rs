@@ -11,12 +11,12 @@ use super::{
 };
 use crate::{
     Error, Result,
+    config::named,
     models::{
         Source, device,
         hub::Origin,
         outline::{Memory, Outline},
     },
-    sweep::named,
 };
 
 /// Arguments of `bdhs doctor`.

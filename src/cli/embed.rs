@@ -11,10 +11,11 @@ use super::{
 };
 use crate::{
     Result,
+    config::named,
     data::read_texts,
     engine::{Progress, checkpoint},
     models::{device, encoder::SentenceEncoder},
-    sweep::{named, npy::MatrixWriter},
+    sweep::npy::MatrixWriter,
 };
 
 /// Texts that are embedded between two looks at the progress bar.

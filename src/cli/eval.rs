@@ -10,19 +10,19 @@ use super::{
 };
 use crate::{
     Error, Result,
+    config::{self, named},
     demo::{
         embedded::{BENCHMARKS, is_embedded, resolve},
         folder,
-        judge::{self, Service},
+        judge::Service,
     },
     engine::Answering,
     eval::{
         self, Files, Protocol, Settings, Singular, Sources, Unit, compare,
-        judge::{Cost, Endpoint, Judge},
+        judge::{Cost, Judge},
         run::{self, Benchmarks, Heard},
     },
     models::{Model, Source, device},
-    sweep::named,
 };
 
 /// Arguments of `bdhs eval`.
@@ -170,25 +170,25 @@ struct Ask {
     #[arg(long = "judge", value_name = "MODEL")]
     judge_model: Option<String>,
     /// Runs over all items
-    #[arg(long = "judge-runs", value_name = "N", default_value_t = 1)]
+    #[arg(long = "judge-runs", value_name = "N", default_value_t = Judge::RUNS)]
     judge_runs: u32,
     /// Requests under way at once
-    #[arg(long = "judge-threads", value_name = "N", default_value_t = 4)]
+    #[arg(long = "judge-threads", value_name = "N", default_value_t = Judge::THREADS)]
     judge_threads: usize,
     /// Tries of one request
-    #[arg(long = "judge-tries", value_name = "N", default_value_t = 8)]
+    #[arg(long = "judge-tries", value_name = "N", default_value_t = Judge::TRIES)]
     judge_tries: u32,
     /// Seconds for one request
-    #[arg(long = "judge-timeout", value_name = "S", default_value_t = 120.0)]
+    #[arg(long = "judge-timeout", value_name = "S", default_value_t = Judge::TIMEOUT)]
     judge_timeout: f64,
     /// Seconds before the second try; doubles up to a minute
-    #[arg(long = "judge-backoff", value_name = "S", default_value_t = 1.0)]
+    #[arg(long = "judge-backoff", value_name = "S", default_value_t = Judge::BACKOFF)]
     judge_backoff: f64,
     /// Also use replies that name this model
     #[arg(long = "judge-accept", value_name = "MODEL")]
     judge_accept: Option<String>,
     /// Detail level of images for vision judges: auto, low or high
-    #[arg(long = "judge-detail", value_name = "LEVEL", default_value = "auto")]
+    #[arg(long = "judge-detail", value_name = "LEVEL", default_value = Judge::DETAIL)]
     judge_detail: String,
     /// Prices of a million prompt and reply tokens, to show the cost
     #[arg(long = "judge-prices", value_name = "PROMPT,REPLY", value_parser = prices)]
@@ -215,12 +215,8 @@ impl Ask {
             Duration::try_from_secs_f64(value)
                 .map_err(|_| Error::argument("judge", name, value, "seconds, 0 or more"))
         };
-        let service = if model == judge::MODEL { Some(Service::start(0)?) } else { None };
+        let (named, service) = named::judge(model)?;
         let judge = Judge {
-            endpoint: match &service {
-                Some(service) => Endpoint::new(service.url(), model, None),
-                None => Endpoint::from_env(model),
-            },
             runs: self.judge_runs,
             threads: self.judge_threads,
             tries: self.judge_tries,
@@ -229,6 +225,7 @@ impl Ask {
             accept_model: self.judge_accept.clone(),
             detail: self.judge_detail.clone(),
             prices: self.judge_prices,
+            ..named
         };
         Ok(Asked { judge, service })
     }
@@ -272,12 +269,12 @@ impl All {
         let data = resolve(&self.data)?;
         let bars = Bars::new(global);
         let model = self.answer.load(&self.model, global, &bars)?;
-        let judge = self.judge.judge_model.as_deref().or(demo.then_some(judge::MODEL));
+        let usual = if demo { config::demo().eval } else { config::Eval::default() };
+        let judge = self.judge.judge_model.as_deref().or(usual.judge.as_deref());
         let judge = judge.map(|name| self.judge.judge(name)).transpose()?;
         let settings = Settings {
-            ocr: self.ocr.or(demo.then_some(false)),
-            // The demo's model has 512 positions, and no answer of more than 60 tokens.
-            max_new_tokens: self.answer.max_new_tokens.or(demo.then_some(128)),
+            ocr: self.ocr.or(usual.ocr),
+            max_new_tokens: self.answer.max_new_tokens.or(usual.max_new_tokens),
             unit: self.bootstrap.unit,
             resamples: self.bootstrap.resamples,
             seed: self.bootstrap.seed,

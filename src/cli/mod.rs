@@ -13,6 +13,7 @@ mod score;
 mod sweep;
 mod train;
 mod ui;
+mod worker;
 mod workers;
 
 use std::process::ExitCode;
@@ -77,7 +78,7 @@ struct Global {
     /// No progress bars
     #[arg(long, short, global = true)]
     quiet: bool,
-    /// Work for the process that started this one (see workers.rs)
+    /// Work for the process that started this one (see worker.rs)
     #[arg(long, global = true, hide = true)]
     worker: bool,
 }

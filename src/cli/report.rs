@@ -1,15 +1,16 @@
 //! `bdhs report`: the page of a run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::{
     Global,
-    ui::{print_json, print_text},
+    ui::{Bars, print_json, print_text},
 };
 use crate::{
     Result,
+    engine::Progress,
     report::{self, Options, PAIRS},
 };
 
@@ -28,6 +29,14 @@ pub(super) struct Report {
     /// Folder of the pictures, if they have moved
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
+}
+
+/// Writes the page of a run that has its results. A page that cannot be drawn is a warning, since the results are what counts.
+pub(super) fn write_page(run: &Path, bars: &Bars) {
+    bars.begin("writing the report", None);
+    if let Err(error) = report::write(run, &Options::default()) {
+        bars.warn(&format!("report.html was not written: {error}"));
+    }
 }
 
 impl Report {

@@ -9,7 +9,7 @@ use super::{
     sweep::{RunArgs, finish},
     ui::Bars,
 };
-use crate::{Result, store::Shard};
+use crate::{Result, sampling::acceptance::PAPER_THRESHOLD, store::Shard};
 
 /// Arguments of `bdhs sample`.
 #[derive(Args)]
@@ -20,7 +20,7 @@ pub(super) struct Sample {
     #[arg(long, value_name = "DIR|NAME")]
     encoder: Option<PathBuf>,
     /// A candidate is accepted if its similarity to the reference is below X
-    #[arg(long, value_name = "X", default_value_t = 0.97, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = PAPER_THRESHOLD, allow_negative_numbers = true)]
     threshold: f64,
 }
 

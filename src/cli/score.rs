@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     Result,
-    sweep::{self, Config, THRESHOLDS, named},
+    config::{Config, THRESHOLDS, named},
+    sweep,
 };
 
 /// Arguments of `bdhs score`.

@@ -8,16 +8,17 @@ use clap::Args;
 use super::{
     Global,
     ablate::{Places, ablate},
+    report::write_page,
     ui::{Bars, print_json, print_text},
-    workers,
+    worker, workers,
 };
 use crate::{
     Error, Result,
     ablation::{self, Share, Stage, slurm},
-    demo::embedded,
+    config::{self, Config, SavedRun},
     models::device,
     store::Shard,
-    sweep::{self, Config, Options, SavedRun, parse_shard, summary::Summary},
+    sweep::{self, Options, parse_shard, summary::Summary},
 };
 
 /// Arguments of `bdhs sweep`.
@@ -63,7 +64,7 @@ pub(super) struct Sweep {
 impl Sweep {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
         if let (true, Some(shard)) = (global.worker, self.shard) {
-            let config = workers::settings()?;
+            let config = worker::settings()?;
             let bars = Bars::new(global);
             let options = Options { device: global.device()?, shard };
             return sweep::run(&config, &options, &bars).map(|_| ());
@@ -105,7 +106,7 @@ impl Sweep {
         config.model.source()?.unadapted()?;
         let device = generate(&config, &devices, Shard::WHOLE, &bars)?;
         let options = Options { device, shard: Shard::WHOLE };
-        match sweep::run_all(&config, &options, &bars)? {
+        match run_all(&config, &options, &bars)? {
             Some(summary) => {
                 let places = Places { device: &options.device, devices: &devices };
                 ablate(&config, &summary, self.eval, &places, global, &bars)
@@ -188,6 +189,11 @@ fn generate(config: &Config, devices: &[String], shard: Shard, bars: &Bars) -> R
     device::open(&devices[0])
 }
 
+/// Carries out the runs of a configuration, each with its page.
+fn run_all(config: &Config, options: &Options, bars: &Bars) -> Result<Option<Summary>> {
+    sweep::run_all(config, options, bars, &|run| write_page(&run.run.out, bars))
+}
+
 /// Runs a configuration and prints its summary.
 pub(super) fn finish(config: &Config, shard: Shard, global: &Global, bars: &Bars) -> Result<()> {
     let devices = device::list(&global.device)?;
@@ -195,7 +201,7 @@ pub(super) fn finish(config: &Config, shard: Shard, global: &Global, bars: &Bars
     config.validate()?;
     let config = &config.clone().resolved(bars)?;
     let device = generate(config, &devices, shard, bars)?;
-    let summary = sweep::run_all(config, &Options { device, shard }, bars)?;
+    let summary = run_all(config, &Options { device, shard }, bars)?;
     bars.clear();
     match (summary, global.json) {
         (Some(summary), true) => print_json(&summary),
@@ -271,7 +277,7 @@ impl RunArgs {
                     Error::invalid(run, "", "has no run.json, expected the folder of a decided run")
                 })?
             }
-            (None, None) if demo => embedded::config(),
+            (None, None) if demo => config::demo(),
             (None, None) => Config::default(),
         };
         if let Some(run) = &self.from_run {

@@ -11,8 +11,9 @@ use super::{
 };
 use crate::{
     Result,
-    demo::embedded::{self, is_embedded},
-    sweep::{Config, named},
+    config::{self, Config, named},
+    demo::embedded::is_embedded,
+    sampling::acceptance::PAPER_THRESHOLD,
     train::{self, Loss, Online, Options},
 };
 
@@ -86,7 +87,7 @@ impl Train {
         let mut config = match (&self.config, &self.model) {
             (Some(path), _) => Config::load(path)?,
             (None, Some(model)) if !is_embedded(model) => Config::default(),
-            (None, _) => embedded::config(),
+            (None, _) => config::demo(),
         };
         set(&mut config.model.path, &self.model);
         set(&mut config.model.dtype, &self.dtype);
@@ -101,7 +102,7 @@ impl Train {
         set(&mut settings.seed, &self.seed);
         set(&mut settings.projector_learning_rate, &self.projector_learning_rate);
         if let Some(encoder) = &self.online {
-            let (threshold, gamma) = (0.97, self.gamma.unwrap_or(1.0));
+            let (threshold, gamma) = (PAPER_THRESHOLD, self.gamma.unwrap_or(1.0));
             settings.online = Some(Online { encoder: encoder.clone(), threshold, gamma });
         }
         settings.projector |= self.projector_learning_rate.is_some();

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     Global,
-    workers::{Told, end_with_stdin},
+    worker::{Message, end_with_stdin},
 };
 use crate::{Error, Result, engine::Progress};
 
@@ -80,7 +80,7 @@ impl Progress for Bars {
 
     fn advance(&self, steps: u64) {
         if self.worker {
-            Told::Advance(steps).tell();
+            Message::Advance(steps).send();
         }
         if let Ok(bar) = self.bar.lock()
             && let Some(bar) = bar.as_ref()
@@ -91,7 +91,7 @@ impl Progress for Bars {
 
     fn warn(&self, message: &str) {
         if self.worker {
-            return Told::Warn(message.to_owned()).tell();
+            return Message::Warn(message.to_owned()).send();
         }
         match self.bar.lock() {
             Ok(bar) if bar.is_some() => {

@@ -1,7 +1,7 @@
 //! Processes of this program that work for another one, each on a device of its own.
 //!
-//! A worker (`--worker`) takes what it needs to know from the first line of stdin, tells its progress in lines on stdout, and ends
-//! when stdin does: whatever ends the process that started it, nothing is left at work.
+//! A worker (`--worker`, [`super::worker`]) ends when its stdin does: whatever ends the process that started it, nothing is left at
+//! work.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,56 +11,20 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
-use super::ui::Bars;
+use super::{ui::Bars, worker::Message};
 use crate::{
     Error, Result,
+    config::Config,
     engine::{Progress, checkpoint},
     models::device,
     store::{Shard, Store},
-    sweep::{self, Config},
+    sweep,
 };
 
 /// How long processes of a run that was killed have to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time between two looks at who is still at work.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// A line of a worker's stdout.
-#[derive(Serialize, Deserialize)]
-pub(super) enum Told {
-    /// So many steps of the work are done.
-    Advance(u64),
-    /// Something that the user should read.
-    Warn(String),
-}
-
-impl Told {
-    /// Writes the line. Where nobody reads it any more, stdin has ended too, and so does this process.
-    pub(super) fn tell(&self) {
-        if let Ok(line) = serde_json::to_string(self) {
-            let _ = writeln!(std::io::stdout().lock(), "{line}");
-        }
-    }
-}
-
-/// What a worker is to do: the line of stdin that it was started with.
-pub(super) fn settings() -> Result<Config> {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(Error::io("stdin"))?;
-    serde_json::from_str(&line)
-        .map_err(|error| Error::invalid("stdin", "line 1", format!("no settings: {error}")))
-}
-
-/// Ends this process, which is a worker, once stdin ends. What it has committed is kept, as after any kill.
-pub(super) fn end_with_stdin() {
-    thread::spawn(|| {
-        // Nothing more is expected there; an error is as good as the end.
-        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        std::process::exit(130);
-    });
-}
 
 /// Threads for each of `count` workers, together those of this process.
 pub(super) fn threads(count: usize) -> impl Iterator<Item = usize> {
@@ -90,22 +54,22 @@ pub(super) fn divide(config: &Config, devices: &[String], bars: &Bars) -> Result
         workers.start(name, device, threads, &arguments, Some(&settings))?;
     }
     bars.begin(&format!("generating on {count} devices"), None);
-    workers.watch(bars, &mut |told| match told {
-        Some((_, Told::Advance(steps))) => bars.advance(steps),
-        Some((worker, Told::Warn(message))) => bars.warn(&format!("{worker}: {message}")),
+    workers.watch(bars, &mut |message| match message {
+        Some((_, Message::Advance(steps))) => bars.advance(steps),
+        Some((worker, Message::Warn(text))) => bars.warn(&format!("{worker}: {text}")),
         None => {}
     })
 }
 
-/// Hears what workers tell, with their names, and with nothing that it is time for a look.
-type Heard<'a> = dyn FnMut(Option<(&str, Told)>) + 'a;
+/// Called with each message and the name of its worker, and with `None` at every poll.
+type OnMessage<'a> = dyn FnMut(Option<(&str, Message)>) + 'a;
 
-/// Workers that are at it. Those that still are when this is dropped are ended: what they finished is kept.
+/// Running worker processes. Dropping this kills those that still run; work they committed is kept.
 pub(super) struct Workers {
     list: Vec<Worker>,
-    heard: Receiver<(usize, Told)>,
+    receiver: Receiver<(usize, Message)>,
     /// Cloned for each worker, and dropped once all are started.
-    speaker: Option<Sender<(usize, Told)>>,
+    sender: Option<Sender<(usize, Message)>>,
 }
 
 struct Worker {
@@ -117,8 +81,8 @@ struct Worker {
 
 impl Workers {
     pub(super) fn new() -> Self {
-        let (speaker, heard) = channel();
-        Self { list: Vec::new(), heard, speaker: Some(speaker) }
+        let (sender, receiver) = channel();
+        Self { list: Vec::new(), receiver, sender: Some(sender) }
     }
 
     /// Starts `bdhs sweep` with some arguments on a device.
@@ -142,11 +106,11 @@ impl Workers {
             let _ = writeln!(stdin, "{settings}");
         }
         let index = self.list.len();
-        if let (Some(stdout), Some(speaker)) = (child.stdout.take(), self.speaker.clone()) {
+        if let (Some(stdout), Some(sender)) = (child.stdout.take(), self.sender.clone()) {
             thread::spawn(move || {
                 for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
-                    if let Ok(told) = serde_json::from_str(&line)
-                        && speaker.send((index, told)).is_err()
+                    if let Ok(message) = serde_json::from_str(&line)
+                        && sender.send((index, message)).is_err()
                     {
                         return;
                     }
@@ -165,25 +129,24 @@ impl Workers {
         Ok(())
     }
 
-    /// Waits for all, hands on what they tell with their names, and calls `heard` with nothing at every look. A failure is told while
-    /// others are still at work.
-    pub(super) fn watch(&mut self, bars: &Bars, heard: &mut Heard) -> Result<()> {
-        self.speaker = None;
+    /// Waits for all workers and calls `on_message`. A failure is reported while the others are still at work.
+    pub(super) fn watch(&mut self, bars: &Bars, on_message: &mut OnMessage) -> Result<()> {
+        self.sender = None;
         let mut failed: BTreeMap<usize, Error> = BTreeMap::new();
         let (mut first, mut looked) = (None, Instant::now());
         loop {
             checkpoint(bars)?;
-            let told = self.heard.recv_timeout(LOOK);
+            let received = self.receiver.recv_timeout(LOOK);
             // All have closed stdout, so they have ended or are about to.
-            let over = matches!(told, Err(RecvTimeoutError::Disconnected));
-            if let Ok((i, told)) = told {
-                heard(Some((&self.list[i].name, told)));
+            let over = matches!(received, Err(RecvTimeoutError::Disconnected));
+            if let Ok((i, message)) = received {
+                on_message(Some((&self.list[i].name, message)));
             }
             if !over && looked.elapsed() < LOOK {
                 continue;
             }
             looked = Instant::now();
-            heard(None);
+            on_message(None);
             for (i, worker) in self.list.iter_mut().enumerate() {
                 if !failed.contains_key(&i)
                     && let Some(error) = worker.failure(over)?

@@ -22,7 +22,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::embedded::{picture, save};
+use super::draw::{picture, save};
 use super::questions::{Kind, Negative, Question, ask, exists, probes};
 use super::scene::{Dice, Object, Scene, Shape, Split};
 use super::words::{describe, noun, place};

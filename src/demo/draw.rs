@@ -4,9 +4,12 @@
 //! pixel, which is what antialiases it. Objects have a darker rim, a light from above and a soft shadow. There is no pixel
 //! noise, so a PNG takes a few kilobytes. A picture halved to 48x48 still tells all shapes, colours, sizes and letters.
 
+use std::path::Path;
+
 use image::{Rgb, RgbImage};
 
 use super::scene::{Background, Cell, Colour, Dice, Letter, Object, Scene, Shape, Size, Split};
+use crate::{Error, Result};
 
 /// Width and height of a picture, in pixels.
 pub const SIDE: u32 = 96;
@@ -44,6 +47,16 @@ pub fn draw(scene: &Scene, seed: u64) -> RgbImage {
         canvas.letter(letter, scene.background, &mut dice(seed, Shape::ALL.len()));
     }
     canvas.finish()
+}
+
+/// Writes a picture as PNG.
+pub(super) fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+    picture.save(path).map_err(|e| Error::invalid(path, "", format!("could not be written: {e}")))
+}
+
+/// The picture of a scene.
+pub(super) fn picture(seed: u64, split: Split, index: u32) -> RgbImage {
+    draw(&Scene::sample(seed, split, index), seed.wrapping_add(u64::from(index)))
 }
 
 fn dice(seed: u64, of: usize) -> Dice {

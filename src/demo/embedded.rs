@@ -4,19 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use image::RgbImage;
 use include_dir::{Dir, include_dir};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::draw::draw;
+use super::draw::{picture, save};
 use super::folder::{LLAVA, encoder_names};
 use super::questions::{Kind, questions};
 use super::scene::{Dice, Scene, Split};
 use super::words::describe;
 use super::{DESCRIBE, benchmarks, folder};
 use crate::models::IMAGE;
-use crate::sweep::Config;
 use crate::{Error, Result};
 
 /// What `bdhs demo train` wrote.
@@ -54,31 +52,6 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
         return benchmark_folder();
     }
     Ok(models()?.join(path))
-}
-
-/// The default sweep: the demo's LLaVA, encoders and scenes, into `runs/demo`.
-///
-/// rho is .9 rather than the paper's .99: of 36 image tokens the latter leaves none in 70 % of attempts. The training's settings were
-/// chosen on benchmarks of the selection split (docs/demo.md).
-pub fn config() -> Config {
-    let mut config = Config::default();
-    config.model.path = LLAVA.into();
-    config.data.file = SCENES.into();
-    config.grid.encoders = encoder_names().map(PathBuf::from).to_vec();
-    config.sampling.rho = 0.9;
-    config.sampling.max_sentence_tokens = 32;
-    config.sampling.max_response_tokens = 128;
-    config.run.out = "runs/demo".into();
-    config.train.rank = 8;
-    config.train.alpha = 16.0;
-    config.train.beta = 1.0;
-    config.train.learning_rate = 1e-3;
-    config.ablation.seeds = 5;
-    config.eval.data = BENCHMARKS.into();
-    config.eval.judge = Some(super::judge::MODEL.to_owned());
-    config.eval.ocr = Some(false);
-    config.eval.max_new_tokens = Some(128);
-    config
 }
 
 /// Where the user's caches lie: `BDHS_CACHE`, else `bdhs` in `XDG_CACHE_HOME` or `~/.cache`, else in the temporary folder.
@@ -156,16 +129,6 @@ pub fn write_scenes(dir: &Path, seed: u64, split: Split, count: u32) -> Result<(
         .try_for_each(|index| save(&picture(seed, split, index), &dir.join(image_name(index))))?;
     let path = dir.join("data.json");
     fs::write(&path, conversations(seed, split, count)).map_err(Error::io(&path))
-}
-
-/// Writes a picture as PNG.
-pub(super) fn save(picture: &RgbImage, path: &Path) -> Result<()> {
-    picture.save(path).map_err(|e| Error::invalid(path, "", format!("could not be written: {e}")))
-}
-
-/// The picture of a scene.
-pub(super) fn picture(seed: u64, split: Split, index: u32) -> RgbImage {
-    draw(&Scene::sample(seed, split, index), seed.wrapping_add(u64::from(index)))
 }
 
 fn image_name(index: u32) -> String {

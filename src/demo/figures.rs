@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use comfy_table::{CellAlignment, Table, TableStyle};
 use serde::{Deserialize, Serialize};
 
-use super::embedded::{picture, save};
+use super::draw::{picture, save};
 use super::questions::{Negative, probes, questions};
 use super::scene::{Dice, Scene, Shape, Split};
 use super::words::mentions;

@@ -6,7 +6,6 @@
 //!
 //! "Above" and "below" mean the same column, "to the left of" and "to the right of" the same row.
 
-use super::questions::questions;
 use super::scene::{
     Background, Cell, Colour, Dice, Letter, Object, Scene, Shape, Size, Split, named,
 };
@@ -440,21 +439,5 @@ fn shape(word: &str) -> Option<Shape> {
     Shape::ALL.iter().copied().find(|shape| {
         let rest = word.strip_prefix(shape.name());
         rest.is_some_and(|ending| matches!(ending, "" | "s" | "es"))
-    })
-}
-
-/// Texts for training a tokenizer: descriptions, questions and answers of 1000 training scenes. They hold every word that
-/// [`describe`] and [`questions`] use.
-pub fn vocabulary_corpus(seed: u64) -> impl Iterator<Item = String> {
-    const SCENES: u32 = 1000;
-    const TEXTS: u32 = 0xD3;
-    (0..SCENES).flat_map(move |index| {
-        let scene = Scene::sample(seed, Split::Train, index);
-        let mut dice = Dice::new(seed, Split::Train, index).fork(TEXTS);
-        let mut texts = vec![describe(&scene, &mut dice)];
-        for question in questions(&scene, &mut dice) {
-            texts.extend([question.text, question.answer, question.long]);
-        }
-        texts
     })
 }

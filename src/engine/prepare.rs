@@ -1,12 +1,15 @@
 //! From a sample to the tokens that are computed: what is prefilled, and where each sentence forks.
 
-use super::vision::kept_tokens;
 use crate::{
     Error, Result,
     data::Sample,
     models::{ImageLayout, Model, Piece},
     ops::philox::Draws,
-    sampling::{Fragment, Positions, SamplingConfig, cuts::cut},
+    sampling::{
+        Fragment, Positions, SamplingConfig,
+        corruption::{MaskRequest, join_layouts, visible_tokens},
+        cuts::cut,
+    },
 };
 
 /// One attempt at one sample.
@@ -232,4 +235,17 @@ fn fits(model: &Model, sample: &Sample, drafts: &[Draft]) -> Result<()> {
 fn refuse(sample: &Sample, message: String) -> Error {
     let at = format!("line {}", sample.line);
     Error::invalid("", at, format!("sample {:?} has {message}", sample.id))
+}
+
+/// The image tokens that an attempt keeps, ascending, counted over all images.
+pub(super) fn kept_tokens(
+    config: &SamplingConfig,
+    draws: Draws,
+    guided: bool,
+    layouts: &[ImageLayout],
+) -> Result<Vec<u32>> {
+    let parts = layouts.iter().map(|layout| (layout.tokens, layout.grids.as_slice()));
+    let (tokens, grids) = join_layouts(parts);
+    let request = MaskRequest { draws, guided, tokens, grids: &grids };
+    Ok(visible_tokens(config, &[request])?.indices)
 }

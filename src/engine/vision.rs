@@ -5,17 +5,16 @@ use std::collections::HashMap;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Engine, Progress, checkpoint, prepare::Prepared};
+use super::{
+    Engine, Progress, checkpoint,
+    prepare::{Prepared, kept_tokens},
+};
 use crate::{
     Result,
     data::{Sample, image},
     models::{ImageLayout, Model, Pixels},
     ops::philox::Draws,
-    sampling::{
-        SamplingConfig,
-        attempts::attempts,
-        corruption::{MaskRequest, add_noise, join_layouts, visible_tokens},
-    },
+    sampling::{attempts::attempts, corruption::add_noise},
 };
 
 /// Samples whose pixels are in memory at a time.
@@ -201,19 +200,6 @@ fn union(engine: &Engine, sample: &Sample) -> Result<Vec<u32>> {
     tokens.sort_unstable();
     tokens.dedup();
     Ok(tokens)
-}
-
-/// The image tokens that an attempt keeps, ascending, counted over all images.
-pub(super) fn kept_tokens(
-    config: &SamplingConfig,
-    draws: Draws,
-    guided: bool,
-    layouts: &[ImageLayout],
-) -> Result<Vec<u32>> {
-    let parts = layouts.iter().map(|layout| (layout.tokens, layout.grids.as_slice()));
-    let (tokens, grids) = join_layouts(parts);
-    let request = MaskRequest { draws, guided, tokens, grids: &grids };
-    Ok(visible_tokens(config, &[request])?.indices)
 }
 
 fn select(rows: &Tensor, tokens: &[u32]) -> Result<Tensor> {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Benchmark, Files, Given, Item, ItemScore, Metric, Protocol, Scored, Settings, Unit,
-    answer::find_image,
+    folder::find_image,
     join,
     judge::{self, Cost, Judge, Work},
     replies,

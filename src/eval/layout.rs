@@ -9,8 +9,8 @@ use std::path::Path;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde_json::{Map, Value, json};
 
-use super::{Outcome, compare::Comparison, run::Summary};
-use crate::{Error, Result, sweep::atomic::AtomicFile};
+use super::{Outcome, compare::Comparison, summary::Summary};
+use crate::{Error, Result, files::AtomicFile};
 
 /// lmms-eval's task of a metric, and its names for statistics with what our values are divided by.
 fn lmms(metric: &str) -> (&str, &'static [(&'static str, &'static str, f64)]) {

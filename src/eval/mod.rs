@@ -12,6 +12,7 @@ pub mod answer;
 pub mod compare;
 mod evaluate;
 mod files;
+pub mod folder;
 pub mod gqa;
 pub mod join;
 pub mod judge;
@@ -26,6 +27,7 @@ mod replies;
 mod rows;
 pub mod run;
 mod settings;
+pub mod summary;
 pub mod tally;
 pub mod vqat;
 

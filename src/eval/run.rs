@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Files, METRICS, Metric, Outcome, Protocol, Settings, Sources,
+    Files, METRICS, Metric, Outcome, Settings, Sources,
     answer::{Folders, answer_items},
     ask_judge, evaluate,
     evaluate::open,
     judge::{Cost, Judge},
     layout,
-    tally::Estimate,
+    summary::{Headline, SUMMARY, Summary},
 };
 use crate::{
     Error, Result,
     engine::{Answering, Progress},
+    files::write_json,
     models::Model,
-    sweep::atomic::write_json,
 };
 
 /// What makes answers and replies that are not there yet, and where they go.
@@ -87,39 +87,6 @@ impl Run<'_> {
         Ok(outcome)
     }
 }
-
-/// One model on several metrics.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
-    /// The model's folder name.
-    pub model: String,
-    /// The benchmarks' label, or their folder.
-    pub data: String,
-    /// Share of image tokens that was hidden.
-    pub rho: f64,
-    /// Folder of the images.
-    pub images: PathBuf,
-    /// In the order of [`METRICS`].
-    pub metrics: Vec<Headline>,
-}
-
-/// A metric's score in a [`Summary`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Headline {
-    /// The metric.
-    pub metric: String,
-    /// Whose rules.
-    pub protocol: Protocol,
-    /// The statistic that is the score.
-    pub name: String,
-    /// Its value and interval.
-    pub score: Estimate,
-    /// Items.
-    pub items: u64,
-}
-
-/// Name of a [`Summary`] in the folder of its run.
-pub const SUMMARY: &str = "eval.json";
 
 /// Where all metrics' files are.
 #[derive(Clone, Debug)]

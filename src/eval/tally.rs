@@ -312,10 +312,12 @@ fn estimate(value: f64, mut values: Vec<f64>) -> Estimate {
     }
 }
 
-/// Linear interpolation at (n - 1) q, as NumPy's default; of ascending values.
-fn quantile(values: &[f64], q: f64) -> Option<f64> {
-    let place = values.len().checked_sub(1)? as f64 * q;
-    let (below, share) = (place.floor() as usize, place.fract());
-    let above = values[(below + 1).min(values.len() - 1)];
-    Some(values[below] + (above - values[below]) * share)
+/// The quantile of sorted values by linear interpolation at position (n - 1) q: NumPy's default. None without values.
+pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+    let position = (sorted.len().checked_sub(1)? as f64) * q;
+    let below = position.floor();
+    let (a, b) = (sorted[below as usize], sorted[position.ceil() as usize]);
+    let t = position - below;
+    // From the nearer end, as NumPy does, so that t = 1 gives exactly b.
+    Some(if t < 0.5 { a + (b - a) * t } else { b - (b - a) * (1.0 - t) })
 }

@@ -1,6 +1,7 @@
-//! What the backward passes of ops share: operands as f32 values, results as tensors. On the CPU only.
+//! What the backward passes of ops share. On the CPU: operands as f32 values, results as tensors; elsewhere: what passes made of
+//! candle's ops need.
 
-use candle_core::{DType, Device, Storage, Tensor, bail};
+use candle_core::{D, DType, Device, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use super::host::{TASK, contiguous};
@@ -39,4 +40,42 @@ pub(crate) fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
     let mut total = vec![0f32; width];
     parts.iter().for_each(|part| simd::add_scaled(&mut total, part, 1.0));
     total
+}
+
+/// Untracked f32 copies.
+pub(super) fn wide<const N: usize>(tensors: [&Tensor; N]) -> candle_core::Result<[Tensor; N]> {
+    let mut all = tensors.map(Tensor::clone);
+    for tensor in &mut all {
+        *tensor = tensor.detach().to_dtype(DType::F32)?;
+    }
+    Ok(all)
+}
+
+/// The sum over all axes but the last, by candle's ops.
+pub(super) fn sums_of_columns(x: &Tensor) -> candle_core::Result<Tensor> {
+    x.reshape(((), x.dim(D::Minus1)?))?.sum(0)
+}
+
+/// Compares passes made of candle's ops with those on the CPU.
+#[cfg(test)]
+pub(super) mod tests {
+    use candle_core::{Device, Tensor, Var};
+
+    pub(in crate::ops) fn random(dims: &[usize]) -> Tensor {
+        Tensor::randn(0f32, 1.0, dims, &Device::Cpu).unwrap()
+    }
+
+    #[track_caller]
+    pub(in crate::ops) fn close(seen: &Tensor, expected: &Tensor, what: &str) {
+        assert_eq!(seen.dims(), expected.dims(), "{what}");
+        let off = (seen - expected).unwrap().abs().unwrap().flatten_all().unwrap();
+        let off: f32 = off.max(0).unwrap().to_scalar().unwrap();
+        assert!(off < 2e-5, "{what}: {off}");
+    }
+
+    /// The gradients of the sum of `y * grad` by the CPU's own passes.
+    pub(in crate::ops) fn own(y: &Tensor, grad: &Tensor, vars: &[&Var]) -> Vec<Tensor> {
+        let grads = (y * grad).unwrap().sum_all().unwrap().backward().unwrap();
+        vars.iter().map(|var| grads.get(var).unwrap().clone()).collect()
+    }
 }

@@ -36,7 +36,6 @@
 
 pub mod act;
 pub mod attend;
-mod composed;
 pub mod cosine;
 #[cfg(feature = "cuda-kernels")]
 pub mod cuda;

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::{Result, sweep::atomic::write_file};
+use crate::{Result, files::write_file};
 
 pub use gallery::diff::{Marked, Span, mark_changes};
 

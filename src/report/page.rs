@@ -8,9 +8,9 @@ use super::{
     gallery::Pair,
     number::{count, plural, share},
     run::Run,
-    sections::{self, cost},
+    sections,
 };
-use crate::{Error, Result, sweep::grid::threshold_text};
+use crate::{Error, Result, config::threshold_text};
 
 /// A section that has something to say.
 #[derive(Serialize)]
@@ -154,7 +154,7 @@ fn facts(run: &Run) -> Vec<Fact> {
             count(summary.candidates_if_independent),
             summary.cells.len()
         );
-        facts.push(fact(format!("{:.1}×", cost::saved(run)), label));
+        facts.push(fact(format!("{:.1}×", run.saved()), label));
     }
     let main = run.main_threshold();
     let firsts: Vec<f64> = run

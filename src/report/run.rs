@@ -13,12 +13,15 @@ use super::{
 use crate::{
     Error, Result,
     ablation::{self, Ablation},
+    config::{Model, SavedRun},
     data::json::read_document,
     models::PatchMap,
-    sampling::SamplingConfig,
+    sampling::{
+        SamplingConfig,
+        acceptance::{PAPER_THRESHOLD, nearest_to_paper},
+    },
     store::{EncoderInfo, Manifest, Store, Wave},
     sweep::{
-        Model, SavedRun,
         grid::{Attempts, Cell, ScoreTable, decide_cells},
         summary::{CellSummary, Summary},
     },
@@ -164,14 +167,15 @@ impl Run {
         }
     }
 
+    /// How many times fewer candidates than one run a cell would need.
+    pub fn saved(&self) -> f64 {
+        let summary = &self.summary;
+        summary.candidates_if_independent as f64 / summary.candidates_generated.max(1) as f64
+    }
+
     /// The threshold of the grid that is nearest to the paper's.
     pub fn main_threshold(&self) -> f64 {
-        let distance = |t: &f64| (t - 0.97).abs();
-        self.thresholds
-            .iter()
-            .copied()
-            .min_by(|a, b| distance(a).total_cmp(&distance(b)))
-            .unwrap_or(0.97)
+        nearest_to_paper(&self.thresholds).map_or(PAPER_THRESHOLD, |i| self.thresholds[i])
     }
 }
 

@@ -10,9 +10,10 @@ use serde::Deserialize;
 
 use crate::{
     Error, Result,
+    config::Config,
     data::{Dataset, DatasetOptions},
     models::{IMAGE, Role},
-    sweep::{Config, grid::Cell},
+    sweep::grid::Cell,
 };
 
 /// A sample's prompt and reference.

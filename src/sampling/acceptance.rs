@@ -5,6 +5,15 @@
 
 use super::attempts::is_guided;
 
+/// The threshold of the paper.
+pub const PAPER_THRESHOLD: f64 = 0.97;
+
+/// The place of the threshold that is nearest to the paper's, the first of several; none of an empty list.
+pub fn nearest_to_paper(thresholds: &[f64]) -> Option<usize> {
+    let distance = |i: &usize| (thresholds[*i] - PAPER_THRESHOLD).abs();
+    (0..thresholds.len()).min_by(|a, b| distance(a).total_cmp(&distance(b)))
+}
+
 /// What a cell (encoder, threshold) returns for a sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decision {

@@ -52,28 +52,29 @@ impl CandidateKey<'_> {
     pub fn hash(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         // Raise the version when the same configuration begins to give other candidates.
-        add(&mut hasher, b"bdhs candidate 1");
-        add(&mut hasher, &self.model);
-        add(&mut hasher, self.config.canonical_generation().as_bytes());
-        add(&mut hasher, &self.seed.to_le_bytes());
+        add_part(&mut hasher, b"bdhs candidate 1");
+        add_part(&mut hasher, &self.model);
+        add_part(&mut hasher, self.config.canonical_generation().as_bytes());
+        add_part(&mut hasher, &self.seed.to_le_bytes());
         hasher.update(&(self.images.len() as u64).to_le_bytes());
         for image in self.images.iter() {
-            add(&mut hasher, image);
+            add_part(&mut hasher, image);
         }
         hasher.update(&(self.turns.len() as u64).to_le_bytes());
         for (role, text) in &self.turns {
-            add(&mut hasher, role.as_bytes());
-            add(&mut hasher, text.as_bytes());
+            add_part(&mut hasher, role.as_bytes());
+            add_part(&mut hasher, text.as_bytes());
         }
-        add(&mut hasher, self.reference.as_bytes());
-        add(&mut hasher, &self.sample.to_le_bytes());
-        add(&mut hasher, &self.attempt.number.to_le_bytes());
-        add(&mut hasher, &[u8::from(self.attempt.guided)]);
+        add_part(&mut hasher, self.reference.as_bytes());
+        add_part(&mut hasher, &self.sample.to_le_bytes());
+        add_part(&mut hasher, &self.attempt.number.to_le_bytes());
+        add_part(&mut hasher, &[u8::from(self.attempt.guided)]);
         *hasher.finalize().as_bytes()
     }
 }
 
-fn add(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+/// Adds a part of an identity to a hash, preceded by its length.
+pub(crate) fn add_part(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     hasher.update(&(bytes.len() as u64).to_le_bytes());
     hasher.update(bytes);
 }

@@ -20,35 +20,11 @@ use std::ops::Range;
 use std::sync::LazyLock;
 
 use regex::Regex;
-use serde::{Deserialize, Serialize};
 use unicode_segmentation::UnicodeSegmentation;
 
-use super::SamplingConfig;
+use super::{CutUnit, SamplingConfig, YesNoRule};
 use crate::ops::philox::{Draws, Purpose, WHOLE_RESPONSE};
 use crate::{Error, Result};
-
-/// Which sentences count as starting with yes or no. Both know the four spellings of the paper: Yes, yes, No, no.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum YesNoRule {
-    /// `[C]` As a word of its own: no letter, digit, mark or underscore behind it, no `-` or apostrophe with a letter (`No-one`),
-    /// and not the abbreviation of number (`No. 5`).
-    #[default]
-    Word,
-    /// `[S]` The paper's pattern `^[\s]*(Yes|yes|No|no)`, which also finds the "No" of "Not" and "North".
-    Pattern,
-}
-
-/// The unit a cut counts in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CutUnit {
-    /// Between words.
-    #[default]
-    Word,
-    /// Between user-perceived characters (extended grapheme clusters).
-    Character,
-}
 
 /// One sentence of the reference and what is kept of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

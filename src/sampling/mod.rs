@@ -9,8 +9,9 @@ pub mod cuts;
 mod sentences;
 
 pub use acceptance::Decision;
+pub(crate) use attempts::add_part;
 pub use attempts::{Attempt, CandidateKey};
 pub use candidate::{Candidate, Flag, Part, Stop};
-pub use config::{Law, Newlines, Positions, SETTINGS, SamplingConfig, Setting};
-pub use cuts::{CutUnit, Fragment, YesNoRule};
+pub use config::{CutUnit, Law, Newlines, Positions, SETTINGS, SamplingConfig, Setting, YesNoRule};
+pub use cuts::Fragment;
 pub use sentences::{End, SentenceRule};

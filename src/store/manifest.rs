@@ -108,12 +108,17 @@ impl Manifest {
         if self.shard != wanted.shard && !continues_merged {
             found.push(("shard".into(), self.shard.to_string(), wanted.shard.to_string()));
         }
-        refuse(
-            path,
-            "this run wants",
-            &found,
-            "use another run folder, or the settings it was made with",
-        )
+        let rule = |manifest: &Self| {
+            manifest.dataset_fingerprint.split_once(':').map(|(rule, _)| rule.to_owned())
+        };
+        let advice = match rule(self) == rule(wanted) {
+            true => "use another run folder, or the settings it was made with",
+            false => {
+                "another version of bdhs made the store and computed dataset_fingerprint by another rule, so the data may be the \
+                 same; a finished run can still be read by `bdhs report`; to continue, use that version, or begin in another run folder"
+            }
+        };
+        refuse(path, "this run wants", &found, advice)
     }
 
     /// Refuses a shard at `path` that does not belong into the store with this manifest.

@@ -9,7 +9,7 @@ use std::{
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::run::Runner;
+use super::runner::Runner;
 use crate::{
     Error, Result,
     engine::{Engine, Images, Request, checkpoint, waves},

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::{
-    atomic::write_json,
     export::{ExportOptions, Exporter},
     grid::{Attempts, Cell, ScoreTable, Slot, decide_cells},
-    run::{Runner, parts},
-    saved::SavedRun,
+    runner::{Runner, parts},
     seconds::{self, Seconds},
     summary::{Summary, SummaryInput, Truncation},
 };
-use crate::{Result, sampling::Flag, store::EncoderInfo};
+use crate::{Result, config::SavedRun, files::write_json, sampling::Flag, store::EncoderInfo};
 
 /// Decides every cell, writes the exports, `summary.json` and `run.json` into the run folder.
 pub(super) fn finish(runner: &Runner) -> Result<Summary> {

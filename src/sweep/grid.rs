@@ -8,6 +8,8 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::label;
+use crate::eval::tally::quantile;
 use crate::sampling::acceptance::decide;
 use crate::sampling::attempts::is_guided;
 use crate::store::ScoreRow;
@@ -152,16 +154,6 @@ impl Cell {
     }
 }
 
-/// The quantile of sorted values by linear interpolation at position (n - 1) q: NumPy's default. None without values.
-pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
-    let position = (sorted.len().checked_sub(1)? as f64) * q;
-    let below = position.floor();
-    let (a, b) = (sorted[below as usize], sorted[position.ceil() as usize]);
-    let t = position - below;
-    // From the nearer end, as NumPy does, so that t = 1 gives exactly b.
-    Some(if t < 0.5 { a + (b - a) * t } else { b - (b - a) * (1.0 - t) })
-}
-
 /// Decides every cell: encoders in the order of `tables`, each with the thresholds in the order given.
 ///
 /// Errors: no attempts; an encoder twice, or a threshold that is twice in a file name; a threshold that is no number;
@@ -304,21 +296,4 @@ pub fn matched_threshold(table: &ScoreTable, samples: &[u32], rate: f64) -> Matc
     };
     let acceptance = accepted as f64 / total;
     MatchedThreshold { encoder: table.encoder.clone(), rate, threshold, acceptance }
-}
-
-pub(crate) fn label(encoder: &str, threshold: f64) -> String {
-    let safe = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
-    let name: String = encoder.chars().map(safe).collect();
-    format!("{name}__{}", threshold_text(threshold))
-}
-
-/// Two to four decimals: 0.90, 0.975, 0.9725.
-pub fn threshold_text(threshold: f64) -> String {
-    let mut text = format!("{threshold:.4}");
-    for _ in 0..2 {
-        if text.ends_with('0') {
-            text.pop();
-        }
-    }
-    text
 }

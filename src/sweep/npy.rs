@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use super::atomic::AtomicFile;
-use crate::{Error, Result};
+use crate::{Error, Result, files::AtomicFile};
 
 /// How a matrix is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

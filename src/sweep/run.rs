@@ -1,33 +1,13 @@
-//! Carrying out a run: its stores and models, block by block, and the end.
-
-use std::{path::PathBuf, time::Instant};
-
-use candle_core::Device;
-use rayon::prelude::*;
+//! Carrying out a run, block by block, and the end.
 
 use super::{
-    Config, Grid, Model, blocks,
+    blocks,
     finish::finish,
-    seconds::{self, Seconds},
+    runner::{Options, Runner},
+    seconds,
     summary::Summary,
 };
-use crate::{
-    Error, Result,
-    data::{Dataset, DatasetOptions, Sample, image},
-    engine::{Engine, Progress, Request},
-    models::{self, device, encoder::SentenceEncoder, hub::Origin, memory},
-    report,
-    sampling::{Attempt, CandidateKey},
-    store::{self, EncoderInfo, Key, Manifest, Shard, Store},
-};
-
-/// What a run needs beside its configuration.
-pub struct Options {
-    /// Where networks run.
-    pub device: Device,
-    /// Which part of the run; [`Shard::WHOLE`] for all of it.
-    pub shard: Shard,
-}
+use crate::{Result, config::Config, engine::Progress, store::Shard};
 
 /// Carries out a run, or continues it: whatever its folder already holds is not computed again.
 ///
@@ -62,280 +42,29 @@ pub fn run(config: &Config, options: &Options, progress: &dyn Progress) -> Resul
     progress.begin("deciding and exporting", None);
     runner.release();
     let summary = finish(&runner)?;
-    // The report is made from the folder.
-    drop(runner);
-    progress.begin("writing the report", None);
-    // The pairs are what a run is for: they are not lost because a picture could not be drawn.
-    if let Err(error) = report::write(&config.run.out, &report::Options::default()) {
-        progress.warn(&format!("report.html was not written: {error}"));
-    }
     Ok(Some(summary))
 }
 
-/// A run at work.
-pub(super) struct Runner<'a> {
-    pub(super) config: &'a Config,
-    pub(super) dataset: Dataset,
-    pub(super) encoders: Vec<SentenceEncoder>,
-    pub(super) store: Store,
-    /// Of this store.
-    pub(super) seconds: Seconds,
-    pub(super) progress: &'a dyn Progress,
-    device: Device,
-    /// Fingerprint of the model's files and the storage type it runs in.
-    model_hash: [u8; 32],
-    images: Vec<Vec<[u8; 32]>>,
-    /// Loaded once something has to be generated.
-    pub(super) model: Option<models::Model>,
-}
-
-impl<'a> Runner<'a> {
-    fn new(config: &'a Config, options: &Options, progress: &'a dyn Progress) -> Result<Self> {
-        progress.begin("reading data and models", None);
-        let begun = Instant::now();
-        let dataset = open_dataset(config)?;
-        let encoders = load_encoders(&config.grid, &options.device)?;
-        let images: Vec<Vec<[u8; 32]>> = dataset
-            .samples
-            .par_iter()
-            .map(|sample| sample.images.iter().map(|path| image::content_hash(path)).collect())
-            .collect::<Result<_>>()?;
-        let dtype = &config.model.dtype;
-        device::dtype(dtype)?;
-        let fingerprint = format!("{}:{dtype}", config.model.source()?.fingerprint()?);
-        let model_hash = *blake3::hash(fingerprint.as_bytes()).as_bytes();
-        if !store_path(config, options.shard).exists() {
-            check_images(&dataset, config.sampling.rho)?;
-        }
-        let budget = token_budget(config, options)?;
-        let identity = (fingerprint, budget);
-        let wanted = manifest(config, options.shard, identity, &dataset, &images);
-        let mut store = open_store(config, &wanted)?;
-        for encoder in &encoders {
-            store.add_encoder(&EncoderInfo::of(encoder))?;
-        }
-        let own = Seconds::from([("prepare".to_owned(), begun.elapsed().as_secs_f64())]);
-        let seconds = seconds::sum([seconds::read(store.path())?, own]);
-        Ok(Self {
-            config,
-            dataset,
-            encoders,
-            store,
-            seconds,
-            progress,
-            device: options.device.clone(),
-            model_hash,
-            images,
-            model: None,
-        })
-    }
-
-    /// The content address of an attempt at a sample.
-    pub(super) fn key(&self, sample: &Sample, attempt: Attempt) -> Key {
-        let key = CandidateKey {
-            model: self.model_hash,
-            config: &self.config.sampling,
-            seed: self.config.run.seed,
-            images: self.images[sample.index as usize].as_slice().into(),
-            turns: sample.key_turns(),
-            reference: &sample.reference,
-            sample: sample.index,
-            attempt,
-        };
-        Key::from_bytes(key.hash())
-    }
-
-    /// Frees what only generation needs.
-    fn release(&mut self) {
-        self.model = None;
-        self.images = Vec::new();
-    }
-
-    /// Loads the model, if it is not there yet.
-    pub(super) fn load_model(&mut self) -> Result<()> {
-        if self.model.is_some() {
-            return Ok(());
-        }
-        self.progress.begin("loading the model", None);
-        let begun = Instant::now();
-        let dtype = device::dtype(&self.config.model.dtype)?;
-        let model = models::Model::open(&self.config.model.source()?, &self.device, dtype)?;
-        // A sample that the model has no room for is told before hours of work, not after.
-        let engine = Engine::new(&model, self.config.sampling.clone(), self.config.run.seed)?;
-        for guided in [self.config.sampling.guidance, false] {
-            self.dataset
-                .samples
-                .par_iter()
-                .try_for_each(|sample| {
-                    engine.prepare(Request { sample, attempt: 1, guided }).map(|_| ())
-                })
-                .map_err(|error| error.in_file(&self.dataset.path))?;
-        }
-        self.model = Some(model);
-        *self.seconds.entry("load model".into()).or_default() += begun.elapsed().as_secs_f64();
-        Ok(())
-    }
-}
-
-fn open_dataset(config: &Config) -> Result<Dataset> {
-    let options =
-        DatasetOptions { image_folder: config.data.images.clone(), turn: config.data.turn };
-    let mut dataset = Dataset::open(&config.data.file, &options)?;
-    dataset.samples.truncate(config.data.limit.unwrap_or(usize::MAX));
-    dataset.validate_for(config.sampling.rho)?;
-    Ok(dataset)
-}
-
-/// Loads the encoders of a grid. Two of one name would share their cells' names and are refused.
-pub fn load_encoders(grid: &Grid, device: &Device) -> Result<Vec<SentenceEncoder>> {
-    let dtype = device::dtype(&grid.dtype)?;
-    let mut encoders: Vec<SentenceEncoder> = Vec::new();
-    for (i, path) in grid.encoders.iter().enumerate() {
-        let encoder = SentenceEncoder::load(path, device, dtype)?;
-        if encoders.iter().any(|known| known.name() == encoder.name()) {
-            return Err(Error::invalid(
-                "configuration",
-                format!("field grid.encoders[{i}]"),
-                format!(
-                    "{:?} is the name of two encoders, and so of their cells; give one as a folder or link of another name",
-                    encoder.name()
-                ),
-            ));
-        }
-        encoders.push(encoder);
-    }
-    Ok(encoders)
-}
-
-/// Where the model is from: of one with an adapter, the adapter.
-fn model_path(model: &Model) -> String {
-    let path = model.adapter.as_ref().unwrap_or(&model.path);
-    Origin::of(path).map_or_else(|| path.display().to_string(), |origin| origin.to_string())
-}
-
-/// What a store must have been made with to be continued by this run; its token budget may be another one.
-fn manifest(
-    config: &Config,
-    shard: Shard,
-    (model_fingerprint, token_budget): (String, u32),
-    dataset: &Dataset,
-    images: &[Vec<[u8; 32]>],
-) -> Manifest {
-    let mut hasher = blake3::Hasher::new();
-    for (sample, images) in dataset.samples.iter().zip(images) {
-        let turns = format!("{:?}", (&sample.id, sample.key_turns(), &sample.reference, images));
-        hasher.update(&(turns.len() as u64).to_le_bytes()).update(turns.as_bytes());
-    }
-    Manifest {
-        bdhs_version: env!("CARGO_PKG_VERSION").into(),
-        model_fingerprint,
-        model_path: model_path(&config.model),
-        sampling: config.sampling.canonical_generation(),
-        seed: config.run.seed,
-        token_budget,
-        dataset_fingerprint: hasher.finalize().to_hex().to_string(),
-        plan_hash: format!("block {}", config.run.block),
-        shard,
-        created_at: String::new(),
-    }
-}
-
-/// The store of this part of the run.
-pub fn store_path(config: &Config, shard: Shard) -> PathBuf {
-    config.run.out.join(match shard {
-        Shard::Part { index, count: count @ 2.. } => {
-            format!("part-{}-of-{count}.db", index + 1)
-        }
-        _ => "store.db".into(),
-    })
-}
-
-/// The stores of parts in the run folder, of whatever division.
-pub(super) fn parts(config: &Config) -> Result<Vec<PathBuf>> {
-    let out = &config.run.out;
-    let is_part = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("part-") && name.ends_with(".db")
-    };
-    let mut parts: Vec<PathBuf> = std::fs::read_dir(out)
-        .map_err(Error::io(out))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(is_part)
-        .collect();
-    parts.sort();
-    // Nothing is in one that was killed as it was made.
-    let begun = parts.iter().map(Store::is_begun).collect::<Result<Vec<bool>>>()?;
-    Ok(parts.into_iter().zip(begun).filter_map(|(part, begun)| begun.then_some(part)).collect())
-}
-
-/// Before a run goes on in `count` parts: what parts of another division hold is put into the whole run's store, which every
-/// part takes over as it begins.
+/// Carries out a run, then the runs of its variants. Calls `decided` with the configuration of each run that has its results,
+/// and returns the summary of the run itself, as [`run`] does.
 ///
 /// # Errors
-/// Stores that are not of one run, or that another process has open.
-pub fn divide(config: &Config, count: u32) -> Result<()> {
-    if !config.run.out.is_dir() {
-        return Ok(());
-    }
-    let own: Vec<PathBuf> =
-        (0..count).map(|index| store_path(config, Shard::Part { index, count })).collect();
-    let others: Vec<PathBuf> =
-        parts(config)?.into_iter().filter(|part| !own.contains(part)).collect();
-    if !others.is_empty() {
-        store::merge(store_path(config, Shard::WHOLE), &others)?;
-    }
-    Ok(())
-}
-
-/// The token budget: the configuration's, or that of the store which this part continues or takes over, or what memory is good for.
-fn token_budget(config: &Config, options: &Options) -> Result<u32> {
-    if let Some(budget) = config.run.token_budget {
-        return Ok(budget);
-    }
-    let mut stores = vec![store_path(config, options.shard), store_path(config, Shard::WHOLE)];
-    if options.shard == Shard::WHOLE && config.run.out.is_dir() {
-        stores.extend(parts(config)?);
-    }
-    for path in stores {
-        if Store::is_begun(&path)? {
-            return Ok(Store::open(path)?.manifest().token_budget);
+/// As [`run`] and [`Config::variants`].
+pub fn run_all(
+    config: &Config,
+    options: &Options,
+    progress: &dyn Progress,
+    decided: &dyn Fn(&Config),
+) -> Result<Option<Summary>> {
+    let mut first = None;
+    for (i, config) in config.runs()?.iter().enumerate() {
+        let summary = run(config, options, progress)?;
+        if summary.is_some() {
+            decided(config);
+        }
+        if i == 0 {
+            first = summary;
         }
     }
-    memory::slots(&config.model.source()?, device::dtype(&config.model.dtype)?, &options.device)
-}
-
-/// Opens the store of this part. A whole run takes over the stores of parts first, and a part that of the whole run, so that
-/// nothing is computed again however a run was divided before.
-fn open_store(config: &Config, wanted: &Manifest) -> Result<Store> {
-    let out = &config.run.out;
-    std::fs::create_dir_all(out).map_err(Error::io(out))?;
-    let (path, whole) = (store_path(config, wanted.shard), store_path(config, Shard::WHOLE));
-    if wanted.shard == Shard::WHOLE {
-        let parts = parts(config)?;
-        if !parts.is_empty() {
-            store::merge(&path, &parts)?;
-        }
-        return Store::open_or_create(&path, wanted);
-    }
-    if !Store::is_begun(&whole)? {
-        return Store::open_or_create(&path, wanted);
-    }
-    let token_budget = Store::open(&whole)?.manifest().token_budget;
-    let wanted = Manifest { token_budget, ..wanted.clone() };
-    drop(Store::open_or_create(&path, &wanted)?);
-    store::merge(&path, &[whole])?;
-    Store::open_or_create(&path, &wanted)
-}
-
-/// Decodes every image once, so that a broken one is told before hours of work. Where no image token is
-/// ever visible, none is needed.
-fn check_images(dataset: &Dataset, rho: f64) -> Result<()> {
-    if rho == 1.0 {
-        return Ok(());
-    }
-    dataset
-        .samples
-        .par_iter()
-        .flat_map_iter(|sample| &sample.images)
-        .try_for_each(|path| image::open(path).map(|_| ()))
+    Ok(first)
 }

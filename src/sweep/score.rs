@@ -6,12 +6,12 @@ use std::{
 };
 
 use super::{
-    check_thresholds,
     grid::{Attempts, ScoreTable, Slot, decide_cells},
     summary::{Summary, SummaryInput, Truncation},
 };
 use crate::{
     Error, Result,
+    config::check_thresholds,
     data::{TextRow, read_texts},
     engine::{Progress, checkpoint},
     models::encoder::{Embeddings, SentenceEncoder},

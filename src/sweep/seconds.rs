@@ -5,8 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::atomic::write_json;
-use crate::{Result, data::json::read_document};
+use crate::{Result, data::json::read_document, files::write_json};
 
 /// Wall time of each stage, in seconds, over all processes that worked on a store.
 pub(super) type Seconds = BTreeMap<String, f64>;

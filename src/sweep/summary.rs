@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::grid::{
     Attempts, Cell, MatchedThreshold, Overlap, Quantiles, ScoreTable, Slot,
-    candidates_if_independent, first_acceptance, matched_threshold, overlap, threshold_text,
+    candidates_if_independent, first_acceptance, matched_threshold, overlap,
 };
+use crate::config::threshold_text;
 use crate::sampling::Flag;
 use crate::store::{EncoderInfo, ScoreRow};
 use crate::{Error, Result};

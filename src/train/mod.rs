@@ -19,9 +19,8 @@ mod settings;
 mod trainer;
 
 pub use loss::{LogProbs, Value};
-pub use online::Online;
 pub use pairs::{Pair, read_pairs};
 pub use run::{Line, Means, Options, Outcome, run};
 pub use sequence::Sequences;
-pub use settings::{Loss, Settings};
+pub use settings::{Loss, Online, Settings};
 pub use trainer::{BatchStats, Example, Trainer};

@@ -4,70 +4,20 @@
 //! encoder finds one below the threshold, the last one free. Draws are addressed by epoch, pair and attempt, so a training that
 //! is continued draws what an undisturbed one would.
 
-use serde::{Deserialize, Serialize};
-
 use super::pairs::Pair;
+use super::settings::Online;
 use super::trainer::{Example, Trainer};
+use crate::Result;
 use crate::data::Sample;
 use crate::engine::{Engine, Images, Prepared, Request, waves};
 use crate::models::encoder::SentenceEncoder;
 use crate::ops::cosine;
 use crate::sampling::{Candidate, Flag, SamplingConfig, attempts::attempts};
-use crate::{Error, Result};
 
 /// Key-value slots of one wave.
 const TOKEN_BUDGET: usize = 16_384;
 /// Bytes of image features that a batch may hold.
 const IMAGE_CACHE: usize = 1 << 30;
-
-/// How rejected answers are drawn in training.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Online {
-    /// sentence-transformers folder, as [`SentenceEncoder::load`] takes it; in a configuration also a name.
-    pub encoder: std::path::PathBuf,
-    /// A candidate is accepted if its similarity to the chosen answer is below.
-    #[serde(default = "threshold")]
-    pub threshold: f64,
-    /// Weight of the drawn answer; the pair's own rejected answer has the rest. 1 = drawn answers alone.
-    #[serde(default = "gamma")]
-    pub gamma: f64,
-}
-
-fn threshold() -> f64 {
-    0.97
-}
-
-fn gamma() -> f64 {
-    1.0
-}
-
-impl Online {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// The first outside its range.
-    pub(super) fn validate(&self, projector: bool) -> Result<()> {
-        let invalid = |field: &str, message: String| {
-            Err(Error::invalid("configuration", format!("field train.online.{field}"), message))
-        };
-        if !(-1.0..=1.0).contains(&self.threshold) {
-            return invalid(
-                "threshold",
-                format!("is {}, expected a cosine in [-1, 1]", self.threshold),
-            );
-        }
-        if !(self.gamma > 0.0 && self.gamma <= 1.0) {
-            return invalid("gamma", format!("is {}, expected in (0, 1]", self.gamma));
-        }
-        if projector {
-            let message =
-                "needs the base's projector for its reference: train.projector must be false";
-            return invalid("encoder", message.to_owned());
-        }
-        Ok(())
-    }
-}
 
 /// Draws rejected answers.
 pub(super) struct Drawer {

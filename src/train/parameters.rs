@@ -7,12 +7,12 @@ use candle_core::{DType, Device, Tensor, Var};
 use serde_json::json;
 
 use super::settings::Settings;
+use crate::files::{AtomicFile, write_json};
 use crate::models::adapter::{self, canonical};
 use crate::models::hub::Origin;
 use crate::models::lora::{Lora, Switch, Trainable};
 use crate::models::weights::Weights;
 use crate::ops::philox::{Draws, Purpose, unit_interval};
-use crate::sweep::atomic::{AtomicFile, write_json};
 use crate::{Error, Result};
 
 const PROJECTOR: &str = "multi_modal_projector.";

@@ -25,11 +25,11 @@ use super::trainer::{BatchStats, Example, Trainer};
 use crate::data::image;
 use crate::data::json::read_document;
 use crate::engine::{Progress, checkpoint};
+use crate::files::{write_file, write_json};
 use crate::models::device;
 use crate::models::encoder::Choice;
 use crate::ops::philox::{Draws, Purpose};
 use crate::sampling::SamplingConfig;
-use crate::sweep::atomic::{write_file, write_json};
 use crate::{Error, Result};
 
 /// Where a training takes its model from and leaves its files.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::online::Online;
+use crate::sampling::acceptance::PAPER_THRESHOLD;
 use crate::{Error, Result};
 
 /// What is minimised.
@@ -189,5 +189,54 @@ impl Settings {
         }
         let along = (step - warmup) / (f64::from(steps) - warmup).max(1.0);
         0.5 * (1.0 + (std::f64::consts::PI * along).cos())
+    }
+}
+
+/// How rejected answers are drawn in training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Online {
+    /// sentence-transformers folder, as [`SentenceEncoder::load`](crate::models::encoder::SentenceEncoder::load) takes it; in a configuration also a name.
+    pub encoder: std::path::PathBuf,
+    /// A candidate is accepted if its similarity to the chosen answer is below.
+    #[serde(default = "threshold")]
+    pub threshold: f64,
+    /// Weight of the drawn answer; the pair's own rejected answer has the rest. 1 = drawn answers alone.
+    #[serde(default = "gamma")]
+    pub gamma: f64,
+}
+
+fn threshold() -> f64 {
+    PAPER_THRESHOLD
+}
+
+fn gamma() -> f64 {
+    1.0
+}
+
+impl Online {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first outside its range.
+    fn validate(&self, projector: bool) -> Result<()> {
+        let invalid = |field: &str, message: String| {
+            Err(Error::invalid("configuration", format!("field train.online.{field}"), message))
+        };
+        if !(-1.0..=1.0).contains(&self.threshold) {
+            return invalid(
+                "threshold",
+                format!("is {}, expected a cosine in [-1, 1]", self.threshold),
+            );
+        }
+        if !(self.gamma > 0.0 && self.gamma <= 1.0) {
+            return invalid("gamma", format!("is {}, expected in (0, 1]", self.gamma));
+        }
+        if projector {
+            let message =
+                "needs the base's projector for its reference: train.projector must be false";
+            return invalid("encoder", message.to_owned());
+        }
+        Ok(())
     }
 }

@@ -55,7 +55,7 @@ fn files_are_what_the_real_readers_read() {
         assert_eq!(benchmark.items().len(), items, "{name}");
         for item in benchmark.items() {
             let picture = item.image.as_deref().expect("an image");
-            bdhs::eval::answer::find_image(&dir.path().join("images"), picture).unwrap();
+            bdhs::eval::folder::find_image(&dir.path().join("images"), picture).unwrap();
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use bdhs::config::threshold_text;
+use bdhs::eval::tally::quantile;
 use bdhs::sampling::Flag;
 use bdhs::store::{EncoderInfo, Key, Score, ScoreRow};
 use bdhs::sweep::grid::{
     Attempts, Cell, ScoreTable, Slot, candidates_if_independent, decide_cells, first_acceptance,
-    matched_threshold, overlap, quantile, threshold_text,
+    matched_threshold, overlap,
 };
 use bdhs::sweep::summary::{Summary, SummaryInput, Truncation};
 use proptest::prelude::*;

@@ -276,11 +276,12 @@ fn another_run_is_refused_field_by_field() {
     filled(&path, &manifest(), &[0, 1]);
     let before = fs::read(&path).unwrap();
     type Change = fn(&mut Manifest);
-    let changes: [(Change, &[&str]); 9] = [
+    let changes: [(Change, &[&str]); 10] = [
         (|m| m.bdhs_version = "9.9.9".into(), &["bdhs_version is 0.1.0", "wants 9.9.9"]),
         (|m| m.model_fingerprint = "xyz".into(), &["model_fingerprint is abab", "wants xyz"]),
         (|m| m.seed = 3, &["seed is 18446744073709551615", "wants 3"]),
         (|m| m.dataset_fingerprint = "x".into(), &["dataset_fingerprint is cdcd", "wants x"]),
+        (|m| m.dataset_fingerprint = "2:x".into(), &["wants 2:x", "another version of bdhs"]),
         (|m| m.plan_hash = "x".into(), &["plan_hash is efef", "wants x"]),
         (|m| m.shard = Shard::Part { index: 1, count: 2 }, &["shard is 0/1", "wants 1/2"]),
         (

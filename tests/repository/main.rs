@@ -1,3 +1,4 @@
-//! The repository itself: the crate in another project.
+//! The repository itself: the crate in another project, the order of its rooms.
 
+mod floors;
 mod standalone;

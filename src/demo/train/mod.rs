@@ -13,7 +13,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::folder::{self, ENCODERS, LLAVA, encoder_names};
-use super::words::vocabulary_corpus;
+use super::questions::questions;
+use super::scene::{Dice, Scene, Split};
+use super::words::describe;
 use super::{DESCRIBE, SHORT};
 use crate::engine::{Progress, checkpoint};
 use crate::{Error, Result};
@@ -110,4 +112,20 @@ impl Log<'_> {
         }
         Ok(())
     }
+}
+
+/// Texts for training a tokenizer: descriptions, questions and answers of 1000 training scenes. They hold every word that
+/// [`describe`] and [`questions`] use.
+pub fn vocabulary_corpus(seed: u64) -> impl Iterator<Item = String> {
+    const SCENES: u32 = 1000;
+    const TEXTS: u32 = 0xD3;
+    (0..SCENES).flat_map(move |index| {
+        let scene = Scene::sample(seed, Split::Train, index);
+        let mut dice = Dice::new(seed, Split::Train, index).fork(TEXTS);
+        let mut texts = vec![describe(&scene, &mut dice)];
+        for question in questions(&scene, &mut dice) {
+            texts.extend([question.text, question.answer, question.long]);
+        }
+        texts
+    })
 }

@@ -37,7 +37,7 @@ use self::{
     client::{Client, Reply},
     store::Store,
 };
-use super::{Benchmark, Item, answer::claim};
+use super::{Benchmark, Item, folder::claim};
 use crate::{Error, Result, engine::Progress};
 
 /// What a judge is asked about one answer.
@@ -109,6 +109,34 @@ pub struct Judge {
 }
 
 impl Judge {
+    /// Runs over all items.
+    pub const RUNS: u32 = 1;
+    /// Requests under way at once.
+    pub const THREADS: usize = 4;
+    /// Tries of one request.
+    pub const TRIES: u32 = 8;
+    /// Seconds before the second try.
+    pub const BACKOFF: f64 = 1.0;
+    /// Seconds for one request.
+    pub const TIMEOUT: f64 = 120.0;
+    /// Detail level of images.
+    pub const DETAIL: &str = "auto";
+
+    /// A judge that is asked as the constants above say.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            runs: Self::RUNS,
+            threads: Self::THREADS,
+            tries: Self::TRIES,
+            backoff: Duration::from_secs_f64(Self::BACKOFF),
+            timeout: Duration::from_secs_f64(Self::TIMEOUT),
+            accept_model: None,
+            detail: Self::DETAIL.to_owned(),
+            prices: None,
+        }
+    }
+
     /// Whether a reply of this model is used: the one asked for or accepted by name, or a dated version of it.
     fn accepts(&self, model: &str) -> bool {
         let same = |name: &str| {

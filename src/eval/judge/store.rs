@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Error, Result, eval::answer::append};
+use crate::{Error, Result, eval::folder::append};
 
 /// Replies by (id, run, attempt), and the file, locked for this process.
 pub(super) struct Store {

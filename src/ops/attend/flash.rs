@@ -22,7 +22,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Tensor};
 
-use super::AttendPlan;
+use super::{AttendPlan, Sequences};
 #[cfg(feature = "flash-attn")]
 use crate::ops::cuda::attend::flash_forward as launch;
 use crate::{Error, Result};
@@ -184,21 +184,6 @@ impl Call {
         ];
         refused.into_iter().find(|(is, _)| *is).map_or(Ok(()), |(_, why)| Err(why))
     }
-}
-
-/// A plan as the kernels are told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sequences {
-    /// Where each sequence's rows begin, and where the last one's end.
-    pub rows: Vec<u32>,
-    /// Where each sequence's slots begin, and where the last one's end.
-    pub keys: Vec<u32>,
-    /// Rows of the longest.
-    pub longest_rows: usize,
-    /// Slots of the longest.
-    pub longest_keys: usize,
-    /// Whether rows see in causal order.
-    pub causal: bool,
 }
 
 impl Sequences {

@@ -50,81 +50,19 @@
 //!
 //! Source: scaled dot-product attention (Vaswani et al. 2017); grouped queries (Ainslie et al. 2023).
 
+mod composed;
 mod cpu;
 pub mod flash;
 mod grad;
+mod plan;
 
-use super::composed;
 use super::host::{Rows, Stored, by_float, flat_rows, whole_rows};
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp3, DType, InplaceOp2, Layout, Shape, Tensor, bail};
 use std::borrow::Cow;
-use std::ops::Range;
 
-/// The largest D on a GPU.
-pub(super) const WIDEST_ON_GPU: usize = 256;
-
-/// A run of arena slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// The first slot.
-    pub start: usize,
-    /// How many; 0 is allowed.
-    pub len: usize,
-}
-
-/// Query rows that see the same keys.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// Rows of q.
-    pub rows: Range<usize>,
-    /// What they see, in order. Empty: the rows give zeros.
-    pub keys: Vec<Segment>,
-    /// Whether row t of n sees all but the last n - 1 - t keys.
-    pub causal: bool,
-}
-
-/// Who sees what. Blocks must not share rows; rows in no block give zeros.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AttendPlan {
-    /// The blocks, in any order.
-    pub blocks: Vec<Block>,
-}
-
-impl AttendPlan {
-    /// One block per sequence of a packed batch, each seeing itself: `cu_seqlens` is `[0, T_0, T_0 + T_1, ..]`.
-    pub fn ragged(cu_seqlens: &[u32], causal: bool) -> Self {
-        let block = |w: &[u32]| {
-            let (start, end) = (w[0] as usize, w[1].max(w[0]) as usize);
-            Block { rows: start..end, keys: vec![Segment { start, len: end - start }], causal }
-        };
-        Self { blocks: cu_seqlens.windows(2).map(block).collect() }
-    }
-
-    /// Checks every block against R query rows and S slots.
-    pub(super) fn check(&self, rows: usize, slots: usize) -> Result<()> {
-        const OP: &str = "attend";
-        let mut seen = vec![false; rows];
-        for (i, block) in self.blocks.iter().enumerate() {
-            let (start, end) = (block.rows.start, block.rows.end);
-            if start > end || end > rows {
-                let got = format!("{start}..{end} in block {i}");
-                return Err(Error::argument(OP, "rows", got, format!("within 0..{rows}")));
-            }
-            if let Some(row) = (start..end).find(|&row| std::mem::replace(&mut seen[row], true)) {
-                let got = format!("row {row} again in block {i}");
-                return Err(Error::argument(OP, "rows", got, "each row in one block"));
-            }
-            for s in &block.keys {
-                if s.start.checked_add(s.len).is_none_or(|end| end > slots) {
-                    let got = format!("{} slots from {} in block {i}", s.len, s.start);
-                    return Err(Error::argument(OP, "segment", got, format!("within 0..{slots}")));
-                }
-            }
-        }
-        Ok(())
-    }
-}
+pub use plan::{AttendPlan, Block, Segment, Sequences};
+pub(super) use plan::{WIDEST_ON_GPU, check_slots};
 
 /// A bias added to the scaled scores by distance: `table[h, key - query + max - 1]`, as in MPNet and T5.
 #[derive(Clone, Debug)]
@@ -243,21 +181,6 @@ pub fn write_rows(arena: &Tensor, rows: &Tensor, slots: &[u32]) -> Result<()> {
         return Ok(());
     }
     Ok(arena.inplace_op2(&whole_rows(rows)?, &WriteRows { slots })?)
-}
-
-/// An error unless slots are distinct and below `count`.
-pub(super) fn check_slots(op: &'static str, slots: &[u32], count: usize) -> Result<()> {
-    let mut sorted = slots.to_vec();
-    sorted.sort_unstable();
-    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::argument(op, "slots", format!("{} twice", pair[0]), "distinct slots"));
-    }
-    match sorted.last() {
-        Some(&last) if last as usize >= count => {
-            Err(Error::argument(op, "slots", last, format!("below {count}")))
-        }
-        _ => Ok(()),
-    }
 }
 
 // candle's view of the ops.

@@ -9,11 +9,11 @@
 //! adds the second product first; each addition rounds once (a product of two bf16 is exact in f32). It takes subnormal operands
 //! for zero and gives zero for subnormal results: an error of 2^-126 an addition, and of 2^-126 |w| or 2^-126 |x| a product.
 
-use super::kernel::{DEPTH, PANEL};
+use super::{DEPTH, PANEL};
 use crate::ops::host::Stored;
 
 #[cfg(target_arch = "x86_64")]
-use super::kernel::ROWS;
+use super::REGISTER_ROWS as ROWS;
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
 #[cfg(target_arch = "x86_64")]

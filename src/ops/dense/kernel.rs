@@ -3,20 +3,13 @@
 
 use candle_core::DType;
 
-use super::dots;
+#[cfg(target_arch = "x86_64")]
+use super::REGISTER_ROWS as ROWS;
+use super::{DEPTH, PANEL, dots};
 use crate::ops::simd::Element;
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
-
-/// Outputs of a panel.
-pub(super) const PANEL: usize = 64;
-/// Terms that are summed before the sum joins the result. So many of a panel's weights stay in the L2 cache, and long sums keep
-/// their last bits.
-pub(super) const DEPTH: usize = 512;
-/// Rows that the kernels keep in registers.
-#[cfg(target_arch = "x86_64")]
-pub(super) const ROWS: usize = 6;
 
 /// A kernel for a fixed number of rows: x, distance of its rows, weights, terms, y, whether to add to it.
 #[cfg(target_arch = "x86_64")]

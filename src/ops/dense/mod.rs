@@ -46,12 +46,20 @@ use std::borrow::Cow;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use self::kernel::{Fused, Kernel, PANEL};
+use self::kernel::{Fused, Kernel};
 use super::act::{self, Activation, bias_act};
 use super::host::{Floats, Matrix, SharedMut, Stored, by_float, contiguous, each_float, gemm};
 use super::simd;
 use crate::{Error, Result};
 
+/// Outputs of a panel.
+const PANEL: usize = 64;
+/// Terms that are summed before the sum joins the result. So many of a panel's weights stay in the L2 cache, and long sums keep
+/// their last bits.
+const DEPTH: usize = 512;
+/// Rows that the kernels keep in registers.
+#[cfg(target_arch = "x86_64")]
+const REGISTER_ROWS: usize = 6;
 /// Rows of a task at most: they and a panel stay in the L2 cache.
 const ROWS: usize = 96;
 /// Rows from which a panel of a half type is widened as a whole.

@@ -9,10 +9,11 @@ use serde::Serialize;
 use super::{number, run::Run, texts::Text};
 use crate::{
     Result,
+    config::threshold_text,
     sampling::{Candidate, Flag},
     store::{EncoderInfo, Key},
     sweep::{
-        grid::{PairRef, ScoreTable, Slot, threshold_text},
+        grid::{PairRef, ScoreTable, Slot},
         summary::flag_name,
     },
 };

@@ -15,7 +15,7 @@ use super::super::{
 use crate::{
     Result,
     ablation::{Ablation, BASELINE, Difference, ModelResult},
-    sweep::grid::threshold_text,
+    config::threshold_text,
     train,
 };
 

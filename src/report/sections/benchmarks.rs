@@ -15,8 +15,8 @@ use crate::{
     Result,
     eval::{
         METRICS, Outcome,
-        answer::find_image,
         compare::{Comparison, Differing, compare},
+        folder::find_image,
         metric,
         tally::Estimate,
     },

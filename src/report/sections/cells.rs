@@ -10,10 +10,7 @@ use super::super::{
     page::value,
     run::Run,
 };
-use crate::{
-    Result,
-    sweep::{grid::threshold_text, summary::CellSummary},
-};
+use crate::{Result, config::threshold_text, sweep::summary::CellSummary};
 
 pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
     let attempts = f64::from(run.summary.attempts);

@@ -23,16 +23,10 @@ pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
         multiples => value(Multiples::new(Vec::new(), figures)),
         waves => plural(run.waves.len() as u64, "wave"),
         generation => duration(seconds),
-        saved => format!("{:.1}", saved(run)),
+        saved => format!("{:.1}", run.saved()),
         cells => summary.cells.len(),
         budget_lowered => summary.budget_lowered,
     }))
-}
-
-/// How many times fewer candidates than one run a cell would need.
-pub(in crate::report) fn saved(run: &Run) -> f64 {
-    let summary = &run.summary;
-    summary.candidates_if_independent as f64 / summary.candidates_generated.max(1) as f64
 }
 
 fn generations(run: &Run) -> Result<Figure> {

@@ -9,7 +9,7 @@ use super::super::{
     page::value,
     run::Run,
 };
-use crate::{Result, sweep::grid::threshold_text};
+use crate::{Result, config::threshold_text};
 
 pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
     let overlap = &run.summary.overlap;

@@ -10,10 +10,7 @@ use super::super::{
     page::value,
     run::Run,
 };
-use crate::{
-    Result,
-    sweep::grid::{quantile, threshold_text},
-};
+use crate::{Result, config::threshold_text, eval::tally::quantile};
 
 pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
     let firsts: Vec<Vec<f64>> = run

@@ -16,8 +16,8 @@ use parquet::schema::types::ColumnPath;
 use serde_json::{Value, json};
 
 use super::record::{Message, Record};
+use crate::files::AtomicFile;
 use crate::store::Score;
-use crate::sweep::atomic::AtomicFile;
 use crate::sweep::summary::flag_name;
 use crate::{Error, Result};
 

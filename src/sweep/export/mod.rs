@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::atomic::AtomicFile;
 use super::grid::{Cell, PairRef, Slot};
 use crate::data::Sample;
+use crate::files::AtomicFile;
 use crate::sampling::{Flag, SamplingConfig};
 use crate::store::{EncoderInfo, Head, Score, ScoreRow, Store};
 use crate::{Error, Result};

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use bdhs::demo::questions::{Kind, Negative, Question, exists, questions};
 use bdhs::demo::scene::{Background, Cell, Colour, Dice, Object, Scene, Shape, Size, Split, Theme};
-use bdhs::demo::words::{claims, describe, mentions, vocabulary_corpus};
+use bdhs::demo::train::vocabulary_corpus;
+use bdhs::demo::words::{claims, describe, mentions};
 use bdhs::sampling::SentenceRule;
 
 use super::descriptions::Reader;

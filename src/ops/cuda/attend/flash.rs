@@ -8,7 +8,7 @@ use candle_flash_attn::flash_attn_varlen;
 
 use super::super::{Upload, is_capturing, tensor::tensor};
 use super::tensors::Last;
-use crate::ops::attend::flash::Sequences;
+use crate::ops::attend::Sequences;
 use crate::{Error, Result};
 
 const OP: &str = "attend by flash-attn";

@@ -37,8 +37,9 @@
 //!
 //! Sources: layer normalisation (Ba et al. 2016), RMSNorm (Zhang & Sennrich 2019).
 
+mod composed;
+
 use super::act::{Activation, bias_act};
-use super::composed;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::grads;

@@ -30,7 +30,8 @@
 //!
 //! Sources: GELU (Hendrycks & Gimpel 2016) by erf and by tanh, quick GELU as in CLIP, SiLU; erf from fits of our own.
 
-use super::composed;
+mod composed;
+
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::grads;

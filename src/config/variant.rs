@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{Config, Options, config::Visit, grid::label, named, run::run, summary::Summary};
+use super::{Config, Visit, label, named};
 use crate::{
     Error, Result,
     demo::embedded,
     engine::Progress,
     models::{encoder::Choice, hub::Kind},
+    sampling::acceptance::nearest_to_paper,
 };
 
 /// The default cell's row under other settings. What is not named stays as the run has it.
@@ -113,13 +114,9 @@ impl Config {
     /// # Errors
     /// `ablation.default_cell` names none of the grid's.
     pub fn default_cell(&self, encoders: &[String]) -> Result<(usize, usize)> {
-        /// The paper's threshold.
-        const EPS: f64 = 0.97;
         let thresholds = &self.grid.thresholds;
         let Some(name) = &self.ablation.default_cell else {
-            let away = |i: &usize| (thresholds[*i] - EPS).abs();
-            let nearest = (0..thresholds.len()).min_by(|a, b| away(a).total_cmp(&away(b)));
-            return Ok((0, nearest.unwrap_or(0)));
+            return Ok((0, nearest_to_paper(thresholds).unwrap_or(0)));
         };
         let mut labels = Vec::new();
         for (i, encoder) in encoders.iter().enumerate() {
@@ -191,21 +188,4 @@ impl Config {
 /// The folder of a variant's own run.
 fn folder(run: &Path, name: &str) -> PathBuf {
     run.join("variants").join(name)
-}
-
-/// Carries out a run, and the runs of its variants; a summary of the run itself, as [`run`] gives it.
-///
-/// # Errors
-/// As [`run`] and [`Config::variants`].
-pub fn run_all(
-    config: &Config,
-    options: &Options,
-    progress: &dyn Progress,
-) -> Result<Option<Summary>> {
-    let runs = config.runs()?;
-    let summary = run(config, options, progress)?;
-    for variant in &runs[1..] {
-        run(variant, options, progress)?;
-    }
-    Ok(summary)
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, atomic::write_json, named::recorded};
-use crate::{Error, Result, models::PatchMap};
+use super::{Config, named::recorded};
+use crate::{Error, Result, files::write_json, models::PatchMap};
 
 /// Its name in a run folder.
 const FILE: &str = "run.json";

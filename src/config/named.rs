@@ -1,11 +1,13 @@
-//! What the name of a model or an encoder means: a folder, a model of the demo, or a repository of the hub. Commands and
+//! What the name of a model, an encoder or a judge means: a folder, a model of the demo, or a repository of the hub. Commands and
 //! configurations name them alike.
 
 use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::demo::embedded;
+use crate::demo::judge::{self, Service};
 use crate::engine::Progress;
+use crate::eval::judge::{Endpoint, Judge};
 use crate::models::adapter;
 use crate::models::encoder::Choice;
 use crate::models::hub::{self, Kind, Name};
@@ -49,6 +51,19 @@ fn place(path: &Path, kind: Kind, progress: &dyn Progress) -> Result<PathBuf> {
         // Loading it says what is missing.
         None => Ok(path.to_owned()),
     }
+}
+
+/// The judge of a name, and the service that answers for it, which must be kept as long as the judge is asked: the demo's judge is
+/// a service of this process, any other is a model at `OPENAI_BASE_URL`.
+///
+/// # Errors
+/// As [`Service::start`].
+pub fn judge(model: &str) -> Result<(Judge, Option<Service>)> {
+    if model != judge::MODEL {
+        return Ok((Judge::new(Endpoint::from_env(model)), None));
+    }
+    let service = Service::start(0)?;
+    Ok((Judge::new(Endpoint::new(service.url(), model, None)), Some(service)))
 }
 
 /// A path of a file in `base`, relative to it; names stay as they are.
