@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::ValueKind;
-use minijinja::{Environment, Error as JinjaError, ErrorKind, State, Value, context};
+use minijinja::{Environment, Error as JinjaError, ErrorKind, Value, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
 use super::fields::Fields;
@@ -240,7 +240,7 @@ fn environment(tokenizer: Option<&Fields>) -> Result<Environment<'static>> {
     env.add_function("strftime_now", move |_: String| {
         refuse("strftime_now would make prompts depend on the date".into())
     });
-    env.set_unknown_method_callback(python_method);
+    env.set_unknown_method_callback(unknown_method_callback);
     for name in ["bos_token", "eos_token", "unk_token", "pad_token"] {
         let text = tokenizer.and_then(|fields| special_token(fields, name)).unwrap_or_default();
         env.add_global(name, text);
@@ -252,60 +252,4 @@ fn environment(tokenizer: Option<&Fields>) -> Result<Environment<'static>> {
 pub(super) fn special_token(fields: &Fields, name: &str) -> Option<String> {
     let value = fields.value(name)?;
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
-}
-
-/// The Python methods that published templates call on strings and dicts.
-fn python_method(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, JinjaError> {
-    let unknown = || JinjaError::from(ErrorKind::UnknownMethod);
-    if value.kind() == ValueKind::Map {
-        return match method {
-            "items" | "keys" | "values" => {
-                let filter = if method == "items" { "items" } else { "list" };
-                if method == "values" {
-                    let values = value.try_iter()?.map(|k| value.get_item(&k));
-                    return values.collect::<Result<Vec<_>, _>>().map(Value::from);
-                }
-                state.apply_filter(filter, std::slice::from_ref(value))
-            }
-            "get" => {
-                let key =
-                    args.first().ok_or_else(|| JinjaError::from(ErrorKind::MissingArgument))?;
-                let found = value.get_item(key)?;
-                let default = args.get(1).cloned().unwrap_or(Value::from(()));
-                Ok(if found.is_undefined() { default } else { found })
-            }
-            _ => Err(unknown()),
-        };
-    }
-    let Some(text) = value.as_str() else { return Err(unknown()) };
-    let arg = |i: usize| args.get(i).and_then(Value::as_str);
-    // Python counts the four separator characters as white space, Unicode does not.
-    let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
-    let set = |c: char| arg(0).map_or(space(c), |set| set.contains(c));
-    Ok(match (method, args.len()) {
-        ("upper", 0) => Value::from(text.to_uppercase()),
-        ("lower", 0) => Value::from(text.to_lowercase()),
-        ("title" | "capitalize", 0) => state.apply_filter(method, std::slice::from_ref(value))?,
-        ("strip", _) => Value::from(text.trim_matches(set)),
-        ("lstrip", _) => Value::from(text.trim_start_matches(set)),
-        ("rstrip", _) => Value::from(text.trim_end_matches(set)),
-        ("startswith", 1) => Value::from(text.starts_with(arg(0).ok_or_else(unknown)?)),
-        ("endswith", 1) => Value::from(text.ends_with(arg(0).ok_or_else(unknown)?)),
-        ("replace", 2) => {
-            Value::from(text.replace(arg(0).ok_or_else(unknown)?, arg(1).ok_or_else(unknown)?))
-        }
-        ("split", 0) => text.split(space).filter(|s| !s.is_empty()).map(Value::from).collect(),
-        ("split", 1) => text.split(arg(0).ok_or_else(unknown)?).map(Value::from).collect(),
-        ("split", 2) => {
-            let times = args[1].as_usize().ok_or_else(unknown)?;
-            text.splitn(times + 1, arg(0).ok_or_else(unknown)?).map(Value::from).collect()
-        }
-        ("join", 1) => state.apply_filter("join", &[args[0].clone(), value.clone()])?,
-        _ => return Err(unknown()),
-    })
 }
