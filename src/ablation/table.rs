@@ -11,7 +11,7 @@ use super::plan::{BASELINE, CONTROL, CellModel, Kind, Model, Plan};
 use super::run::{judged, judged_folder, trained};
 use crate::config::{Config, Variant};
 use crate::eval::compare::{self, Comparison, compare};
-use crate::eval::run::Summary;
+use crate::eval::summary::Summary;
 use crate::eval::tally::Estimate;
 use crate::train::Means;
 use crate::{Error, Result};

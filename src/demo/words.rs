@@ -6,9 +6,7 @@
 //!
 //! "Above" and "below" mean the same column, "to the left of" and "to the right of" the same row.
 
-use super::scene::{
-    Background, Cell, Colour, Dice, Letter, Object, Scene, Shape, Size, Split, named,
-};
+use super::scene::{Background, Cell, Colour, Dice, Letter, Object, Scene, Shape, Size, named};
 
 mod edits;
 pub use edits::edit;

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     Files, METRICS, Metric, Outcome, Settings, Sources,
     answer::{Folders, answer_items},

@@ -9,7 +9,7 @@ use crate::{
     data::json::read_document,
     eval::{
         Outcome, compare,
-        run::{SUMMARY, Summary},
+        summary::{SUMMARY, Summary},
     },
 };
 
