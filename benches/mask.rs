@@ -4,7 +4,7 @@ mod common;
 
 use std::rc::Rc;
 
-use bdhs::ops::mask::{Law, Piece, Positions, Row, TokenGrid, draw, pack};
+use bdhs::ops::mask::{MaskScheme, Piece, Positions, Row, TokenGrid, draw, pack};
 use bdhs::ops::philox::Draws;
 use candle_core::DType;
 use common::{Case, Output, rotate, tensor};
@@ -30,9 +30,9 @@ fn rows() -> Vec<Row<'static>> {
 
 fn main() {
     let laws = [
-        ("bernoulli", Law::Bernoulli { rho: 0.99 }),
-        ("exact k", Law::ExactK { rho: 0.99 }),
-        ("blocks", Law::Blocks { rho: 0.99, block: 4 }),
+        ("bernoulli", MaskScheme::Bernoulli { rho: 0.99 }),
+        ("exact k", MaskScheme::ExactK { rho: 0.99 }),
+        ("blocks", MaskScheme::Blocks { rho: 0.99, block: 4 }),
     ];
     let mut cases: Vec<Case> = laws
         .into_iter()
@@ -82,7 +82,7 @@ mod gpu {
 
     use bdhs::ops::cuda::Rows;
     use bdhs::ops::cuda::mask::{Gather, Masks, draw, pack};
-    use bdhs::ops::mask::{Kept, Law, draw as draw_on_host};
+    use bdhs::ops::mask::{Kept, MaskScheme, draw as draw_on_host};
     use candle_core::DType;
     use cudarc::driver::CudaSlice;
     use half::bf16;
@@ -96,7 +96,7 @@ mod gpu {
     /// Attempts at one image: so many rows of masks have an image in common.
     const ATTEMPTS: usize = 8;
 
-    pub fn cases(stream: &Stream, laws: &[(&'static str, Law)]) -> Vec<Case> {
+    pub fn cases(stream: &Stream, laws: &[(&'static str, MaskScheme)]) -> Vec<Case> {
         let draws = laws.iter().map(|&(name, law)| drawn(name, law));
         let mut cases: Vec<Case> =
             draws.flat_map(|launches| launches.calls_and_replays(stream)).collect();
@@ -108,7 +108,7 @@ mod gpu {
 
     type Drawn = (Masks, RefCell<CudaSlice<u32>>, RefCell<CudaSlice<u32>>);
 
-    fn drawn(name: &str, law: Law) -> Launches<Drawn> {
+    fn drawn(name: &str, law: MaskScheme) -> Launches<Drawn> {
         Launches {
             name: format!("mask/gpu {name}/{ROWS} x {TOKENS}"),
             costs: (ROWS * TOKENS / 8, 0),
@@ -163,7 +163,7 @@ mod gpu {
     }
 
     /// Packs what bernoulli masks keep of images of [`TOKENS`] rows. Cold by its size alone: it reads and writes each row once.
-    fn packed(law: Law, rows: usize, hidden: usize, kept_where: &str) -> Launches<Packing> {
+    fn packed(law: MaskScheme, rows: usize, hidden: usize, kept_where: &str) -> Launches<Packing> {
         let kept = draw_on_host(law, &super::rows()[..rows], false).unwrap();
         let packed = rows * TEXT + kept.indices.len();
         Launches {

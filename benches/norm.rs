@@ -37,7 +37,7 @@ fn main() {
 #[cfg(feature = "cuda")]
 fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
     use bdhs::ops::cuda::norm::{Norm, norm};
-    use bdhs::ops::norm::Law;
+    use bdhs::ops::norm::NormKind;
     use common::gpu::{Buffer, case, sets};
     use half::bf16;
     use std::cell::RefCell;
@@ -59,7 +59,7 @@ fn launches(stream: &common::gpu::Stream) -> Vec<Case> {
         case(stream, name, (bytes, 0), inputs, move |stream, input| {
             let (x, residual, weight, sum, out) = input;
             let rule = Norm {
-                law: Law::Rms,
+                kind: NormKind::Rms,
                 residual: Some(residual.rows(rows, width)),
                 weight: weight.rows(1, width),
                 bias: None,

@@ -21,7 +21,7 @@ use crate::demo::embedded::{BENCHMARKS, is_embedded, resolve};
 use crate::demo::judge::Service;
 use crate::engine::{Answering, Progress, checkpoint};
 use crate::eval::judge::Judge;
-use crate::eval::run::{self, Benchmarks, Heard};
+use crate::eval::run::{self, Benchmarks, Callbacks};
 use crate::eval::summary::{SUMMARY, Summary};
 use crate::eval::{self, Settings};
 use crate::files::write_json;
@@ -306,8 +306,8 @@ impl Judging {
             images: Some(&self.images),
             out: Some(&out),
         };
-        let heard = Heard { progress, cost: &|_, _| {} };
-        run::all(&run, &self.benchmarks(), &self.metrics, &self.settings, &heard)?;
+        let callbacks = Callbacks { progress, cost: &|_, _| {} };
+        run::all(&run, &self.benchmarks(), &self.metrics, &self.settings, &callbacks)?;
         write_json(&out.join(SECONDS), &Seconds { judge: begun.elapsed().as_secs_f64() })
     }
 }

@@ -206,7 +206,7 @@ pub fn status(config: &Config) -> Result<Status> {
             entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.sort();
         for path in paths.into_iter().filter(|path| path.extension().is_some_and(|e| e == "db")) {
-            let candidates = Store::open(&path)?.heads()?.len();
+            let candidates = Store::open(&path)?.candidate_refs()?.len();
             stores.push((path, candidates));
         }
     }

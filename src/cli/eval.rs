@@ -20,7 +20,7 @@ use crate::{
     eval::{
         self, Files, Protocol, Settings, Singular, Sources, Unit, compare,
         judge::{Cost, Judge},
-        run::{self, Benchmarks, Heard},
+        run::{self, Benchmarks, Callbacks},
     },
     models::{Model, Source, device},
 };
@@ -289,9 +289,9 @@ impl All {
             out: Some(&self.out),
         };
         let tell = Asked::tell(judge.as_ref());
-        let heard = Heard { progress: &bars, cost: &tell };
+        let callbacks = Callbacks { progress: &bars, cost: &tell };
         let metrics = run::chosen(&self.only)?;
-        let summary = run::all(&run, &benchmarks, &metrics, &settings, &heard)?;
+        let summary = run::all(&run, &benchmarks, &metrics, &settings, &callbacks)?;
         bars.clear();
         if global.json { print_json(&summary) } else { print_text(&summary.table()) }
     }
@@ -376,8 +376,8 @@ impl Run {
         let sources =
             Sources { predictions: self.predictions.clone(), replies: self.judge_replies.clone() };
         let tell = Asked::tell(judge.as_ref());
-        let heard = Heard { progress: &bars, cost: &tell };
-        let outcome = run.run(metric, &files, &settings, sources, &heard)?;
+        let callbacks = Callbacks { progress: &bars, cost: &tell };
+        let outcome = run.run(metric, &files, &settings, sources, &callbacks)?;
         bars.clear();
         if global.json { print_json(&outcome) } else { print_text(&outcome.table()) }
     }

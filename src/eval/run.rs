@@ -31,8 +31,8 @@ pub struct Run<'a> {
     pub out: Option<&'a Path>,
 }
 
-/// What is told while a run goes on.
-pub struct Heard<'a> {
+/// Called while a run goes on.
+pub struct Callbacks<'a> {
     /// Of answers and replies.
     pub progress: &'a dyn Progress,
     /// The judge's cost: before (true) and after.
@@ -50,7 +50,7 @@ impl Run<'_> {
         files: &Files,
         settings: &Settings,
         mut sources: Sources,
-        heard: &Heard,
+        callbacks: &Callbacks,
     ) -> Result<Outcome> {
         let name = metric.spec().name;
         let missing = |what| Error::argument(name, what, "not given", "a folder");
@@ -58,8 +58,15 @@ impl Run<'_> {
             let images = self.images.ok_or_else(|| missing("--images"))?;
             let out = self.out.ok_or_else(|| missing("--out"))?;
             let folders = Folders { images, out };
-            let path =
-                answer_items(metric, files, settings, model, folders, answering, heard.progress)?;
+            let path = answer_items(
+                metric,
+                files,
+                settings,
+                model,
+                folders,
+                answering,
+                callbacks.progress,
+            )?;
             sources.predictions = Some(path);
         }
         if let (Some(judge), true) = (self.judge, sources.replies.is_empty()) {
@@ -68,11 +75,11 @@ impl Run<'_> {
                 let expected = "answers to judge, or --model";
                 return Err(Error::argument(name, "--predictions", "not given", expected));
             };
-            let estimate = |cost: Cost| (heard.cost)(true, cost);
+            let estimate = |cost: Cost| (callbacks.cost)(true, cost);
             let places = (predictions.as_path(), self.images, out);
-            let told = (heard.progress, &estimate as &dyn Fn(Cost));
-            let (path, cost) = ask_judge(metric, files, settings, places, judge, told)?;
-            (heard.cost)(false, cost);
+            let reports = (callbacks.progress, &estimate as &dyn Fn(Cost));
+            let (path, cost) = ask_judge(metric, files, settings, places, judge, reports)?;
+            (callbacks.cost)(false, cost);
             sources.replies = vec![path];
         }
         let outcome = evaluate(metric, files, settings, &sources)?;
@@ -145,7 +152,7 @@ pub fn all(
     benchmarks: &Benchmarks,
     metrics: &[&'static dyn Metric],
     settings: &Settings,
-    heard: &Heard,
+    callbacks: &Callbacks,
 ) -> Result<Summary> {
     let missing = |what| Error::argument("eval all", what, "not given", "a value");
     let (model, answering) = run.model.ok_or_else(|| missing("--model"))?;
@@ -170,7 +177,7 @@ pub fn all(
             Sources { predictions: known.map(|(_, path)| path.clone()), ..Sources::default() };
         let judge = run.judge.filter(|_| spec.judged);
         let one = Run { judge, out: Some(&folder), ..*run };
-        let outcome = one.run(*metric, files, settings, sources, heard)?;
+        let outcome = one.run(*metric, files, settings, sources, callbacks)?;
         answered.push((files, folder.join("predictions.jsonl")));
         summary.metrics.extend(outcome.headline());
     }

@@ -14,11 +14,11 @@
 //! is in integers, hence the same on every machine, bit for bit.
 //!
 //! # Laws
-//! - [`Law::Bernoulli`] `[S eq. 6]`: token i stays iff `word >= ceil(rho * 2^32)`, compared in 64 bits, so that rho = 0
+//! - [`MaskScheme::Bernoulli`] `[S eq. 6]`: token i stays iff `word >= ceil(rho * 2^32)`, compared in 64 bits, so that rho = 0
 //!   keeps every token and rho = 1 none.
-//! - [`Law::ExactK`] `[C]`: of the n drawn tokens exactly `k = round(n - rho * n)` stay (halves away from zero): those with the
+//! - [`MaskScheme::ExactK`] `[C]`: of the n drawn tokens exactly `k = round(n - rho * n)` stay (halves away from zero): those with the
 //!   k smallest words, ties by index. A uniform choice without replacement.
-//! - [`Law::Blocks`] `[C]`: each grid is cut from its top-left corner into squares of `block` x `block` tokens (narrower at the
+//! - [`MaskScheme::Blocks`] `[C]`: each grid is cut from its top-left corner into squares of `block` x `block` tokens (narrower at the
 //!   right and bottom edge); a square stays whole or goes whole, by the Bernoulli rule on the word of its top-left
 //!   token. A newline token is a square of its own.
 //!
@@ -30,15 +30,15 @@
 //!
 //! # Example
 //! ```
-//! use bdhs::ops::mask::{Law, Row, TokenGrid, draw};
+//! use bdhs::ops::mask::{MaskScheme, Row, TokenGrid, draw};
 //!
 //! # fn main() -> bdhs::Result<()> {
 //! let grid = [TokenGrid { start: 0, rows: 24, cols: 24, stride: 24 }];
 //! // One image of 576 tokens, of which exactly 6 stay. The mask depends on seed and stream alone.
 //! let row = Row::new(7, 0, 576, &grid);
-//! let kept = draw(Law::ExactK { rho: 0.99 }, &[row], false)?;
+//! let kept = draw(MaskScheme::ExactK { rho: 0.99 }, &[row], false)?;
 //! assert_eq!(kept.row(0).len(), 6);
-//! assert_eq!(kept, draw(Law::ExactK { rho: 0.99 }, &[row], false)?);
+//! assert_eq!(kept, draw(MaskScheme::ExactK { rho: 0.99 }, &[row], false)?);
 //! # Ok(())
 //! # }
 //! ```
@@ -59,7 +59,7 @@ use crate::{Error, Result};
 
 /// How image tokens are chosen; `rho` is the share that goes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Law {
+pub enum MaskScheme {
     /// Each token on its own, kept with probability 1 - rho.
     Bernoulli {
         /// Probability that a token goes, in [0, 1].
@@ -79,7 +79,7 @@ pub enum Law {
     },
 }
 
-impl Law {
+impl MaskScheme {
     /// The share that goes.
     pub fn rho(&self) -> f64 {
         match *self {
@@ -178,14 +178,14 @@ impl Kept {
 /// Draws the masks of many rows: see the module docs.
 ///
 /// # Errors
-/// On a law or a row outside the contract; the message names the row.
+/// On a scheme or a row outside the contract; the message names the row.
 #[doc(alias = "random_masking")]
-pub fn draw(law: Law, rows: &[Row<'_>], exempt_newlines: bool) -> Result<Kept> {
-    check_law(law)?;
+pub fn draw(scheme: MaskScheme, rows: &[Row<'_>], exempt_newlines: bool) -> Result<Kept> {
+    check_scheme(scheme)?;
     let drawn: Vec<Vec<u32>> = rows
         .par_iter()
         .enumerate()
-        .map(|(r, row)| Ok(draw_row(law, row, &cells(r, row)?, exempt_newlines)))
+        .map(|(r, row)| Ok(draw_row(scheme, row, &cells(r, row)?, exempt_newlines)))
         .collect::<Result<_>>()?;
     let mut kept = Kept {
         indices: Vec::with_capacity(drawn.iter().map(Vec::len).sum()),
@@ -206,11 +206,11 @@ pub(super) fn threshold(rho: f64) -> u64 {
     (rho * 4_294_967_296.0).ceil() as u64
 }
 
-fn check_law(law: Law) -> Result<()> {
-    if !(0.0..=1.0).contains(&law.rho()) {
-        return Err(Error::argument("mask::draw", "rho", law.rho(), "a share in [0, 1]"));
+fn check_scheme(scheme: MaskScheme) -> Result<()> {
+    if !(0.0..=1.0).contains(&scheme.rho()) {
+        return Err(Error::argument("mask::draw", "rho", scheme.rho(), "a share in [0, 1]"));
     }
-    if let Law::Blocks { block: 0, .. } = law {
+    if let MaskScheme::Blocks { block: 0, .. } = scheme {
         return Err(Error::argument("mask::draw", "block", 0, "at least 1"));
     }
     Ok(())
@@ -260,20 +260,20 @@ fn cells(r: usize, row: &Row<'_>) -> Result<Vec<bool>> {
 }
 
 /// The kept tokens of one row. `cells` tells grid cells from newline tokens.
-fn draw_row(law: Law, row: &Row<'_>, cells: &[bool], exempt_newlines: bool) -> Vec<u32> {
+fn draw_row(scheme: MaskScheme, row: &Row<'_>, cells: &[bool], exempt_newlines: bool) -> Vec<u32> {
     let mut words = vec![0; row.tokens];
     row.draws.fill(Purpose::Mask, row.sentence, &mut words);
     let exempt = |i: usize| exempt_newlines && !cells[i];
-    match law {
-        Law::Bernoulli { rho } => {
+    match scheme {
+        MaskScheme::Bernoulli { rho } => {
             let bar = threshold(rho);
             (0..row.tokens)
                 .filter(|&i| exempt(i) || u64::from(words[i]) >= bar)
                 .map(|i| i as u32)
                 .collect()
         }
-        Law::ExactK { rho } => exact_k(rho, &words, exempt),
-        Law::Blocks { rho, block } => {
+        MaskScheme::ExactK { rho } => exact_k(rho, &words, exempt),
+        MaskScheme::Blocks { rho, block } => {
             // A cell takes the word of its square's top-left cell; newline tokens keep their own.
             let own = words.clone();
             for grid in row.grids {

@@ -199,7 +199,7 @@ fn stored_sampling(store: &Store, summary: &Summary) -> Result<SamplingConfig> {
     let sampling: SamplingConfig = serde_json::from_str(text).map_err(|error| {
         Error::invalid(store.path(), "manifest field sampling", error.to_string())
     })?;
-    let guidance = store.heads()?.iter().any(|head| head.guided);
+    let guidance = store.candidate_refs()?.iter().any(|head| head.guided);
     Ok(SamplingConfig { guidance, attempts: summary.attempts, ..sampling })
 }
 

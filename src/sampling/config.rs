@@ -29,10 +29,10 @@ pub enum CutUnit {
     Character,
 }
 
-/// The law by which image tokens are masked.
+/// How masked image tokens are drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Law {
+pub enum MaskScheme {
     /// Each token on its own.
     #[default]
     Bernoulli,
@@ -76,7 +76,7 @@ pub struct SamplingConfig {
     /// `[S]` Probability that an image token is masked; 0 = off, 1 = no image.
     pub rho: f64,
     /// `[S]` bernoulli; the others are `[C]` variants.
-    pub law: Law,
+    pub law: MaskScheme,
     /// `[C]` Positions after masking.
     pub positions: Positions,
     /// `[C]` Whether newline tokens are masked.
@@ -116,7 +116,7 @@ impl Default for SamplingConfig {
     fn default() -> Self {
         Self {
             rho: 0.99,
-            law: Law::Bernoulli,
+            law: MaskScheme::Bernoulli,
             positions: Positions::Original,
             newlines: Newlines::Image,
             noise_steps: 0,
@@ -227,7 +227,7 @@ impl SamplingConfig {
         )?;
         let penalty = self.repetition_penalty;
         check("repetition_penalty", penalty, scale.contains(&penalty), "between 1e-4 and 1e4")?;
-        if let Law::Blocks { block } = self.law {
+        if let MaskScheme::Blocks { block } = self.law {
             check("law.blocks.block", block, (1..=1024).contains(&block), "between 1 and 1024")?;
         }
         check("noise_steps", self.noise_steps, self.noise_steps <= 1000, "between 0 and 1000")?;
@@ -247,12 +247,12 @@ impl SamplingConfig {
         Ok(())
     }
 
-    /// The mask law with its rho, for [`mask::draw`].
-    pub fn mask_law(&self) -> mask::Law {
+    /// The masking scheme with its rho, for [`mask::draw`].
+    pub fn mask_scheme(&self) -> mask::MaskScheme {
         match self.law {
-            Law::Bernoulli => mask::Law::Bernoulli { rho: self.rho },
-            Law::ExactK => mask::Law::ExactK { rho: self.rho },
-            Law::Blocks { block } => mask::Law::Blocks { rho: self.rho, block },
+            MaskScheme::Bernoulli => mask::MaskScheme::Bernoulli { rho: self.rho },
+            MaskScheme::ExactK => mask::MaskScheme::ExactK { rho: self.rho },
+            MaskScheme::Blocks { block } => mask::MaskScheme::Blocks { rho: self.rho, block },
         }
     }
 

@@ -45,7 +45,7 @@ pub fn visible_tokens(config: &SamplingConfig, requests: &[MaskRequest<'_>]) -> 
             grids: request.grids,
         })
         .collect();
-    mask::draw(config.mask_law(), &rows, config.newlines == Newlines::Exempt)
+    mask::draw(config.mask_scheme(), &rows, config.newlines == Newlines::Exempt)
 }
 
 /// Numbers the tokens of several images one after another: total count and shifted grids.

@@ -12,6 +12,8 @@ pub use acceptance::Decision;
 pub(crate) use attempts::add_part;
 pub use attempts::{Attempt, CandidateKey};
 pub use candidate::{Candidate, Flag, Part, Stop};
-pub use config::{CutUnit, Law, Newlines, Positions, SETTINGS, SamplingConfig, Setting, YesNoRule};
+pub use config::{
+    CutUnit, MaskScheme, Newlines, Positions, SETTINGS, SamplingConfig, Setting, YesNoRule,
+};
 pub use cuts::Fragment;
 pub use sentences::{End, SentenceRule};

@@ -22,7 +22,7 @@ use rusqlite::Connection;
 pub use key::Key;
 pub use manifest::{Manifest, Shard};
 pub use merge::{MergeSummary, merge};
-pub use read::{BudgetChange, Head, ScoreRow, Unscored, Wave};
+pub use read::{BudgetChange, CandidateRef, ScoreRow, Unscored, Wave};
 pub use schema::{APPLICATION_ID, SCHEMA_VERSION};
 pub use write::{EncoderInfo, Score, WaveRecord};
 

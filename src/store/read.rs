@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// A candidate without its texts: enough to plan with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct CandidateRef {
     /// Its key.
     pub key: Key,
     /// Index of its sample.
@@ -119,19 +119,22 @@ impl Store {
     }
 
     /// All candidates, without their texts.
-    pub fn heads(&self) -> Result<Vec<Head>> {
-        self.heads_where("", [])
+    pub fn candidate_refs(&self) -> Result<Vec<CandidateRef>> {
+        self.candidate_refs_where("", [])
     }
 
     /// The candidates of some samples, without their texts.
-    pub fn heads_of(&self, samples: Range<u32>) -> Result<Vec<Head>> {
-        self.heads_where("WHERE sample >= ?1 AND sample < ?2", [samples.start, samples.end])
+    pub fn candidate_refs_of(&self, samples: Range<u32>) -> Result<Vec<CandidateRef>> {
+        self.candidate_refs_where(
+            "WHERE sample >= ?1 AND sample < ?2",
+            [samples.start, samples.end],
+        )
     }
 
-    fn heads_where(&self, filter: &str, params: impl Params) -> Result<Vec<Head>> {
+    fn candidate_refs_where(&self, filter: &str, params: impl Params) -> Result<Vec<CandidateRef>> {
         let text = format!("SELECT key, sample, attempt, guided FROM candidates {filter} {ORDER}");
         self.rows(&text, params, |row| {
-            Ok(Head {
+            Ok(CandidateRef {
                 key: Key::from_bytes(row.get(0)?),
                 sample: row.get(1)?,
                 attempt: row.get(2)?,

@@ -359,9 +359,9 @@ mod tests {
         assert!(message.contains("store.db") && message.contains("disk is full"), "{message}");
         assert_eq!(store.next_wave(1).unwrap(), 1);
         assert_eq!(store.next_wave(2).unwrap(), 0);
-        assert_eq!(store.heads().unwrap().len(), 1);
+        assert_eq!(store.candidate_refs().unwrap().len(), 1);
 
         store.commit_wave(&wave(1), &[candidate(1, 10)]).unwrap();
-        assert_eq!(store.heads().unwrap().len(), 2);
+        assert_eq!(store.candidate_refs().unwrap().len(), 2);
     }
 }

@@ -94,7 +94,7 @@ impl Runner<'_> {
     /// What the store has of a block.
     fn known(&self, range: Range<usize>) -> Result<Block> {
         let samples = range.start as u32..range.end as u32;
-        let heads = self.store.heads_of(samples.clone())?;
+        let heads = self.store.candidate_refs_of(samples.clone())?;
         let count = self.config.sampling.attempts as usize;
         let mut block = Block {
             attempts: count,

@@ -1,7 +1,7 @@
 //! `mask` on a GPU.
 
 use bdhs::ops::cuda;
-use bdhs::ops::mask::{self, Law, Piece, Positions, TokenGrid};
+use bdhs::ops::mask::{self, MaskScheme, Piece, Positions, TokenGrid};
 use bdhs::ops::philox::{Draws, WHOLE_RESPONSE};
 
 use super::{FLOATS, Random, both, gpu, stream, values};
@@ -30,7 +30,11 @@ fn draws_are_the_same() {
         })
         .collect();
     for rho in [0.0, 0.5, 0.99, 1.0] {
-        for law in [Law::Bernoulli { rho }, Law::ExactK { rho }, Law::Blocks { rho, block: 4 }] {
+        for law in [
+            MaskScheme::Bernoulli { rho },
+            MaskScheme::ExactK { rho },
+            MaskScheme::Blocks { rho, block: 4 },
+        ] {
             for exempt in [false, true] {
                 let what = format!("{law:?}, exempt {exempt}");
                 let kept = mask::draw(law, &rows, exempt).unwrap();

@@ -2,7 +2,7 @@
 
 use bdhs::Result;
 use bdhs::ops::cuda;
-use bdhs::ops::norm::{Add, Law, layer_norm, layer_norm_sum, rms_norm, rms_norm_sum};
+use bdhs::ops::norm::{Add, NormKind, layer_norm, layer_norm_sum, rms_norm, rms_norm_sum};
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::{FLOATS, Random, assert_close, both, candle_runs, gpu, roundoff, stream, values};
@@ -174,7 +174,7 @@ fn bad_calls_are_refused_by_name() {
     let buffer = stream.alloc_zeros::<f32>(24).unwrap();
     let rows = |count, width| cuda::Rows::packed(&buffer, count, width).unwrap();
     let rule = |weight, residual, eps| cuda::norm::Norm {
-        law: Law::Rms,
+        kind: NormKind::Rms,
         residual,
         weight,
         bias: None,

@@ -28,7 +28,7 @@ fn waves(run: &Path) -> usize {
 }
 
 fn candidates(store: PathBuf) -> usize {
-    Store::open(store).unwrap().heads().unwrap().len()
+    Store::open(store).unwrap().candidate_refs().unwrap().len()
 }
 
 fn same(run: &Path, expected: &[(PathBuf, Vec<u8>)]) {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use bdhs::sampling::{
-    Attempt, CandidateKey, CutUnit, Law, Newlines, Positions, SETTINGS, SamplingConfig,
+    Attempt, CandidateKey, CutUnit, MaskScheme, Newlines, Positions, SETTINGS, SamplingConfig,
     SentenceRule, YesNoRule,
 };
 
@@ -46,9 +46,9 @@ fn key_depends_on_everything_else() {
     let default = SamplingConfig::default();
     let configs = [
         config(|c| c.rho = 0.5),
-        config(|c| c.law = Law::ExactK),
-        config(|c| c.law = Law::Blocks { block: 2 }),
-        config(|c| c.law = Law::Blocks { block: 3 }),
+        config(|c| c.law = MaskScheme::ExactK),
+        config(|c| c.law = MaskScheme::Blocks { block: 2 }),
+        config(|c| c.law = MaskScheme::Blocks { block: 3 }),
         config(|c| c.positions = Positions::Compact),
         config(|c| c.newlines = Newlines::Exempt),
         config(|c| c.noise_steps = 100),
@@ -106,7 +106,7 @@ fn key_of_the_default_configuration_is_pinned() {
 fn the_papers_values_are_the_defaults() {
     let c = SamplingConfig::default();
     assert_eq!((c.rho, c.attempts, c.swap_probability), (0.99, 5, 0.5));
-    assert_eq!((c.guidance, c.law), (true, Law::Bernoulli));
+    assert_eq!((c.guidance, c.law), (true, MaskScheme::Bernoulli));
     let paper = SamplingConfig::paper();
     paper.validate().unwrap();
     assert_eq!((paper.sentences, paper.yes_no), (SentenceRule::FirstDot, YesNoRule::Pattern));
@@ -134,7 +134,7 @@ fn table_of_settings_is_complete() {
 fn configuration_reads_json_and_refuses_unknown_fields() {
     let read = |text: &str| serde_json::from_str::<SamplingConfig>(text);
     let json = read(r#"{"sentences":"first_dot","law":{"blocks":{"block":4}},"rho":1.0}"#).unwrap();
-    assert_eq!((json.law, json.rho), (Law::Blocks { block: 4 }, 1.0));
+    assert_eq!((json.law, json.rho), (MaskScheme::Blocks { block: 4 }, 1.0));
     assert_eq!(read("{}").unwrap(), SamplingConfig::default());
     assert_eq!(read(&SamplingConfig::paper().canonical()).unwrap(), SamplingConfig::paper());
     assert!(read("{\"roh\": 1}").unwrap_err().to_string().contains("roh"));
@@ -147,7 +147,7 @@ fn validation_names_the_field() {
     let bad: [(&str, Change); 13] = [
         ("rho", |c| c.rho = f64::NAN),
         ("rho", |c| c.rho = -0.1),
-        ("law.blocks.block", |c| c.law = Law::Blocks { block: 0 }),
+        ("law.blocks.block", |c| c.law = MaskScheme::Blocks { block: 0 }),
         ("noise_steps", |c| c.noise_steps = 1001),
         ("attempts", |c| c.attempts = 0),
         ("swap_probability", |c| c.swap_probability = 1.1),

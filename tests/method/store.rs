@@ -137,8 +137,12 @@ fn everything_comes_back() {
     assert_eq!(store.candidates_for(3).unwrap(), sorted[..3]);
     assert_eq!(store.candidate(&rows[1].0).unwrap().as_ref(), Some(&rows[1].1));
     assert_eq!(store.candidate(&key(99, 1, true)).unwrap(), None);
-    let heads: Vec<_> =
-        store.heads().unwrap().iter().map(|h| (h.key, h.sample, h.attempt, h.guided)).collect();
+    let heads: Vec<_> = store
+        .candidate_refs()
+        .unwrap()
+        .iter()
+        .map(|h| (h.key, h.sample, h.attempt, h.guided))
+        .collect();
     let expected: Vec<_> =
         sorted.iter().map(|(k, c)| (*k, c.sample, c.attempt, c.guided)).collect();
     assert_eq!(heads, expected);
@@ -318,12 +322,12 @@ fn create_never_overwrites() {
     let path = folder.path().join("store.db");
     filled(&path, &manifest(), &[0]);
     assert_says(&message(Store::create(&path, &manifest())), &["store.db", "already exists"]);
-    assert_eq!(Store::open(&path).unwrap().heads().unwrap().len(), 2);
+    assert_eq!(Store::open(&path).unwrap().candidate_refs().unwrap().len(), 2);
     // What a run leaves that was killed before its first transaction.
     let empty = folder.path().join("empty.db");
     fs::write(&empty, b"").unwrap();
     Store::open_or_create(&empty, &manifest()).unwrap();
-    assert!(Store::open(&empty).unwrap().heads().unwrap().is_empty());
+    assert!(Store::open(&empty).unwrap().candidate_refs().unwrap().is_empty());
 }
 
 #[test]
@@ -399,9 +403,9 @@ fn one_writer_many_readers() {
         assert_says(&message(Store::open_writable(&link)), &["another writer"]);
     }
     let mut reader = Store::open(&path).unwrap();
-    assert_eq!(reader.heads().unwrap().len(), 1);
+    assert_eq!(reader.candidate_refs().unwrap().len(), 1);
     writer.commit_wave(&wave(1, 1), &[candidate(1, 1, true)]).unwrap();
-    assert_eq!(reader.heads().unwrap().len(), 2);
+    assert_eq!(reader.candidate_refs().unwrap().len(), 2);
     assert_says(&message(reader.commit_wave(&wave(1, 2), &[])), &["reading only"]);
     drop(writer);
     Store::open_or_create(&path, &manifest()).unwrap();
@@ -449,11 +453,11 @@ fn a_killed_writer_leaves_whole_waves_and_no_lock() {
     assert!(journal.metadata().unwrap().len() > 512, "the journal should be hot");
 
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.heads().unwrap().len(), 1);
+    assert_eq!(store.candidate_refs().unwrap().len(), 1);
     let mut store = Store::open_or_create(&path, &manifest()).unwrap();
     assert_eq!(store.next_wave(1).unwrap(), 1);
     store.commit_wave(&wave(1, 1), &[candidate(1, 1, true)]).unwrap();
-    assert_eq!(store.heads().unwrap().len(), 2);
+    assert_eq!(store.candidate_refs().unwrap().len(), 2);
 }
 
 #[test]
@@ -512,7 +516,7 @@ fn merging_refuses_what_contradicts() {
         assert_says(&text, words);
         assert_says(&text, &[name]);
         // The first shard is in, nothing of the second is.
-        assert_eq!(Store::open(&target).unwrap().heads().unwrap().len(), 4);
+        assert_eq!(Store::open(&target).unwrap().candidate_refs().unwrap().len(), 4);
     };
     let name = key(0, 1, true).to_string();
     contradict(

@@ -8,7 +8,7 @@ use bdhs::{
     ops::{
         attend::{AttendPlan, Block, Segment},
         dense::Dense,
-        mask::{self, Law},
+        mask::{self, MaskScheme},
         philox::{Draws, WHOLE_RESPONSE},
         token,
     },
@@ -73,7 +73,7 @@ fn kept_tokens_only_equals_attention_masking() {
             let rho = [0.0, 0.5, 0.9, 0.99, 1.0][trial as usize % 5];
             let draws = Draws { seed: 11, sample: trial, attempt: 1 };
             let row = mask::Row { draws, sentence: 0, tokens: image, grids: &[] };
-            let kept = mask::draw(Law::Bernoulli { rho }, &[row], false).unwrap().indices;
+            let kept = mask::draw(MaskScheme::Bernoulli { rho }, &[row], false).unwrap().indices;
             let mut seen = vec![true; n];
             for i in 0..image {
                 seen[first + i] = kept.contains(&(i as u32));

@@ -1,7 +1,7 @@
 //! Masks: golden draws, statistics of the laws, edges, and packing.
 
 use bdhs::Error;
-use bdhs::ops::mask::{Kept, Law, Packed, Piece, Positions, Row, TokenGrid, draw, pack};
+use bdhs::ops::mask::{Kept, MaskScheme, Packed, Piece, Positions, Row, TokenGrid, draw, pack};
 use bdhs::ops::philox::{Draws, Purpose, WHOLE_RESPONSE};
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
@@ -14,7 +14,7 @@ fn row(draws: Draws, tokens: usize, grids: &[TokenGrid]) -> Row<'_> {
     Row { draws, sentence: 0, tokens, grids }
 }
 
-fn kept(law: Law, exempt: bool) -> Vec<u32> {
+fn kept(law: MaskScheme, exempt: bool) -> Vec<u32> {
     draw(law, &[row(DRAWS, 20, &[GRID])], exempt).unwrap().indices
 }
 
@@ -45,21 +45,27 @@ fn golden_masks() {
         0x6890_e2eb,
     ];
     assert_eq!(words, want);
-    assert_eq!(kept(Law::Bernoulli { rho: 0.7 }, false), [1, 6, 7, 11, 12, 13, 18]);
-    assert_eq!(kept(Law::ExactK { rho: 0.7 }, false), [3, 8, 10, 14, 15, 17]);
-    let blocks = Law::Blocks { rho: 0.5, block: 2 };
+    assert_eq!(kept(MaskScheme::Bernoulli { rho: 0.7 }, false), [1, 6, 7, 11, 12, 13, 18]);
+    assert_eq!(kept(MaskScheme::ExactK { rho: 0.7 }, false), [3, 8, 10, 14, 15, 17]);
+    let blocks = MaskScheme::Blocks { rho: 0.5, block: 2 };
     assert_eq!(kept(blocks, false), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 18]);
-    assert_eq!(kept(Law::Bernoulli { rho: 0.7 }, true), [0, 1, 6, 7, 11, 12, 13, 16, 17, 18, 19]);
-    assert_eq!(kept(Law::ExactK { rho: 0.7 }, true), [0, 1, 3, 6, 8, 11, 14, 15, 16, 17, 18, 19]);
+    assert_eq!(
+        kept(MaskScheme::Bernoulli { rho: 0.7 }, true),
+        [0, 1, 6, 7, 11, 12, 13, 16, 17, 18, 19]
+    );
+    assert_eq!(
+        kept(MaskScheme::ExactK { rho: 0.7 }, true),
+        [0, 1, 3, 6, 8, 11, 14, 15, 16, 17, 18, 19]
+    );
     let unguided = Row { draws: DRAWS, sentence: WHOLE_RESPONSE, tokens: 20, grids: &[] };
-    let got = draw(Law::Bernoulli { rho: 0.7 }, &[unguided], false).unwrap();
+    let got = draw(MaskScheme::Bernoulli { rho: 0.7 }, &[unguided], false).unwrap();
     assert_eq!(got.indices, [1, 2, 5, 6, 7, 9, 11, 15, 16, 18]);
 }
 
 #[test]
 fn bitmask_is_the_same_set() {
     let rows = [row(DRAWS, 0, &[]), row(DRAWS, 20, &[]), row(DRAWS, 33, &[]), row(DRAWS, 64, &[])];
-    let kept = draw(Law::Bernoulli { rho: 0.5 }, &rows, false).unwrap();
+    let kept = draw(MaskScheme::Bernoulli { rho: 0.5 }, &rows, false).unwrap();
     let mask = kept.bitmask();
     assert_eq!(mask.starts, [0, 0, 1, 3, 5]);
     for (r, row) in rows.iter().enumerate() {
@@ -77,9 +83,9 @@ fn bitmask_is_the_same_set() {
 #[test]
 fn extremes_keep_all_or_none() {
     for law in [
-        |rho| Law::Bernoulli { rho },
-        |rho| Law::ExactK { rho },
-        |rho| Law::Blocks { rho, block: 3 },
+        |rho| MaskScheme::Bernoulli { rho },
+        |rho| MaskScheme::ExactK { rho },
+        |rho| MaskScheme::Blocks { rho, block: 3 },
     ] {
         let all: Vec<u32> = (0..20).collect();
         assert_eq!(kept(law(0.0), false), all);
@@ -96,7 +102,7 @@ fn threshold_is_the_ceiling() {
     for token in 0..20u32 {
         let word = f64::from(DRAWS.word(Purpose::Mask, 0, u64::from(token)));
         for (step, stays) in [(-0.5, true), (0.0, true), (0.5, false), (1.0, false)] {
-            let law = Law::Bernoulli { rho: (word + step) / 2f64.powi(32) };
+            let law = MaskScheme::Bernoulli { rho: (word + step) / 2f64.powi(32) };
             assert_eq!(kept(law, false).contains(&token), stays, "token {token}, step {step}");
         }
     }
@@ -107,7 +113,7 @@ fn exact_count() {
     for (n, rho, k) in
         [(2880, 0.99, 29), (5, 0.9, 1), (5, 0.7, 2), (1, 0.5, 1), (10, 0.25, 8), (3, 1.0, 0)]
     {
-        let got = draw(Law::ExactK { rho }, &[row(DRAWS, n, &[])], false).unwrap();
+        let got = draw(MaskScheme::ExactK { rho }, &[row(DRAWS, n, &[])], false).unwrap();
         assert_eq!(got.indices.len(), k, "n {n} rho {rho}");
     }
 }
@@ -121,9 +127,11 @@ fn many_rows_are_the_single_rows() {
     let rows: Vec<Row> = (0..50)
         .map(|i| row(Draws { seed: 9, sample: i / 5, attempt: 1 + i % 5 }, 76 + i as usize, &grids))
         .collect();
-    for law in
-        [Law::Bernoulli { rho: 0.8 }, Law::ExactK { rho: 0.8 }, Law::Blocks { rho: 0.8, block: 4 }]
-    {
+    for law in [
+        MaskScheme::Bernoulli { rho: 0.8 },
+        MaskScheme::ExactK { rho: 0.8 },
+        MaskScheme::Blocks { rho: 0.8, block: 4 },
+    ] {
         for exempt in [false, true] {
             let together = draw(law, &rows, exempt).unwrap();
             assert_eq!(together.rows(), 50);
@@ -134,7 +142,7 @@ fn many_rows_are_the_single_rows() {
         }
     }
     assert_eq!(
-        draw(Law::Bernoulli { rho: 0.5 }, &[], false).unwrap(),
+        draw(MaskScheme::Bernoulli { rho: 0.5 }, &[], false).unwrap(),
         Kept { cu_seqlens: vec![0], ..Kept::default() }
     );
 }
@@ -147,7 +155,8 @@ fn blocks_are_whole() {
     for attempt in 0..500 {
         let draws = Draws { attempt, ..DRAWS };
         let kept =
-            draw(Law::Blocks { rho: 0.6, block: 3 }, &[row(draws, 50, &[grid])], false).unwrap();
+            draw(MaskScheme::Blocks { rho: 0.6, block: 3 }, &[row(draws, 50, &[grid])], false)
+                .unwrap();
         for r in 0..7 {
             for c in 0..5 {
                 let token = (3 + r * 6 + c) as u32;
@@ -167,7 +176,7 @@ fn bernoulli_inclusion() {
     let (n, masks, rho) = (64, 20_000u32, 0.9);
     let rows: Vec<Row> =
         (0..masks).map(|i| row(Draws { seed: 3, sample: i, attempt: 1 }, n, &[])).collect();
-    let kept = draw(Law::Bernoulli { rho }, &rows, false).unwrap();
+    let kept = draw(MaskScheme::Bernoulli { rho }, &rows, false).unwrap();
     let mut counts = vec![0f64; n];
     for &i in &kept.indices {
         counts[i as usize] += 1.0;
@@ -184,7 +193,7 @@ fn exact_k_is_uniform_over_subsets() {
     let masks = 40_000u32;
     let rows: Vec<Row> =
         (0..masks).map(|i| row(Draws { seed: 4, sample: i, attempt: 1 }, 6, &[])).collect();
-    let kept = draw(Law::ExactK { rho: 0.5 }, &rows, false).unwrap();
+    let kept = draw(MaskScheme::ExactK { rho: 0.5 }, &rows, false).unwrap();
     let mut counts = std::collections::BTreeMap::new();
     for r in 0..rows.len() {
         *counts.entry(kept.row(r).to_vec()).or_insert(0f64) += 1.0;
@@ -200,7 +209,7 @@ fn exact_k_inclusion_and_pairs() {
     let (n, k, masks) = (40usize, 8f64, 30_000u32);
     let rows: Vec<Row> =
         (0..masks).map(|i| row(Draws { seed: 5, sample: 1, attempt: i }, n, &[])).collect();
-    let kept = draw(Law::ExactK { rho: 0.8 }, &rows, false).unwrap();
+    let kept = draw(MaskScheme::ExactK { rho: 0.8 }, &rows, false).unwrap();
     let mut pairs = vec![0f64; n * n];
     for r in 0..rows.len() {
         for &i in kept.row(r) {
@@ -243,10 +252,12 @@ fn message(result: bdhs::Result<impl Sized>) -> String {
 fn bad_arguments_are_named() {
     let one = [row(DRAWS, 20, &[])];
     for rho in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
-        let text = message(draw(Law::ExactK { rho }, &one, false));
+        let text = message(draw(MaskScheme::ExactK { rho }, &one, false));
         assert!(text.contains("rho") && text.contains(&rho.to_string()), "{text}");
     }
-    assert!(message(draw(Law::Blocks { rho: 0.5, block: 0 }, &one, false)).contains("block"));
+    assert!(
+        message(draw(MaskScheme::Blocks { rho: 0.5, block: 0 }, &one, false)).contains("block")
+    );
     for grid in [
         TokenGrid { start: 10, rows: 3, cols: 4, stride: 4 },
         TokenGrid { start: 0, rows: 2, cols: 4, stride: 3 },
@@ -255,16 +266,16 @@ fn bad_arguments_are_named() {
     ] {
         let grids = [grid];
         let rows = [one[0], row(DRAWS, 20, &grids)];
-        let text = message(draw(Law::Bernoulli { rho: 0.5 }, &rows, false));
+        let text = message(draw(MaskScheme::Bernoulli { rho: 0.5 }, &rows, false));
         assert!(text.contains("row 1"), "{text}");
     }
     let overlap = [GRID, TokenGrid { start: 5, rows: 1, cols: 1, stride: 1 }];
     assert!(
-        message(draw(Law::Bernoulli { rho: 0.5 }, &[row(DRAWS, 20, &overlap)], false))
+        message(draw(MaskScheme::Bernoulli { rho: 0.5 }, &[row(DRAWS, 20, &overlap)], false))
             .contains("shared")
     );
     let sentence = Row { sentence: 1 << 24, ..one[0] };
-    assert!(message(draw(Law::Bernoulli { rho: 0.5 }, &[sentence], false)).contains("2^24"));
+    assert!(message(draw(MaskScheme::Bernoulli { rho: 0.5 }, &[sentence], false)).contains("2^24"));
 }
 
 fn source(rows: usize, hidden: usize, offset: f32, dtype: DType) -> Tensor {
@@ -374,13 +385,13 @@ proptest! {
         let word = |i: usize| draws.word(Purpose::Mask, 0, i as u64);
         let bar = (rho * 2f64.powi(32)).ceil();
         if !fits {
-            let refused = draw(Law::Bernoulli { rho }, &row, exempt).is_err();
+            let refused = draw(MaskScheme::Bernoulli { rho }, &row, exempt).is_err();
             prop_assert!(refused);
             return Ok(());
         }
         let free = |i: usize| exempt && cell(i).is_none();
         let want: Vec<u32> = (0..tokens).filter(|&i| free(i) || f64::from(word(i)) >= bar).map(|i| i as u32).collect();
-        prop_assert_eq!(draw(Law::Bernoulli { rho }, &row, exempt).unwrap().indices, want);
+        prop_assert_eq!(draw(MaskScheme::Bernoulli { rho }, &row, exempt).unwrap().indices, want);
 
         let want: Vec<u32> = (0..tokens)
             .filter(|&i| {
@@ -389,7 +400,7 @@ proptest! {
             })
             .map(|i| i as u32)
             .collect();
-        prop_assert_eq!(draw(Law::Blocks { rho, block }, &row, exempt).unwrap().indices, want);
+        prop_assert_eq!(draw(MaskScheme::Blocks { rho, block }, &row, exempt).unwrap().indices, want);
 
         let mut order: Vec<usize> = (0..tokens).filter(|&i| !free(i)).collect();
         let k = (order.len() as f64 - rho * order.len() as f64).round() as usize;
@@ -397,6 +408,6 @@ proptest! {
         let mut want: Vec<u32> = order[..k].iter().map(|&i| i as u32).collect();
         want.extend((0..tokens).filter(|&i| free(i)).map(|i| i as u32));
         want.sort_unstable();
-        prop_assert_eq!(draw(Law::ExactK { rho }, &row, exempt).unwrap().indices, want);
+        prop_assert_eq!(draw(MaskScheme::ExactK { rho }, &row, exempt).unwrap().indices, want);
     }
 }

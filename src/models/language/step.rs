@@ -24,7 +24,7 @@ use crate::ops::cuda::pool::Output;
 use crate::ops::cuda::product::Products;
 use crate::ops::cuda::rope::rotate;
 use crate::ops::cuda::{Rows, act::silu_mul};
-use crate::ops::norm::Law;
+use crate::ops::norm::NormKind;
 use crate::{Error, Result};
 
 const OP: &str = "Language::step";
@@ -400,7 +400,7 @@ impl<T: Float> Calls<'_, T> {
         with_values::<T, _>(weight, |weight| {
             let weight = T::rows(weight, 1, c.hidden, c.hidden)?;
             let rule = Norm {
-                law: Law::Rms,
+                kind: NormKind::Rms,
                 residual: None,
                 weight,
                 bias: None,

@@ -13,7 +13,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 use super::args::{self, MaskArgs, MaskGrid, MaskRow, PackArgs};
 use super::module::File;
 use super::{Queue, Rows, Upload, check_len, geometry};
-use crate::ops::mask::{Kept, Law, Row, draw as draw_on_host, threshold};
+use crate::ops::mask::{Kept, MaskScheme, Row, draw as draw_on_host, threshold};
 use crate::{Error, Result};
 #[cfg(feature = "cuda")]
 pub(in crate::ops) use tensors::pack_tensors;
@@ -23,7 +23,7 @@ pub(in crate::ops) use tensors::pack_tensors;
 pub struct Masks {
     rows: CudaSlice<MaskRow>,
     grids: CudaSlice<MaskGrid>,
-    law: Law,
+    scheme: MaskScheme,
     exempt_newlines: bool,
     kept: Kept,
     words: usize,
@@ -36,12 +36,12 @@ impl Masks {
     /// As [`crate::ops::mask::draw`], on a block of 2^32 or more, and statuses of the driver.
     pub fn new(
         to: &impl Upload,
-        law: Law,
+        scheme: MaskScheme,
         rows: &[Row<'_>],
         exempt_newlines: bool,
     ) -> Result<Self> {
         let op = "cuda::mask::Masks";
-        let kept = draw_on_host(law, rows, exempt_newlines)?;
+        let kept = draw_on_host(scheme, rows, exempt_newlines)?;
         let (mut grids, mut device_rows, mut words) = (vec![], vec![], 0u64);
         for (r, row) in rows.iter().enumerate() {
             let first_grid = grids.len();
@@ -73,7 +73,7 @@ impl Masks {
             });
             words += row.tokens.div_ceil(32) as u64;
         }
-        if let Law::Blocks { block, .. } = law
+        if let MaskScheme::Blocks { block, .. } = scheme
             && u32::try_from(block).is_err()
         {
             return Err(Error::argument(op, "block", block, "below 2^32"));
@@ -81,7 +81,7 @@ impl Masks {
         Ok(Self {
             rows: to.upload(op, &device_rows)?,
             grids: to.upload(op, &grids)?,
-            law,
+            scheme,
             exempt_newlines,
             kept,
             words: words as usize,
@@ -112,10 +112,10 @@ pub fn draw(
 ) -> Result<()> {
     let op = "cuda::mask::draw";
     let queue = Queue { op, stream };
-    let (law, block) = match masks.law {
-        Law::Bernoulli { .. } => (args::LAW_BERNOULLI, 1),
-        Law::ExactK { .. } => (args::LAW_EXACT_K, 1),
-        Law::Blocks { block, .. } => (args::LAW_BLOCKS, block),
+    let (law, block) = match masks.scheme {
+        MaskScheme::Bernoulli { .. } => (args::LAW_BERNOULLI, 1),
+        MaskScheme::ExactK { .. } => (args::LAW_EXACT_K, 1),
+        MaskScheme::Blocks { block, .. } => (args::LAW_BLOCKS, block),
     };
     let (rows, _rows) = queue.read("rows", &masks.rows)?;
     let (grids, _grids) = queue.read("grids", &masks.grids)?;
@@ -141,7 +141,7 @@ pub fn draw(
         grids,
         indices,
         bitmask,
-        bar: threshold(masks.law.rho()),
+        bar: threshold(masks.scheme.rho()),
         law,
         block: block as u32,
         exempt_newlines: u32::from(masks.exempt_newlines),

@@ -11,7 +11,7 @@ use super::args::{self, NormArgs};
 use super::module::File;
 use super::pool::Output;
 use super::{Queue, Rows, check_len, geometry};
-use crate::ops::norm::Law;
+use crate::ops::norm::NormKind;
 use crate::ops::pool::check_eps;
 use crate::{Error, Result};
 #[cfg(feature = "cuda")]
@@ -21,7 +21,7 @@ pub(in crate::ops) use tensors::{Call, Operand, forward};
 #[derive(Debug)]
 pub struct Norm<'a> {
     /// Which norm.
-    pub law: Law,
+    pub kind: NormKind,
     /// As many rows, as wide, as x.
     pub residual: Option<Rows<'a>>,
     /// One row: what each row is multiplied by.
@@ -66,7 +66,7 @@ pub fn norm<T: Output, B: DevicePtrMut<T>>(
         rows: x.count as i64,
         width: x.width as i64,
         x_stride: x.stride as i64,
-        law: if norm.law == Law::Layer { args::NORM_LAYER } else { args::NORM_RMS },
+        law: if norm.kind == NormKind::Layer { args::NORM_LAYER } else { args::NORM_RMS },
         eps: norm.eps as f32,
         ..Default::default()
     };

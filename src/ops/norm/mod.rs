@@ -77,7 +77,7 @@ pub fn layer_norm(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
-    Ok(run("norm::layer_norm", Law::Layer, x, before, (weight, bias), eps, false)?.1)
+    Ok(run("norm::layer_norm", NormKind::Layer, x, before, (weight, bias), eps, false)?.1)
 }
 
 /// [`layer_norm`] that also returns what was normalised: `(x + before, its layer norm)`.
@@ -91,7 +91,7 @@ pub fn layer_norm_sum(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<(Tensor, Tensor)> {
-    run("norm::layer_norm_sum", Law::Layer, x, Some(before), (weight, bias), eps, true)
+    run("norm::layer_norm_sum", NormKind::Layer, x, Some(before), (weight, bias), eps, true)
 }
 
 /// RMS normalisation: `[.., H]` like x.
@@ -99,7 +99,7 @@ pub fn layer_norm_sum(
 /// # Errors
 /// As [`layer_norm`].
 pub fn rms_norm(x: &Tensor, before: Option<Add>, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    Ok(run("norm::rms_norm", Law::Rms, x, before, (weight, None), eps, false)?.1)
+    Ok(run("norm::rms_norm", NormKind::Rms, x, before, (weight, None), eps, false)?.1)
 }
 
 /// [`rms_norm`] that also returns what was normalised: `(x + before, its RMS norm)`.
@@ -112,12 +112,12 @@ pub fn rms_norm_sum(
     weight: &Tensor,
     eps: f64,
 ) -> Result<(Tensor, Tensor)> {
-    run("norm::rms_norm_sum", Law::Rms, x, Some(before), (weight, None), eps, true)
+    run("norm::rms_norm_sum", NormKind::Rms, x, Some(before), (weight, None), eps, true)
 }
 
 /// What rows are divided by, and whether they are centred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Law {
+pub enum NormKind {
     /// Centred, divided by the standard deviation.
     Layer,
     /// Divided by the root of the mean square.
@@ -127,7 +127,7 @@ pub enum Law {
 /// `(what was normalised, its norm)`; the first is x itself unless `both`.
 fn run(
     op: &'static str,
-    law: Law,
+    kind: NormKind,
     x: &Tensor,
     before: Option<Add>,
     (weight, bias): (&Tensor, Option<&Tensor>),
@@ -151,7 +151,7 @@ fn run(
     residual.map_or(Ok(()), |residual| check_device(op, "residual", residual, x))?;
     let operands = [Some(x), residual, Some(&weight), bias.as_ref(), add_bias.as_ref()];
     let tracked = operands.iter().flatten().any(|t| t.track_op());
-    let norm = Norm { law, eps: eps as f32, both, width, weight, bias, add_bias };
+    let norm = Norm { kind, eps: eps as f32, both, width, weight, bias, add_bias };
     if tracked {
         return norm.tracked(x, residual);
     }
@@ -200,17 +200,17 @@ elementwise! {
 }
 
 /// Mean (0 for RMS) and mean square around it.
-fn moments(law: Law, values: &[f32]) -> (f32, f32) {
+fn moments(kind: NormKind, values: &[f32]) -> (f32, f32) {
     let n = values.len() as f32;
-    let mean = match law {
-        Law::Layer => simd::moment(values, 0.0, false) / n,
-        Law::Rms => 0.0,
+    let mean = match kind {
+        NormKind::Layer => simd::moment(values, 0.0, false) / n,
+        NormKind::Rms => 0.0,
     };
     (mean, simd::moment(values, mean, true) / n)
 }
 
-fn normalise(law: Law, eps: f32, values: &mut [f32], weight: &[f32], bias: Option<&[f32]>) {
-    let (mean, variance) = moments(law, values);
+fn normalise(kind: NormKind, eps: f32, values: &mut [f32], weight: &[f32], bias: Option<&[f32]>) {
+    let (mean, variance) = moments(kind, values);
     centre_and_scale(values, mean, 1.0 / (variance + eps).sqrt(), weight);
     if let Some(bias) = bias {
         simd::add_scaled(values, bias, 1.0);
@@ -246,7 +246,7 @@ impl Norm {
                     // SAFETY: each row of the sum is written by its one task, and only here.
                     T::store(&values, unsafe { shared.range(at, width) });
                 }
-                normalise(self.law, self.eps, &mut values, &weight, bias.as_deref());
+                normalise(self.kind, self.eps, &mut values, &weight, bias.as_deref());
                 // SAFETY: each row of the result is written by its one task, past all rows of the sum.
                 T::store(&values, unsafe { shared.range(normed_at + at, width) });
             }
@@ -286,7 +286,7 @@ impl Norm {
         let add_bias = self.add_bias.as_ref().map(Tensor::storage_and_layout);
         let on_gpu = |what, storage| cuda::on_gpu("norm", what, storage);
         let call = cuda::norm::Call {
-            law: self.law,
+            kind: self.kind,
             residual,
             weight: (on_gpu("weight", &*weight.0)?, weight.1),
             bias: match &bias {
@@ -320,7 +320,7 @@ impl Norm {
             Some(bias) => bias,
             None => Tensor::zeros(self.width, sum.dtype(), sum.device())?,
         };
-        let op = TrackedNorm { law: self.law, eps: self.eps };
+        let op = TrackedNorm { kind: self.kind, eps: self.eps };
         let y = sum.apply_op3(&self.weight, &bias, op)?;
         Ok((sum, y))
     }
@@ -346,13 +346,13 @@ impl TrackedNorm {
         };
         let (mut h, mut g) = (vec![0f32; width], vec![0f32; width]);
         for (x, grad) in x.chunks(width).zip(grad.chunks(width)) {
-            let (mean, variance) = moments(self.law, x);
+            let (mean, variance) = moments(self.kind, x);
             let inverse = 1.0 / (variance + self.eps).sqrt();
             normalised(&mut h, x, mean, inverse);
             product(&mut g, grad, weight);
-            let mean_g = match self.law {
-                Law::Layer => simd::moment(&g, 0.0, false) / n,
-                Law::Rms => 0.0,
+            let mean_g = match self.kind {
+                NormKind::Layer => simd::moment(&g, 0.0, false) / n,
+                NormKind::Rms => 0.0,
             };
             let along = simd::dot(&g, &h) / n;
             simd::add_scaled(&mut out.bias, grad, 1.0);
@@ -389,7 +389,7 @@ any_width! {
 
 /// [`Norm`] without the sum, its parameters as inputs.
 struct TrackedNorm {
-    law: Law,
+    kind: NormKind,
     eps: f32,
 }
 
@@ -411,7 +411,7 @@ impl CustomOp3 for TrackedNorm {
             let weight = T::to_f32_vec(contiguous::<T>(weight, weight_l, "norm")?);
             let bias = T::to_f32_vec(contiguous::<T>(bias, bias_l, "norm")?);
             let y = map_rows(Rows::<T>::of(x, l, "norm")?, |values, _| {
-                normalise(self.law, self.eps, values, &weight, Some(&bias));
+                normalise(self.kind, self.eps, values, &weight, Some(&bias));
             });
             Ok((T::wrap(y), l.shape().clone()))
         })
@@ -428,7 +428,7 @@ impl CustomOp3 for TrackedNorm {
         bias_l: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
         let call = cuda::norm::Call {
-            law: self.law,
+            kind: self.kind,
             residual: None,
             weight: (weight, weight_l),
             bias: Some((bias, bias_l)),
@@ -451,7 +451,8 @@ impl CustomOp3 for TrackedNorm {
         // A frozen weight keeps none.
         let wanted = |grad: Tensor, of: &Tensor| of.track_op().then_some(grad);
         if !x.device().is_cpu() {
-            let [dx, dweight, dbias] = composed::norm(self.law, self.eps, [x, weight, bias], grad)?;
+            let [dx, dweight, dbias] =
+                composed::norm(self.kind, self.eps, [x, weight, bias], grad)?;
             return Ok((Some(dx), wanted(dweight, weight), wanted(dbias, bias)));
         }
         let [x32, weight32, grad32] = grads::as_f32([x, weight, grad], "norm")?;
@@ -477,7 +478,7 @@ impl CustomOp3 for TrackedNorm {
 // candle's view of the op without gradients.
 
 struct Norm {
-    law: Law,
+    kind: NormKind,
     eps: f32,
     /// Whether the sum before normalisation is returned too, stacked in front.
     both: bool,

@@ -18,7 +18,7 @@ use super::grid::{Cell, PairRef, Slot};
 use crate::data::Sample;
 use crate::files::AtomicFile;
 use crate::sampling::{Flag, SamplingConfig};
-use crate::store::{EncoderInfo, Head, Score, ScoreRow, Store};
+use crate::store::{CandidateRef, EncoderInfo, Score, ScoreRow, Store};
 use crate::{Error, Result};
 
 use columns::ParquetFile;
@@ -62,7 +62,7 @@ pub struct Exporter<'a> {
     image_folder: PathBuf,
     config: &'a SamplingConfig,
     /// In candidate order.
-    heads: Vec<Head>,
+    heads: Vec<CandidateRef>,
     encoders: Vec<EncoderInfo>,
     /// One list an encoder, each in candidate order.
     scores: Vec<Vec<ScoreRow>>,
@@ -91,7 +91,7 @@ impl<'a> Exporter<'a> {
             samples: samples.iter().map(|sample| (sample.index, sample)).collect(),
             image_folder: image_folder.canonicalize().map_err(Error::io(image_folder))?,
             config,
-            heads: store.heads()?,
+            heads: store.candidate_refs()?,
             encoders,
             scores,
         })
@@ -153,7 +153,7 @@ impl<'a> Exporter<'a> {
             ),
         };
         let sample = *self.samples.get(&pair.sample).ok_or_else(|| missing("the dataset's row"))?;
-        let known = |head: &Head| place((head.sample, head.attempt, head.guided));
+        let known = |head: &CandidateRef| place((head.sample, head.attempt, head.guided));
         let head = self.heads.binary_search_by_key(&place(pair.slot()), known);
         let key = self.heads[head.map_err(|_| missing("the candidate"))?].key;
         let candidate = self.store.candidate(&key)?.ok_or_else(|| missing("the candidate"))?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use bdhs::ops::mask::{self, Law, TokenGrid};
+use bdhs::ops::mask::{self, MaskScheme, TokenGrid};
 use bdhs::ops::philox::{Draws, WHOLE_RESPONSE};
 
 use super::{Cases, Results, below, draws, pick, unit};
@@ -10,7 +10,7 @@ use crate::numbers::Random;
 use crate::replay;
 
 struct MaskCase {
-    law: Law,
+    law: MaskScheme,
     exempt: bool,
     rows: Vec<(Draws, u32, usize, Vec<TokenGrid>)>,
 }
@@ -19,9 +19,9 @@ fn mask_case(random: &mut Random) -> MaskCase {
     let any = unit(random);
     let rho = pick(random, &[0.0, 1.0, 0.99, 0.5, any]);
     let law = match random.word() % 3 {
-        0 => Law::Bernoulli { rho },
-        1 => Law::ExactK { rho },
-        _ => Law::Blocks { rho, block: 1 + below(random, 5) },
+        0 => MaskScheme::Bernoulli { rho },
+        1 => MaskScheme::ExactK { rho },
+        _ => MaskScheme::Blocks { rho, block: 1 + below(random, 5) },
     };
     let rows = (0..below(random, 5))
         .map(|_| {
@@ -56,9 +56,9 @@ impl MaskCase {
 
     fn write(&self, kept: &mask::Kept, bits: &mask::Bitmask, to: &mut Cases) {
         let (law, block) = match self.law {
-            Law::Bernoulli { .. } => (0, 1),
-            Law::ExactK { .. } => (1, 1),
-            Law::Blocks { block, .. } => (2, block),
+            MaskScheme::Bernoulli { .. } => (0, 1),
+            MaskScheme::ExactK { .. } => (1, 1),
+            MaskScheme::Blocks { block, .. } => (2, block),
         };
         to.values([law, block as u64, u64::from(self.exempt)]);
         to.float(self.law.rho());
@@ -86,7 +86,7 @@ impl MaskCase {
 pub fn mask(program: &Path, calls: usize) -> Result<String, String> {
     let mut random = Random(1);
     let mut file = Cases::default();
-    let cases: Vec<(mask::Kept, mask::Bitmask, Law)> = (0..calls)
+    let cases: Vec<(mask::Kept, mask::Bitmask, MaskScheme)> = (0..calls)
         .map(|_| {
             let case = mask_case(&mut random);
             let kept = case.kept();
