@@ -1,4 +1,4 @@
-//! Builds a LLaVA checkpoint folder (Hugging Face layout) around a Llama-architecture GGUF file.
+//! Builds a LLaVA checkpoint folder (Hugging Face layout) around a GGUF file of the Llama or Qwen2 architecture.
 //!
 //! The language model is the real one of the GGUF. The vision tower and the projector are small and *random*: no CLIP
 //! tower or LLaVA can be had from a package registry. Such a folder runs the whole pipeline, and its text is real, but
@@ -15,14 +15,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
-use assemble::{Options, assemble};
+use assemble::{Options, Shape, assemble};
 
 #[derive(Parser)]
 #[command(
-    about = "Builds a LLaVA checkpoint folder around a Llama GGUF; the vision part is random"
+    about = "Builds a LLaVA checkpoint folder around a Llama or Qwen2 GGUF; the vision part is random"
 )]
 struct Args {
-    /// The language model: a GGUF file of the Llama architecture
+    /// The language model: a GGUF file of the Llama or Qwen2 architecture
     #[arg(long)]
     gguf: PathBuf,
     /// The folder to write; made if absent, files of the same names are replaced
@@ -37,6 +37,9 @@ struct Args {
     /// LLaVA-1.6 (AnyRes tiles) instead of LLaVA-1.5
     #[arg(long)]
     anyres: bool,
+    /// LLaVA-OneVision (SigLIP, AnyRes tiles that are shrunk) instead of LLaVA-1.5
+    #[arg(long, conflicts_with = "anyres")]
+    onevision: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -53,7 +56,12 @@ fn main() -> ExitCode {
         Dtype::F16 => candle_core::DType::F16,
         Dtype::Bf16 => candle_core::DType::BF16,
     };
-    let options = Options { seed: args.seed, dtype, anyres: args.anyres };
+    let shape = match (args.anyres, args.onevision) {
+        (_, true) => Shape::OneVision,
+        (true, _) => Shape::Next,
+        _ => Shape::Llava,
+    };
+    let options = Options { seed: args.seed, dtype, shape };
     match assemble(&args.gguf, &args.out, &options) {
         Ok(()) => {
             println!("{}", args.out.display());

@@ -26,7 +26,7 @@ use crate::eval::summary::{SUMMARY, Summary};
 use crate::eval::{self, Settings};
 use crate::files::write_json;
 use crate::models::weights::Weights;
-use crate::models::{self, device};
+use crate::models::{self, Source, device};
 use crate::train::{self, Outcome};
 use crate::{Error, Result};
 
@@ -215,6 +215,7 @@ fn train(
     let reference = config.run.out.join("reference.jsonl");
     let options = train::Options {
         model: &config.model.path,
+        pixels: config.model.pixels(),
         base,
         device,
         dtype: &config.model.dtype,
@@ -294,7 +295,8 @@ impl Judging {
             return Err(Error::invalid(folder, "", message));
         }
         let begun = Instant::now();
-        let loaded = models::Model::load(&folder, device, device::dtype(&config.model.dtype)?)?;
+        let source = Source::new(&folder, None)?.with_pixels(config.model.pixels());
+        let loaded = models::Model::open(&source, device, device::dtype(&config.model.dtype)?)?;
         let out = judged_folder(run_folder, &model.name);
         let mut answering = Answering::default();
         if let Some(budget) = config.run.token_budget {

@@ -17,7 +17,7 @@ use crate::{
 /// Arguments of `bdhs bench`.
 #[derive(Args)]
 pub(super) struct Bench {
-    /// LLaVA folder, its name on the hub, or demo-llava
+    /// Model folder (docs/models.md), its name on the hub, or demo-llava
     #[arg(long, value_name = "DIR|NAME", default_value = "demo-llava")]
     model: PathBuf,
     /// sentence-transformers folder, its name on the hub, or a demo-* encoder; repeat for several

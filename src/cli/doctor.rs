@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{
     Global,
+    sweep::PixelArgs,
     ui::{Bars, print_json, print_text},
 };
 use crate::{
@@ -22,12 +23,14 @@ use crate::{
 /// Arguments of `bdhs doctor`.
 #[derive(Args)]
 pub(super) struct Doctor {
-    /// Also check a LLaVA folder, or its name on the hub, all but the values of its weights: sizes, memory, what fits here
+    /// Also check a model folder (docs/models.md), or its name on the hub, all but the values of its weights: sizes, memory, what fits here
     #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
     /// With --model: a LoRA adapter's folder that changes it
     #[arg(long, value_name = "DIR", requires = "model")]
     adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pixels: PixelArgs,
     /// Key-value slots of one wave, for the memory that --model needs
     #[arg(long, value_name = "N", default_value_t = 16_384)]
     token_budget: usize,
@@ -84,6 +87,7 @@ impl Doctor {
             let adapter = self.adapter.as_deref().map(|path| named::adapter(path, &bars));
             bars.clear();
             let source = Source::new(&folder, adapter.transpose()?.as_deref())?;
+            let source = source.with_pixels(self.pixels.bounds());
             report.model = Some(Outline::read(&source, self.token_budget)?);
             report.origin = Origin::of(&folder);
         }

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::{
     Global,
+    sweep::PixelArgs,
     ui::{Bars, print_json, print_text},
 };
 use crate::{
@@ -135,6 +136,8 @@ struct Answer {
     /// LoRA adapter's folder, in PEFT's layout, that changes the model
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pixels: PixelArgs,
     /// Storage type of the model: f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: String,
@@ -154,6 +157,7 @@ impl Answer {
         let (device, dtype) = (global.device()?, device::dtype(&self.dtype)?);
         let adapter = self.adapter.as_deref().map(|path| named::adapter(path, bars)).transpose()?;
         let source = Source::new(&named::model(model, bars)?, adapter.as_deref())?;
+        let source = source.with_pixels(self.pixels.bounds());
         Model::open(&source, &device, dtype)
     }
 

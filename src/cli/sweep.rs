@@ -15,8 +15,8 @@ use super::{
 use crate::{
     Error, Result,
     ablation::{self, Share, Stage, slurm},
-    config::{self, Config, SavedRun},
-    models::device,
+    config::{self, Config, Model, SavedRun},
+    models::{Bounds, device},
     store::Shard,
     sweep::{self, Options, parse_shard, summary::Summary},
 };
@@ -213,6 +213,30 @@ pub(super) fn finish(config: &Config, shard: Shard, global: &Global, bars: &Bars
     }
 }
 
+/// Bounds of pictures.
+#[derive(Args)]
+pub(super) struct PixelArgs {
+    /// Fewest pixels of a picture, of models that show pictures at their own size [default: the checkpoint's]
+    #[arg(long, value_name = "N")]
+    min_pixels: Option<usize>,
+    /// Most pixels of a picture, of models that show pictures at their own size [default: the checkpoint's]
+    #[arg(long, value_name = "N")]
+    max_pixels: Option<usize>,
+}
+
+impl PixelArgs {
+    /// Takes the place of a configuration's bounds.
+    pub(super) fn set(&self, model: &mut Model) {
+        model.min_pixels = self.min_pixels.or(model.min_pixels);
+        model.max_pixels = self.max_pixels.or(model.max_pixels);
+    }
+
+    /// The bounds alone.
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds { min: self.min_pixels, max: self.max_pixels }
+    }
+}
+
 /// Where a run's settings come from: a TOML file, then options that replace its fields.
 #[derive(Args)]
 pub(super) struct RunArgs {
@@ -222,12 +246,14 @@ pub(super) struct RunArgs {
     /// Take all settings from a run folder's run.json, and go on with that run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "out", "paper"])]
     from_run: Option<PathBuf>,
-    /// LLaVA folder, its name on the hub (org/repo[@revision]), or demo-llava
+    /// Model folder (docs/models.md), its name on the hub (org/repo[@revision]), or demo-llava
     #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
     /// LoRA adapter's folder, in PEFT's layout, that changes the model
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pixels: PixelArgs,
     /// Conversations: LLaVA's JSON, or JSONL, or demo-scenes
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -303,6 +329,7 @@ impl RunArgs {
         if self.images.is_some() {
             config.data.images.clone_from(&self.images);
         }
+        self.pixels.set(&mut config.model);
         config.data.limit = self.limit.or(config.data.limit);
         Ok(config)
     }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     Global,
-    sweep::set,
+    sweep::{PixelArgs, set},
     ui::{Bars, print_json, print_text},
 };
 use crate::{
@@ -29,9 +29,11 @@ pub(super) struct Train {
     /// Folder that image paths are relative to [default: the pairs' own]
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// LLaVA folder in the Hugging Face layout, its name on the hub (org/repo[@revision]), or demo-llava
+    /// Model folder in the Hugging Face layout (docs/models.md), its name on the hub (org/repo[@revision]), or demo-llava
     #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    pixels: PixelArgs,
     /// Folder of the adapter, in PEFT's layout; an interrupted training continues in it
     #[arg(long, value_name = "DIR", default_value = "runs/train")]
     out: PathBuf,
@@ -91,6 +93,7 @@ impl Train {
         };
         set(&mut config.model.path, &self.model);
         set(&mut config.model.dtype, &self.dtype);
+        self.pixels.set(&mut config.model);
         let settings = &mut config.train;
         set(&mut settings.loss, &self.loss);
         set(&mut settings.beta, &self.beta);
@@ -116,6 +119,7 @@ impl Train {
         }
         let options = Options {
             model,
+            pixels: config.model.pixels(),
             base: &source.fingerprint()?,
             device: &device,
             dtype: &config.model.dtype,

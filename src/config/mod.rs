@@ -20,7 +20,7 @@ use crate::{
     },
     engine::Progress,
     models::{
-        Source,
+        Bounds, Source,
         hub::{self, Kind},
     },
     sampling::{SamplingConfig, acceptance::PAPER_THRESHOLD},
@@ -71,11 +71,23 @@ pub struct Model {
     pub adapter: Option<PathBuf>,
     /// Storage type of its weights and states: `f32`, `f16` or `bf16`.
     pub dtype: String,
+    /// Pictures with fewer pixels are enlarged; the checkpoint's own bound if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_pixels: Option<usize>,
+    /// Pictures with more pixels are made smaller; the checkpoint's own bound if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pixels: Option<usize>,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { path: PathBuf::new(), adapter: None, dtype: "f32".into() }
+        Self {
+            path: PathBuf::new(),
+            adapter: None,
+            dtype: "f32".into(),
+            min_pixels: None,
+            max_pixels: None,
+        }
     }
 }
 
@@ -85,7 +97,12 @@ impl Model {
     /// # Errors
     /// As [`Source::new`].
     pub fn source(&self) -> Result<Source> {
-        Source::new(&self.path, self.adapter.as_deref())
+        Ok(Source::new(&self.path, self.adapter.as_deref())?.with_pixels(self.pixels()))
+    }
+
+    /// Bounds of pictures.
+    pub fn pixels(&self) -> Bounds {
+        Bounds { min: self.min_pixels, max: self.max_pixels }
     }
 
     /// What the model is called: its folder's name or its repository's, and its adapter's.

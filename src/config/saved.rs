@@ -24,7 +24,7 @@ impl SavedRun {
     pub fn of(config: &Config) -> Self {
         let mut config = config.clone();
         // A drawing aid: a run does not fail for the lack of it.
-        let patches = PatchMap::read(&config.model.path).ok();
+        let patches = config.model.source().and_then(|source| PatchMap::read(&source)).ok();
         config.visit_paths(&mut |path, kind| match (kind, std::path::absolute(&*path)) {
             (Some(_), _) => *path = recorded(path),
             (None, Ok(absolute)) => *path = absolute,

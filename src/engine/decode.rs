@@ -224,7 +224,7 @@ fn prefill(
     let sequences: Vec<&[Piece]> = pieces.iter().map(Vec::as_slice).collect();
     let packed = mask::pack(&sources, &sequences, mask::Positions::Compact)?;
 
-    let positions: Vec<u32> = attempts().flat_map(|p| &p.positions).copied().collect();
+    let positions: Vec<_> = attempts().flat_map(|p| &p.positions).copied().collect();
     let (mut slots, mut blocks) = (Vec::with_capacity(positions.len()), vec![]);
     for &Place { prefill, .. } in places {
         let start = slots.len();

@@ -17,7 +17,7 @@ mod waves;
 use candle_core::Tensor;
 
 pub use answer::{Answer, Answering, Question, answer};
-pub(crate) use prepare::{Entry, entries};
+pub(crate) use prepare::{Entry, entries, places};
 pub use prepare::{Prepared, Request};
 pub use vision::Images;
 pub use waves::waves;
@@ -140,7 +140,7 @@ fn candidate(prepared: &Prepared, mut parts: Vec<Part>) -> Result<Candidate> {
         guided: request.guided,
         text,
         parts,
-        image_tokens: prepared.image_tokens.iter().sum::<usize>() as u32,
+        image_tokens: prepared.layouts.iter().map(|layout| layout.tokens).sum::<usize>() as u32,
         kept: prepared.kept.clone(),
     })
 }

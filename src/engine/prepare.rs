@@ -3,7 +3,7 @@
 use crate::{
     Error, Result,
     data::Sample,
-    models::{ImageLayout, Model, Piece},
+    models::{ImageLayout, Model, Piece, Place},
     ops::philox::Draws,
     sampling::{
         Fragment, Positions, SamplingConfig,
@@ -27,14 +27,14 @@ pub struct Request<'a> {
 #[derive(Clone, Debug)]
 pub struct Prepared<'a> {
     pub(super) request: Request<'a>,
-    /// Image tokens before masking, per image.
-    pub(super) image_tokens: Vec<usize>,
+    /// How the tokens of each image are laid out, before masking.
+    pub(super) layouts: Vec<ImageLayout>,
     /// Image tokens that stay, ascending, counted over all images.
     pub(super) kept: Vec<u32>,
     /// The prefill: prompt, kept image tokens, reference up to the last fork.
     pub(super) entries: Vec<Entry>,
     /// Position of each entry.
-    pub(super) positions: Vec<u32>,
+    pub(super) positions: Vec<Place>,
     /// One row to decode for each sentence; one in all where unguided.
     pub(super) forks: Vec<Fork>,
 }
@@ -110,8 +110,8 @@ pub(super) fn prepare<'a>(
         let whole = expand(&prompt.text)?;
         (whole.clone(), vec![(whole, None, config.max_response_tokens as usize)])
     };
-    fits(model, sample, &drafts)?;
-    Ok(assemble(request, config, image_tokens, kept, &unmasked, drafts))
+    fits(model, sample, &drafts, layouts)?;
+    Ok(assemble(request, config, layouts, kept, &unmasked, drafts))
 }
 
 /// A sentence to come: its whole unmasked context, the sentence and its token limit.
@@ -122,7 +122,7 @@ type Draft = (Vec<Entry>, Option<Fragment>, usize);
 fn assemble<'a>(
     request: Request<'a>,
     config: &SamplingConfig,
-    image_tokens: Vec<usize>,
+    layouts: &[ImageLayout],
     kept: Vec<u32>,
     unmasked: &[Entry],
     drafts: Vec<Draft>,
@@ -137,6 +137,7 @@ fn assemble<'a>(
     for entry in unmasked {
         visible_before.push(visible_before[visible_before.len() - 1] + u32::from(visible(entry)));
     }
+    let places = places(unmasked, layouts);
     let mut forks = Vec::with_capacity(drafts.len());
     let mut longest = 0;
     for (sequence, fragment, limit) in drafts {
@@ -144,7 +145,7 @@ fn assemble<'a>(
         let at = visible_before[shared] as usize;
         longest = longest.max(shared);
         let position = match config.positions {
-            Positions::Original => shared as u32,
+            Positions::Original => places[shared].0[0],
             Positions::Compact => at as u32,
         };
         let tokens = |entry: &Entry| match entry {
@@ -165,13 +166,14 @@ fn assemble<'a>(
     for (i, entry) in unmasked[..longest].iter().enumerate() {
         if visible(entry) {
             positions.push(match config.positions {
-                Positions::Original => i as u32,
-                Positions::Compact => entries.len() as u32,
+                Positions::Original => places[i],
+                Positions::Compact => Place::from(entries.len() as u32),
             });
             entries.push(*entry);
         }
     }
-    Prepared { request, image_tokens, kept, entries, positions, forks }
+    let layouts = layouts.to_vec();
+    Prepared { request, layouts, kept, entries, positions, forks }
 }
 
 /// The text that the model sees before it completes a sentence.
@@ -217,9 +219,36 @@ pub(crate) fn entries(pieces: &[Piece], image_tokens: &[usize]) -> Result<Vec<En
     Ok(entries)
 }
 
+/// The position of every entry of a whole sequence, and that of the text that would follow it.
+pub(crate) fn places(entries: &[Entry], layouts: &[ImageLayout]) -> Vec<Place> {
+    let mut places = Vec::with_capacity(entries.len() + 1);
+    let (mut next, mut layouts) = (0, layouts.iter());
+    while let Some(entry) = entries.get(places.len()) {
+        let layout = match entry {
+            Entry::Token(_) => None,
+            Entry::Image(_) => layouts.next(),
+        };
+        match layout {
+            Some(layout) => {
+                places.extend(layout.places(next));
+                next += layout.span();
+            }
+            None => {
+                places.push(Place::from(next));
+                next += 1;
+            }
+        }
+    }
+    places.push(Place::from(next));
+    places
+}
+
 /// Refuses a sample that the model has no positions for.
-fn fits(model: &Model, sample: &Sample, drafts: &[Draft]) -> Result<()> {
-    let needed = drafts.iter().map(|(sequence, _, limit)| sequence.len() + limit).max();
+fn fits(model: &Model, sample: &Sample, drafts: &[Draft], layouts: &[ImageLayout]) -> Result<()> {
+    let last = |sequence: &[Entry]| {
+        places(sequence, layouts).last().map_or(0, |place| place.0[0] as usize)
+    };
+    let needed = drafts.iter().map(|(sequence, _, limit)| last(sequence) + limit).max();
     let most = model.config().text.max_positions;
     match needed {
         Some(needed) if needed > most => Err(refuse(

@@ -138,14 +138,8 @@ impl Rows {
 
 /// Token counts of a sample's images, from their headers.
 pub(super) fn layouts(model: &Model, sample: &Sample) -> Result<Vec<ImageLayout>> {
-    sample
-        .images
-        .iter()
-        .map(|path| {
-            let (width, height) = image::dimensions(path)?;
-            model.layout(width as usize, height as usize)
-        })
-        .collect()
+    let sizes = sample.images.iter().map(|path| image::dimensions(path));
+    model.layouts(&sizes.collect::<Result<Vec<_>>>()?)
 }
 
 /// Calls `done(i, features)` with the features of all image tokens of attempt i, one image after another. Files are read and
@@ -175,8 +169,8 @@ fn pixels(engine: &Engine, prepared: &Prepared) -> Result<Vec<Pixels>> {
     let draws = Draws { seed: engine.seed, sample: request.sample.index, attempt: request.attempt };
     let mut all = Vec::new();
     let mut first = 0;
-    for path in &request.sample.images {
-        let mut pixels = engine.model.preprocess(&image::open(path)?)?;
+    for (path, layout) in request.sample.images.iter().zip(&prepared.layouts) {
+        let mut pixels = engine.model.preprocess_as(&image::open(path)?, layout)?;
         if engine.config.noise_steps > 0 {
             let shape = pixels.tiles.shape().clone();
             let mut values = pixels.tiles.flatten_all()?.to_vec1::<f32>()?;

@@ -135,7 +135,7 @@ pub fn base_on_hub(dir: &Path) -> Result<Option<Name>> {
 
 /// A tensor's name without what differs between generations of model classes, and between layouts.
 pub fn canonical(name: &str) -> String {
-    const FORMS: [(&str, &str); 14] = [
+    const FORMS: [(&str, &str); 15] = [
         ("model.language_model.", "language."),
         ("language_model.model.", "language."),
         ("language_model.lm_head", "lm_head"),
@@ -145,9 +145,10 @@ pub fn canonical(name: &str) -> String {
         ("vision_tower.vision_model.", "vision."),
         ("model.vision_tower.", "vision."),
         ("vision_tower.", "vision."),
+        ("model.visual.", "visual."),
         ("model.multi_modal_projector.", "multi_modal_projector."),
         ("model.image_newline", "image_newline"),
-        // Those of the original LLaVA code, where they are none of the above.
+        // Those of the original LLaVA code, and of Qwen2-VL before transformers 4.52, where they are none of the above.
         ("model.layers.", "language.layers."),
         ("model.embed_tokens.", "language.embed_tokens."),
         ("model.norm.", "language.norm."),
@@ -168,14 +169,23 @@ fn projector(name: &str) -> Option<String> {
 
 /// The name that model classes have given since transformers 4.52, from the canonical one.
 pub(crate) fn current_name(canonical: &str) -> String {
-    const FORMS: [(&str, &str); 3] = [
+    const FORMS: [(&str, &str); 4] = [
         ("language.", "model.language_model."),
         ("vision.", "model.vision_tower."),
+        ("visual.", "model.visual."),
         ("multi_modal_projector.", "model.multi_modal_projector."),
     ];
     let form =
         FORMS.iter().find_map(|(from, to)| Some(format!("{to}{}", canonical.strip_prefix(from)?)));
     form.unwrap_or_else(|| canonical.to_owned())
+}
+
+/// PEFT's name of the module between tower and decoder that a tensor belongs to; none for other tensors.
+pub(crate) fn projector_module(canonical: &str) -> Option<&'static str> {
+    const MODULES: [(&str, &str); 2] =
+        [("multi_modal_projector.", "multi_modal_projector"), ("visual.merger.", "merger")];
+    let of = MODULES.iter().find(|(prefix, _)| canonical.starts_with(prefix));
+    of.map(|(_, module)| *module)
 }
 
 /// PEFT's name of a tensor or module, from its canonical name.

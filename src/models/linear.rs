@@ -121,6 +121,15 @@ impl Linear {
         }
     }
 
+    /// The weight and the bias, if the layer is nothing else.
+    #[cfg(feature = "cuda")]
+    pub(super) fn unadapted(&self) -> Option<(&Tensor, Option<&Tensor>)> {
+        match (&self.weight, &self.lora) {
+            (Weight::Plain(weight), None) => Some((weight, self.bias.as_ref())),
+            _ => None,
+        }
+    }
+
     pub(super) fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
@@ -176,6 +185,15 @@ impl<const N: usize> Group<N> {
     pub(super) fn plain(&self) -> Option<&Tensor> {
         match self {
             Self::Joined(layer) => layer.plain(),
+            Self::Apart(_) => None,
+        }
+    }
+
+    /// The weight and the bias, if all layers are one product and nothing else.
+    #[cfg(feature = "cuda")]
+    pub(super) fn unadapted(&self) -> Option<(&Tensor, Option<&Tensor>)> {
+        match self {
+            Self::Joined(layer) => layer.unadapted(),
             Self::Apart(_) => None,
         }
     }

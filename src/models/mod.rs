@@ -26,9 +26,9 @@ pub mod vision;
 pub mod weights;
 
 pub use families::Config;
-pub use image::{ImageLayout, Pixels};
-pub use language::{KvCache, Language};
+pub use image::{ImageLayout, ImagePositions, Pixels};
+pub use language::{KvCache, Language, Place};
 pub use model::Model;
 pub use patches::PatchMap;
 pub use prompt::{Encoded, IMAGE, Piece, Prompt, PromptFormat, Role, Turn};
-pub use source::Source;
+pub use source::{Bounds, Source};

@@ -45,7 +45,7 @@ impl Model {
     /// As [`Model::load`].
     pub fn open(source: &Source, device: &Device, dtype: DType) -> Result<Self> {
         let weights = source.weights(device, dtype)?;
-        Ok(Self { source: source.clone(), ..Self::with_weights(source.base(), &weights)? })
+        Self::of(source, &weights)
     }
 
     /// The model whose configuration, tokenizer and processor lie in `dir`, with these weights: tracked ones make
@@ -54,13 +54,20 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn with_weights(dir: impl AsRef<Path>, weights: &Weights) -> Result<Self> {
-        let dir = dir.as_ref();
-        let config = Config::read(dir)?;
+        Self::of(&Source::new(dir.as_ref(), None)?, weights)
+    }
+
+    /// As [`Model::with_weights`], with the source's bounds of pictures; its adapter, if it has one, is in the weights.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn of(source: &Source, weights: &Weights) -> Result<Self> {
+        let (dir, config) = (source.base(), source.config()?);
         let vision = Vision::load(dir, &config, weights)?;
         Ok(Self {
             format: PromptFormat::read(dir, &config)?,
             language: families::language(dir, &config, weights)?,
-            source: Source::new(dir, None)?,
+            source: source.clone(),
             vision,
             config,
         })
@@ -83,24 +90,47 @@ impl Model {
 
     /// The vision part, where it is a LLaVA's.
     pub fn llava(&self) -> Option<&llava::Vision> {
-        let Vision::Llava(vision) = &self.vision;
-        Some(vision)
+        match &self.vision {
+            Vision::Llava(vision) => Some(vision),
+            Vision::Qwen(_) => None,
+        }
     }
 
-    /// The tokens of an image of `width` x `height` pixels, without looking at its pixels.
+    /// The tokens of an image of `width` x `height` pixels, the only one of its conversation, without looking at its pixels.
     ///
     /// # Errors
     /// [`Error::Argument`](crate::Error::Argument) if a side is 0 or the image is too long and thin.
     pub fn layout(&self, width: usize, height: usize) -> Result<ImageLayout> {
-        self.vision.layout(width, height)
+        self.vision.layout(width, height, true)
     }
 
-    /// Preprocesses a decoded image.
+    /// The layouts of all images of a conversation, each of (width, height) pixels.
+    ///
+    /// # Errors
+    /// As [`Model::layout`].
+    pub fn layouts(&self, sizes: &[(u32, u32)]) -> Result<Vec<ImageLayout>> {
+        let alone = sizes.len() == 1;
+        let one = |&(width, height): &(u32, u32)| {
+            self.vision.layout(width as usize, height as usize, alone)
+        };
+        sizes.iter().map(one).collect()
+    }
+
+    /// Preprocesses a decoded image that is the only one of its conversation.
     ///
     /// # Errors
     /// As [`Model::layout`]; settings that leave the image in a shape other than the tower's.
     pub fn preprocess(&self, image: &RgbImage) -> Result<Pixels> {
-        self.vision.preprocess(image)
+        let (width, height) = image.dimensions();
+        self.preprocess_as(image, &self.layout(width as usize, height as usize)?)
+    }
+
+    /// Preprocesses a decoded image whose layout is known.
+    ///
+    /// # Errors
+    /// As [`Model::preprocess`].
+    pub fn preprocess_as(&self, image: &RgbImage, layout: &ImageLayout) -> Result<Pixels> {
+        self.vision.preprocess(image, layout)
     }
 
     /// States of the vision tower of each image, as [`Model::image_rows`] takes them. What an image gives does not depend on

@@ -67,7 +67,7 @@ impl Outline {
     /// As [`Model::load`], but for values that are not finite.
     pub fn read(source: &Source, token_budget: usize) -> Result<Self> {
         let weights = source.weights(&Device::Cpu, DType::F32)?.outline();
-        let model = Model::with_weights(source.base(), &weights)?;
+        let model = Model::of(source, &weights)?;
         let (config, text) = (model.config(), &model.config().text);
         let used = weights.used();
         let parameters = |of: Part| -> u64 {

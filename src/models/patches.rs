@@ -3,11 +3,9 @@
 //! A [`PatchMap`] is a few numbers of a checkpoint's `config.json` and image processor. It can be kept beside a run,
 //! so that the run's masks can still be drawn when the checkpoint is gone.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
-use super::families::{Config, Pictures, llava};
+use super::families::{Pictures, llava, qwen};
 use super::source::Source;
 use crate::Result;
 use crate::ops::mask::TokenGrid;
@@ -18,6 +16,8 @@ use crate::ops::mask::TokenGrid;
 pub enum PatchMap {
     /// A base view, and AnyRes tiles where the checkpoint has them.
     Llava(llava::PatchMap),
+    /// One grid over the whole picture.
+    Qwen(qwen::PatchSettings),
 }
 
 /// A rectangle in pixels of the picture; it may reach beyond the picture.
@@ -85,25 +85,31 @@ pub struct Patches {
 }
 
 impl PatchMap {
-    /// Reads the settings of a checkpoint folder; no weights are read.
+    /// Reads the settings of a checkpoint; no weights are read.
     ///
     /// # Errors
-    /// Those of [`Config::read`] and of the image processor's settings.
-    pub fn read(dir: &Path) -> Result<Self> {
-        let source = Source::new(dir, None)?;
+    /// Those of [`Source::config`] and of the image processor's settings.
+    pub fn read(source: &Source) -> Result<Self> {
         let dir = source.base();
-        match Config::read(dir)?.pictures {
+        match source.config()?.pictures {
             Pictures::Llava(config) => Ok(Self::Llava(llava::PatchMap::read(dir, &config)?)),
+            Pictures::Qwen(config) => Ok(Self::Qwen(qwen::PatchSettings::read(dir, &config)?)),
         }
     }
 
-    /// The grids of a picture of `width` x `height` pixels.
+    /// The grids of a picture of `width` x `height` pixels. `alone`: it is the only one of its conversation.
     ///
     /// # Errors
     /// Those of [`Model::layout`](super::Model::layout).
-    pub fn patches(&self, width: usize, height: usize) -> Result<Patches> {
+    pub fn patches(&self, width: usize, height: usize, alone: bool) -> Result<Patches> {
         match self {
-            Self::Llava(map) => map.patches(width, height),
+            Self::Llava(map) => map.patches(width, height, alone),
+            Self::Qwen(settings) => {
+                let layout = settings.layout(width, height)?;
+                let whole = Rect { x: 0.0, y: 0.0, width: width as f64, height: height as f64 };
+                let base = PatchGrid::new(&layout.grids[0], whole);
+                Ok(Patches { tokens: layout.tokens, base, tiles: None })
+            }
         }
     }
 }

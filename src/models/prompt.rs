@@ -73,6 +73,8 @@ pub struct PromptFormat {
     placeholder: String,
     /// None where the placeholder is no token: it cuts the text.
     image_token: Option<u32>,
+    /// The text of the token that stands for a film, which is refused.
+    video: Option<String>,
     /// Ids the tokenizer puts in front of a text, and the text of the first if it has one.
     front: Vec<u32>,
     bos: Option<String>,
@@ -111,6 +113,7 @@ impl PromptFormat {
             bos: settings.as_ref().and_then(|s| special_token(s, "bos_token")),
             eos: eos(dir, config, settings.as_ref(), &tokenizer)?,
             image_token: config.image_token,
+            video: config.video_token.and_then(|id| tokenizer.token(id)),
             inserted: config.placeholder().unwrap_or(&placeholder).to_owned(),
             placeholder,
             template,
@@ -177,6 +180,13 @@ impl PromptFormat {
         }
         let texts: Vec<String> =
             turns.iter().map(|t| t.text.replace(IMAGE, &self.inserted)).collect();
+        if let Some(video) = &self.video
+            && texts.iter().any(|text| text.contains(video))
+        {
+            let message =
+                format!("the turns have {video}, expected pictures only, each as {IMAGE}");
+            return Err(Error::unsupported("a video in a conversation", message));
+        }
         let mut messages: Vec<Message> =
             turns.iter().zip(&texts).map(|(t, text)| Message { role: t.role, text }).collect();
         let open = self.template.render(&messages, &self.placeholder, true)?;
@@ -205,6 +215,11 @@ impl PromptFormat {
         // The open form is not how answered conversations begin (some templates end it with a blank, or have no open
         // form): then the answered form is what the model was trained on.
         let text = before.trim_end();
+        let (blank, open_blank) = (&before[text.len()..], &open[open.trim_end().len()..]);
+        if open.trim_end() == text && !open_blank.is_empty() && blank.ends_with(open_blank) {
+            // The answered form has another blank in front of the open form's, as where roles and texts are printed apart.
+            return Ok(Prompt { separator: String::new(), text: open, images });
+        }
         Ok(Prompt { text: text.to_owned(), separator: before[text.len()..].to_owned(), images })
     }
 
@@ -267,7 +282,9 @@ impl PromptFormat {
 
 /// The known template for a checkpoint without one that its family does not name.
 fn fallback(config: &Config, tokenizer: &Tokenizer) -> &'static str {
-    if tokenizer.token_id("<|im_start|>").is_some() {
+    if config.text.model_type.starts_with("qwen") {
+        "qwen_1_5"
+    } else if tokenizer.token_id("<|im_start|>").is_some() {
         "chatml_direct"
     } else if config.text.model_type == "mistral" {
         "mistral_instruct"

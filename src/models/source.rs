@@ -10,11 +10,22 @@ use crate::models::fingerprint::fingerprint;
 use crate::models::weights::Weights;
 use crate::{Error, Result};
 
+/// Bounds of a picture's pixels, in place of those that a checkpoint's image processor has. Of families whose pictures keep
+/// nearly their own size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Smaller pictures are enlarged.
+    pub min: Option<usize>,
+    /// Larger pictures are made smaller.
+    pub max: Option<usize>,
+}
+
 /// A checkpoint's folder, and that of the adapter that changes it, if one does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     base: PathBuf,
     adapter: Option<PathBuf>,
+    pixels: Bounds,
 }
 
 impl Source {
@@ -26,7 +37,7 @@ impl Source {
     pub fn new(model: &Path, adapter: Option<&Path>) -> Result<Self> {
         refuse_file(model)?;
         let (base, adapter) = match (adapter, is_adapter(model)) {
-            (None, false) => return Ok(Self { base: model.to_owned(), adapter: None }),
+            (None, false) => return Ok(Self::of(model.to_owned(), None)),
             (None, true) => (adapter::base(model)?, model),
             (Some(adapter), false) => (model.to_owned(), adapter),
             (Some(adapter), true) => return Err(two_adapters(adapter, model)),
@@ -39,7 +50,24 @@ impl Source {
         if is_adapter(&base) {
             return Err(two_adapters(adapter, &base));
         }
-        Ok(Self { base, adapter: Some(adapter.to_owned()) })
+        Ok(Self::of(base, Some(adapter.to_owned())))
+    }
+
+    fn of(base: PathBuf, adapter: Option<PathBuf>) -> Self {
+        Self { base, adapter, pixels: Bounds::default() }
+    }
+
+    /// The same with other bounds of pictures.
+    pub fn with_pixels(self, pixels: Bounds) -> Self {
+        Self { pixels, ..self }
+    }
+
+    /// What `config.json` says, with the bounds of pictures.
+    ///
+    /// # Errors
+    /// As [`Config::read`]; bounds for a family whose pictures have one size.
+    pub fn config(&self) -> Result<Config> {
+        Config::read(&self.base)?.with_pixels(self.pixels)
     }
 
     /// Where configuration, tokenizer, processor and base weights are.
@@ -79,7 +107,7 @@ impl Source {
     }
 
     /// A hash (64 hex digits) of all that decides what the model computes, see [`fingerprint`]: of the checkpoint, of a vision
-    /// tower that lies elsewhere, and of the adapter. However the folders are named, the same content has the same hash.
+    /// tower that lies elsewhere, of the adapter, and of bounds of pictures. However the folders are named, the same content has the same hash.
     ///
     /// # Errors
     /// [`Error::Io`] if a folder or a file cannot be read; as [`Config::read`].
@@ -91,6 +119,9 @@ impl Source {
         hashes.push(fingerprint(&self.base)?);
         if let Some(folder) = Config::read(&self.base)?.elsewhere() {
             hashes.push(fingerprint(folder)?);
+        }
+        if self.pixels != Bounds::default() {
+            hashes.push(format!("{:?}", self.pixels));
         }
         if let [one] = &mut hashes[..] {
             return Ok(std::mem::take(one));

@@ -15,7 +15,7 @@ use super::fields::Fields;
 use crate::{Error, Result};
 
 /// Templates used where a checkpoint has none: the conversations of the LLaVA code, of the same names.
-const KNOWN: [(&str, &str); 4] = [
+const KNOWN: [(&str, &str); 5] = [
     (
         "vicuna_v1",
         "{% if messages[0]['role'] != 'system' %}{{ \"A chat between a curious user and an artificial intelligence \
@@ -37,6 +37,12 @@ const KNOWN: [(&str, &str); 4] = [
         "chatml_direct",
         "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nAnswer the questions.<|im_end|>' }}{% endif %}\
          {% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    ),
+    (
+        "qwen_1_5",
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}\
+         {% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}\
          {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     ),
     (

@@ -8,14 +8,12 @@ use serde_json::json;
 
 use super::settings::Settings;
 use crate::files::{AtomicFile, write_json};
-use crate::models::adapter::{self, canonical};
+use crate::models::adapter::{self, canonical, projector_module};
 use crate::models::hub::Origin;
 use crate::models::lora::{Lora, Switch, Trainable};
 use crate::models::weights::Weights;
 use crate::ops::philox::{Draws, Purpose, unit_interval};
 use crate::{Error, Result};
-
-const PROJECTOR: &str = "multi_modal_projector.";
 
 /// One trained tensor, f32.
 pub(super) struct Parameter {
@@ -30,6 +28,8 @@ pub(super) struct Parameter {
 pub(super) struct Parameters {
     pub all: Vec<Parameter>,
     pub switch: std::sync::Arc<Switch>,
+    /// PEFT's name of the projector, where that is trained.
+    projector: Option<&'static str>,
 }
 
 impl Parameters {
@@ -40,6 +40,7 @@ impl Parameters {
     /// A base without one of the target layers.
     pub fn new(base: Weights, settings: &Settings) -> Result<(Self, Weights)> {
         let switch = Switch::new();
+        let mut projector = None;
         let (mut all, mut trainable) = (Vec::new(), Trainable::default());
         let names: Vec<String> = base.names().into_iter().map(str::to_owned).collect();
         // In the order of canonical names: the same for every generation of names.
@@ -48,7 +49,10 @@ impl Parameters {
         let mut unused = settings.targets.clone();
         for (form, full) in &names {
             let shape = base.shape(full).unwrap_or_default().to_vec();
-            if settings.projector && form.starts_with(PROJECTOR) {
+            if settings.projector
+                && let Some(module) = projector_module(form)
+            {
+                projector = Some(module);
                 let var = Var::from_tensor(&base.get_as(&shape, full, DType::F32)?)?;
                 trainable.whole.insert(full.clone(), var.as_tensor().clone());
                 all.push(Parameter { name: adapter::peft_name(form), var, projector: true });
@@ -80,7 +84,7 @@ impl Parameters {
             let message = format!("no {target} in the language model, which train.targets names");
             return Err(Error::invalid(base.path(), "", message));
         }
-        Ok((Self { all, switch }, base.with_trainable(trainable)))
+        Ok((Self { all, switch, projector }, base.with_trainable(trainable)))
     }
 
     /// Sets every parameter from tensors of the same names.
@@ -117,7 +121,7 @@ impl Parameters {
         let folder = base.canonicalize().map_err(Error::io(base))?;
         let base = origin.as_ref().map_or(folder, |origin| origin.repo.clone().into());
         let targets = settings.targets.join("|");
-        let modules = settings.projector.then_some(["multi_modal_projector"]);
+        let modules = self.projector.map(|module| [module]);
         let config = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

@@ -26,8 +26,8 @@ use crate::data::image;
 use crate::data::json::read_document;
 use crate::engine::{Progress, checkpoint};
 use crate::files::{write_file, write_json};
-use crate::models::device;
 use crate::models::encoder::Choice;
+use crate::models::{Bounds, Source, device};
 use crate::ops::philox::{Draws, Purpose};
 use crate::sampling::SamplingConfig;
 use crate::{Error, Result};
@@ -36,6 +36,8 @@ use crate::{Error, Result};
 pub struct Options<'a> {
     /// Model folder.
     pub model: &'a Path,
+    /// Bounds of its pictures.
+    pub pixels: Bounds,
     /// Its fingerprint ([`crate::models::fingerprint::fingerprint`]).
     pub base: &'a str,
     /// Where networks run.
@@ -202,7 +204,8 @@ impl<'a> Run<'a> {
         progress.begin("training: loading the model", None);
         fs::create_dir_all(options.out).map_err(Error::io(options.out))?;
         let dtype = device::dtype(options.dtype)?;
-        let trainer = Trainer::new(options.model, options.device, dtype, settings)?;
+        let source = Source::new(options.model, None)?.with_pixels(options.pixels);
+        let trainer = Trainer::open(&source, options.device, dtype, settings)?;
         let examples = usable.iter().map(|pair| trainer.example(pair)).collect::<Result<Vec<_>>>();
         let mut examples = examples.map_err(|error| error.in_file(options.file))?;
         let begun = Instant::now();

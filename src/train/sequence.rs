@@ -10,8 +10,8 @@ use candle_core::Tensor;
 use super::pairs::Pair;
 use super::settings::Loss;
 use crate::data::image;
-use crate::engine::{Entry, entries};
-use crate::models::Model;
+use crate::engine::{Entry, entries, places};
+use crate::models::{ImageLayout, Model, Place};
 use crate::ops::attend::{AttendPlan, Block, Segment};
 use crate::{Error, Result};
 
@@ -24,14 +24,17 @@ pub struct Sequences {
     pub(crate) tails: Vec<Vec<u32>>,
     /// Place of each answer's first token, over shared places and tail.
     pub(crate) firsts: Vec<usize>,
+    /// The positions of the shared places, and that of each tail's first token.
+    pub(crate) positions: Vec<Place>,
 }
 
 impl Sequences {
-    /// Encodes a pair, with the model's end-of-sequence token behind each answer. `image_tokens` counts those of each image.
+    /// Encodes a pair, with the model's end-of-sequence token behind each answer. `layouts` are those of the pair's images.
     ///
     /// # Errors
     /// A prompt that the template refuses; more places than the model has positions.
-    pub fn new(model: &Model, pair: &Pair, image_tokens: &[usize], loss: Loss) -> Result<Self> {
+    pub fn new(model: &Model, pair: &Pair, layouts: &[ImageLayout], loss: Loss) -> Result<Self> {
+        let image_tokens: Vec<usize> = layouts.iter().map(|layout| layout.tokens).collect();
         let refuse = |message: String| {
             let at = format!("line {}", pair.line);
             Error::invalid("", at, format!("pair {:?} has {message}", pair.id))
@@ -49,13 +52,13 @@ impl Sequences {
             let before = encoded.offsets.iter().take_while(|(_, end)| *end <= prompt.text.len());
             let extra: usize = image_tokens.iter().map(|tokens| tokens.saturating_sub(1)).sum();
             firsts.push(before.count() + extra);
-            let mut places = entries(&encoded.pieces, image_tokens).map_err(|images| {
+            let mut places = entries(&encoded.pieces, &image_tokens).map_err(|images| {
                 refuse(format!("{images} images in its prompt, but {} files", image_tokens.len()))
             })?;
             places.extend(end.map(Entry::Token));
             all.push(places);
         }
-        let this = Self::split(all, firsts);
+        let this = Self::split(all, firsts, layouts);
         let (needed, most) = (this.longest(), model.config().text.max_positions);
         if needed > most {
             return Err(refuse(format!(
@@ -66,7 +69,7 @@ impl Sequences {
     }
 
     /// From whole sequences and the places of their first answer tokens.
-    pub(crate) fn split(all: Vec<Vec<Entry>>, firsts: Vec<usize>) -> Self {
+    pub(crate) fn split(all: Vec<Vec<Entry>>, firsts: Vec<usize>, layouts: &[ImageLayout]) -> Self {
         let alike = |i: usize| all.iter().all(|one| one.get(i).is_some_and(|e| *e == all[0][i]));
         let shortest = all.iter().map(Vec::len).min().unwrap_or(0);
         // A lone answer parts from nothing; its prompt is as good a place to split as any.
@@ -77,7 +80,8 @@ impl Sequences {
             Entry::Image(_) => None,
         };
         let tails = all.iter().map(|one| one[shared..].iter().filter_map(token).collect());
-        Self { tails: tails.collect(), shared: all[0][..shared].to_vec(), firsts }
+        let positions = places(&all[0][..shared], layouts);
+        Self { tails: tails.collect(), shared: all[0][..shared].to_vec(), firsts, positions }
     }
 
     /// Rows that are computed: an answer's last token predicts nothing.
@@ -92,18 +96,20 @@ impl Sequences {
         tails.map(|(tail, first)| (self.shared.len() + tail.len()).saturating_sub(*first)).collect()
     }
 
+    /// The position where the tails begin.
+    fn next(&self) -> u32 {
+        self.positions.last().map_or(0, |place| place.0[0])
+    }
+
     fn longest(&self) -> usize {
-        self.shared.len() + self.tails.iter().map(Vec::len).max().unwrap_or(0)
+        self.next() as usize + self.tails.iter().map(Vec::len).max().unwrap_or(0)
     }
 }
 
-/// Image tokens of each of a pair's images, from their headers.
-pub(super) fn image_tokens(model: &Model, pair: &Pair) -> Result<Vec<usize>> {
-    let tokens = |path| {
-        let (width, height) = image::dimensions(path)?;
-        Ok(model.layout(width as usize, height as usize)?.tokens)
-    };
-    pair.images.iter().map(|path| tokens(path)).collect()
+/// How the tokens of a pair's images are laid out, from their headers.
+pub(super) fn layouts(model: &Model, pair: &Pair) -> Result<Vec<ImageLayout>> {
+    let sizes = pair.images.iter().map(|path| image::dimensions(path));
+    model.layouts(&sizes.collect::<Result<Vec<_>>>()?)
 }
 
 /// A token that is predicted: by which row, and for which answer of the batch.
@@ -121,7 +127,7 @@ pub(super) struct Packed {
     /// Where each row's input is: image rows of all pairs, then text rows.
     pub order: Vec<u32>,
     pub ids: Vec<u32>,
-    pub positions: Vec<u32>,
+    pub positions: Vec<Place>,
     pub plan: AttendPlan,
     pub targets: Vec<Target>,
     pub answers: usize,
@@ -149,7 +155,7 @@ impl Packed {
         Ok(Tensor::cat(&parts, 0)?.index_select(&order, 0)?)
     }
 
-    fn place(&mut self, entry: Entry, position: usize, first: usize) {
+    fn place(&mut self, entry: Entry, position: Place, first: usize) {
         match entry {
             Entry::Image(i) => self.order.push((first + i as usize) as u32),
             Entry::Token(id) => {
@@ -157,12 +163,12 @@ impl Packed {
                 self.ids.push(id);
             }
         }
-        self.positions.push(position as u32);
+        self.positions.push(position);
     }
 
     fn add(&mut self, pair: &Sequences, first: usize) {
         let start = self.order.len();
-        for (position, &entry) in pair.shared.iter().enumerate() {
+        for (&position, &entry) in pair.positions.iter().zip(&pair.shared) {
             self.place(entry, position, first);
         }
         let shared = Segment { start, len: pair.shared.len() };
@@ -175,7 +181,7 @@ impl Packed {
             let own = self.order.len();
             let computed = &tail[..tail.len().saturating_sub(1)];
             for (i, &id) in computed.iter().enumerate() {
-                self.place(Entry::Token(id), pair.shared.len() + i, first);
+                self.place(Entry::Token(id), Place::from(pair.next() + i as u32), first);
             }
             let segment = Segment { start: own, len: computed.len() };
             let rows = own..self.order.len();

@@ -12,7 +12,7 @@ use super::loss::LogProbs;
 use super::pairs::Pair;
 use super::parameters::Parameters;
 use super::pass::{Grads, Pass, log_probs};
-use super::sequence::{Packed, Sequences, image_tokens};
+use super::sequence::{Packed, Sequences, layouts};
 use super::settings::{Loss, Settings};
 use crate::data::image;
 use crate::models::adapter;
@@ -36,6 +36,8 @@ pub struct Example {
     pub weight: f64,
     /// Image tokens in all.
     pub image_tokens: usize,
+    /// How those of each image are laid out.
+    pub layouts: Vec<ImageLayout>,
 }
 
 /// What a batch says: means over its pairs, by their weights.
@@ -68,7 +70,8 @@ pub struct Trainer {
 /// The vision tower's states of images.
 #[derive(Default)]
 struct Images {
-    known: HashMap<PathBuf, (Tensor, ImageLayout)>,
+    /// By file and number of views: a family may show one picture in more views than one of several.
+    known: HashMap<(PathBuf, usize), Tensor>,
     bytes: usize,
 }
 
@@ -78,11 +81,23 @@ impl Trainer {
     /// # Errors
     /// As [`Model::load`]; a folder that is itself an adapter; a target layer that the model does not have.
     pub fn new(dir: &Path, device: &Device, dtype: DType, settings: &Settings) -> Result<Self> {
+        Self::open(&Source::new(dir, None)?, device, dtype, settings)
+    }
+
+    /// As [`Trainer::new`], with the source's bounds of pictures.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn open(
+        source: &Source,
+        device: &Device,
+        dtype: DType,
+        settings: &Settings,
+    ) -> Result<Self> {
         settings.validate()?;
-        let source = Source::new(dir, None)?;
-        let dir = source.unadapted()?;
+        source.unadapted()?;
         let (parameters, weights) = Parameters::new(source.weights(device, dtype)?, settings)?;
-        let model = Model::with_weights(dir, &weights)?;
+        let model = Model::of(source, &weights)?;
         let vars: Vec<&Var> = parameters.all.iter().map(|one| &one.var).collect();
         let adam = Adam::new(&vars)?;
         parameters.switch.set(Mode::Apply);
@@ -122,14 +137,15 @@ impl Trainer {
     /// # Errors
     /// As [`Sequences::new`], and an image that cannot be read.
     pub fn example(&self, pair: &Pair) -> Result<Example> {
-        let tokens = image_tokens(&self.model, pair)?;
-        let sequences = Sequences::new(&self.model, pair, &tokens, self.settings.loss)?;
+        let layouts = layouts(&self.model, pair)?;
+        let sequences = Sequences::new(&self.model, pair, &layouts, self.settings.loss)?;
         Ok(Example {
             pair: pair.clone(),
             sequences,
             reference: [0.0; 2],
             weight: 1.0,
-            image_tokens: tokens.iter().sum(),
+            image_tokens: layouts.iter().map(|layout| layout.tokens).sum(),
+            layouts,
         })
     }
 
@@ -291,9 +307,8 @@ impl Trainer {
     fn input(&self, packed: &Packed, part: &[&Example]) -> Result<Tensor> {
         let mut rows = Vec::new();
         for example in part {
-            for path in &example.pair.images {
-                let (features, layout) = self.features(path)?;
-                rows.push(self.model.image_rows(&features, &layout)?);
+            for (path, layout) in example.pair.images.iter().zip(&example.layouts) {
+                rows.push(self.model.image_rows(&self.features(path, layout)?, layout)?);
             }
         }
         let text = self.model.language.embed(&packed.ids)?;
@@ -301,18 +316,18 @@ impl Trainer {
     }
 
     /// The vision tower's states of an image: it is frozen, so they are kept while there is room.
-    fn features(&self, path: &Path) -> Result<(Tensor, ImageLayout)> {
-        let known = |images: &Images| images.known.get(path).cloned();
+    fn features(&self, path: &Path, layout: &ImageLayout) -> Result<Tensor> {
+        let key = (path.to_owned(), layout.tiles);
+        let known = |images: &Images| images.known.get(&key).cloned();
         if let Some(known) = self.images.lock().ok().as_deref().and_then(known) {
             return Ok(known);
         }
-        let pixels = self.model.preprocess(&image::open(path)?)?;
-        let features = self.model.vision_features(&pixels)?;
-        let found = (features, pixels.layout);
-        let bytes = found.0.elem_count() * found.0.dtype().size_in_bytes();
+        let pixels = self.model.preprocess_as(&image::open(path)?, layout)?;
+        let found = self.model.vision_features(&pixels)?;
+        let bytes = found.elem_count() * found.dtype().size_in_bytes();
         if let Ok(mut images) = self.images.lock()
             && images.bytes + bytes <= IMAGE_CACHE
-            && images.known.insert(path.to_owned(), found.clone()).is_none()
+            && images.known.insert(key, found.clone()).is_none()
         {
             images.bytes += bytes;
         }

@@ -186,6 +186,107 @@ fn a_checkpoint_of_14_gb_is_outlined_without_being_read() {
     assert!(peak < 300_000_000, "peak memory {peak}");
 }
 
+/// Names and shapes of Qwen2.5-VL-7B's tensors, as its repository on the hub calls them.
+fn qwen_tensors(text: &Value, vision: &Value) -> Vec<Named> {
+    let of = |config: &Value, name: &str| config[name].as_u64().unwrap() as usize;
+    let (h, inner, vocab) =
+        (of(text, "hidden_size"), of(text, "intermediate_size"), of(text, "vocab_size"));
+    let narrow = h / of(text, "num_attention_heads") * of(text, "num_key_value_heads");
+    let (v, vision_inner) = (of(vision, "hidden_size"), of(vision, "intermediate_size"));
+    let mut all = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocab, h]),
+        ("model.norm.weight".to_owned(), vec![h]),
+        ("lm_head.weight".to_owned(), vec![vocab, h]),
+        ("visual.patch_embed.proj.weight".to_owned(), vec![v, 3, 2, 14, 14]),
+        ("visual.merger.ln_q.weight".to_owned(), vec![v]),
+    ];
+    let mut add = |name: String, shape: &[usize], bias: bool| {
+        if bias {
+            all.push((format!("{name}.bias"), vec![shape[0]]));
+        }
+        all.push((format!("{name}.weight"), shape.to_vec()));
+    };
+    for i in 0..of(text, "num_hidden_layers") {
+        let layer = format!("model.layers.{i}");
+        for (part, rows) in [("q_proj", h), ("k_proj", narrow), ("v_proj", narrow)] {
+            add(format!("{layer}.self_attn.{part}"), &[rows, h], true);
+        }
+        add(format!("{layer}.self_attn.o_proj"), &[h, h], false);
+        add(format!("{layer}.mlp.gate_proj"), &[inner, h], false);
+        add(format!("{layer}.mlp.up_proj"), &[inner, h], false);
+        add(format!("{layer}.mlp.down_proj"), &[h, inner], false);
+        add(format!("{layer}.input_layernorm"), &[h], false);
+        add(format!("{layer}.post_attention_layernorm"), &[h], false);
+    }
+    for i in 0..of(vision, "depth") {
+        let block = format!("visual.blocks.{i}");
+        add(format!("{block}.attn.qkv"), &[3 * v, v], true);
+        add(format!("{block}.attn.proj"), &[v, v], true);
+        add(format!("{block}.mlp.gate_proj"), &[vision_inner, v], true);
+        add(format!("{block}.mlp.up_proj"), &[vision_inner, v], true);
+        add(format!("{block}.mlp.down_proj"), &[v, vision_inner], true);
+        add(format!("{block}.norm1"), &[v], false);
+        add(format!("{block}.norm2"), &[v], false);
+    }
+    add("visual.merger.mlp.0".to_owned(), &[4 * v, 4 * v], true);
+    add("visual.merger.mlp.2".to_owned(), &[h, 4 * v], true);
+    all
+}
+
+/// Qwen2.5-VL-7B by its published `config.json`: all parameters by their published number, tokens of pictures by hand.
+#[test]
+fn a_qwen2_5_vl_of_16_gb_is_outlined_without_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = golden("qwen_vl/qwen2_5");
+    for name in
+        ["generation_config.json", "chat_template.json", "tokenizer.json", "tokenizer_config.json"]
+    {
+        fs::copy(source.join(name), dir.path().join(name)).unwrap();
+    }
+    let config = fs::read_to_string(source.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    let sizes = json!({
+        "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 128_000,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "rope_theta": 1e6,
+        "vision_config": {
+            "depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+            "in_chans": 3, "out_hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2,
+            "spatial_patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2, "temporal_patch_size": 2,
+        },
+    });
+    for (name, value) in sizes.as_object().unwrap() {
+        config[name] = value.clone();
+    }
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let processor = json!({
+        "min_pixels": 3136, "max_pixels": 12_845_056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
+        "image_processor_type": "Qwen2VLImageProcessor",
+    });
+    fs::write(dir.path().join("preprocessor_config.json"), processor.to_string()).unwrap();
+    let total = write_shards(dir.path(), &qwen_tensors(&config, &config["vision_config"]));
+    let (report, peak, time) = watched(dir.path());
+    let model = &report["model"];
+    assert_eq!(model["family"], "Qwen2.5-VL");
+    let count = |name: &str| model[name].as_u64().unwrap();
+    let merger = 5120 * 5120 + 5120 + 3584 * 5120 + 3584 + 1280;
+    assert_eq!(count("projector_parameters"), merger);
+    assert_eq!(count("language_parameters"), 7_615_616_512);
+    let all: u64 = ["language_parameters", "vision_parameters", "projector_parameters"]
+        .map(count)
+        .iter()
+        .sum();
+    assert_eq!((all, total), (8_292_166_656, 2 * 8_292_166_656));
+    assert_eq!(model["memory"][1]["cache_bytes_per_token"], 2 * 28 * 512 * 2);
+    // 336 / 28 = 12 each way; 640 x 480: 22.9 and 17.1; 1024 x 768: 36.6 and 27.4; 672 x 1344: 24 and 48.
+    let tokens: Vec<u64> =
+        model["image_tokens"].as_array().unwrap().iter().map(|t| t[2].as_u64().unwrap()).collect();
+    assert_eq!(tokens, [144, 23 * 17, 37 * 27, 24 * 48]);
+    println!("peak memory {:.0} MB, {time:.2?}", peak as f64 / 1e6);
+    assert!(peak < 300_000_000, "peak memory {peak}");
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -92,8 +92,13 @@ pub fn picture(width: u32, height: u32, seed: u32) -> image::RgbImage {
 
 /// `bdhs sweep` on a dataset with the tiny models and short answers.
 pub fn sweep(data: &Path, out: &Path) -> Command {
+    sweep_with(&llava(), data, out)
+}
+
+/// As [`sweep`], with another model.
+pub fn sweep_with(model: &Path, data: &Path, out: &Path) -> Command {
     let mut command = bdhs();
-    command.arg("sweep").arg("--model").arg(llava()).arg("--data").arg(data).arg("--out").arg(out);
+    command.arg("sweep").arg("--model").arg(model).arg("--data").arg(data).arg("--out").arg(out);
     for encoder in encoders() {
         command.arg("--encoder").arg(encoder);
     }

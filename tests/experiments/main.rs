@@ -8,6 +8,7 @@ mod demo;
 mod demo_benchmarks;
 mod demo_world;
 mod devices;
+mod families;
 mod report;
 mod resume;
 mod slurm;

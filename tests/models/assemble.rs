@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use example::{Options, assemble};
+use example::{Options, Shape, assemble};
 use minijinja::context;
 use minijinja::syntax::SyntaxConfig;
 use serde_json::json;
@@ -169,7 +169,7 @@ fn sentence_piece() -> Vec<(&'static str, Value)> {
 }
 
 fn options() -> Options {
-    Options { seed: 7, dtype: DType::F32, anyres: false }
+    Options { seed: 7, dtype: DType::F32, shape: Shape::Llava }
 }
 
 /// An assembled checkpoint in a folder that goes when this goes.
@@ -461,7 +461,7 @@ fn the_seed_decides_the_vision_part_and_nothing_else() {
 fn anyres_and_half_precision() {
     let gguf = TinyGguf::new(byte_level(), true);
     for dtype in [DType::BF16, DType::F16] {
-        let folder = Folder::new(&gguf, &Options { seed: 1, dtype, anyres: true });
+        let folder = Folder::new(&gguf, &Options { seed: 1, dtype, shape: Shape::Next });
         let config = folder.json("config.json");
         assert_eq!(config["model_type"], "llava_next");
         assert_eq!(config["image_grid_pinpoints"][3], json!([1008, 336]));
@@ -473,12 +473,56 @@ fn anyres_and_half_precision() {
     }
 }
 
+/// The same GGUF as a Qwen2: its own fields, three biases a layer, rows of queries and keys as they are.
+fn qwen2() -> TinyGguf {
+    let mut gguf = TinyGguf::new(byte_level(), true);
+    let of = |name: &str| name.strip_prefix("llama.").map(|rest| format!("qwen2.{rest}"));
+    let metadata = std::mem::take(&mut gguf.metadata).into_iter();
+    gguf.metadata = metadata.map(|(name, value)| (of(&name).unwrap_or(name), value)).collect();
+    gguf = gguf.with("general.architecture", Value::String("qwen2".into()));
+    gguf = gguf.with("tokenizer.ggml.pre", Value::String("qwen2".into()));
+    for i in 0..LAYERS {
+        for (name, width) in [("q", HIDDEN), ("k", KV_HEADS * HEAD_DIM), ("v", KV_HEADS * HEAD_DIM)]
+        {
+            let bias = Tensor::randn(0f32, 0.2, &[width][..], &Device::Cpu).unwrap();
+            gguf.tensors.insert(format!("blk.{i}.attn_{name}.bias"), bias);
+        }
+    }
+    gguf
+}
+
+/// A real decoder of either architecture in a folder of LLaVA-OneVision's shape, which loads and runs.
+#[test]
+fn onevision_folders_hold_llama_and_qwen2() {
+    for (gguf, model_type) in [(TinyGguf::new(byte_level(), true), "llama"), (qwen2(), "qwen2")] {
+        let folder = Folder::new(&gguf, &Options { shape: Shape::OneVision, ..options() });
+        let config = folder.json("config.json");
+        assert_eq!(config["model_type"], "llava_onevision");
+        assert_eq!(config["text_config"]["model_type"], model_type);
+        let weights = folder.weights();
+        let query = "language_model.model.layers.0.self_attn.q_proj";
+        let kept = gguf.tensors["blk.0.attn_q.weight"].to_vec2::<f32>().unwrap();
+        let found = weights[&format!("{query}.weight")].to_vec2::<f32>().unwrap();
+        assert_eq!(kept == found, model_type == "qwen2");
+        assert_eq!(weights.contains_key(&format!("{query}.bias")), model_type == "qwen2");
+        let out = folder.dir.path().join("out");
+        let model = bdhs::models::Model::load(&out, &Device::Cpu, DType::F32).unwrap();
+        let layout = model.layout(800, 600).unwrap();
+        let picture = image::RgbImage::from_pixel(800, 600, image::Rgb([90, 120, 10]));
+        let features = model.image_features(&model.preprocess(&picture).unwrap()).unwrap();
+        assert_eq!(features.dims(), [layout.tokens, HIDDEN]);
+        assert!(layout.tokens > 4 * 729, "{}", layout.tokens);
+        let ids = model.encode("hello w 12").unwrap();
+        assert!(!ids.is_empty());
+    }
+}
+
 #[test]
 fn what_cannot_be_carried_over_is_refused_by_name() {
     let text = |s: &str| Value::String(s.into());
     let bpe = || TinyGguf::new(byte_level(), true);
     let cases: Vec<(TinyGguf, &[&str])> = vec![
-        (bpe().with("general.architecture", text("qwen2")), &["qwen2", "llama"]),
+        (bpe().with("general.architecture", text("gemma2")), &["gemma2", "qwen2"]),
         (bpe().with("tokenizer.ggml.pre", text("deepseek-llm")), &["deepseek-llm", "smollm"]),
         (bpe().without("tokenizer.ggml.pre"), &["none named"]),
         (bpe().with("tokenizer.ggml.model", text("bert")), &["bert"]),

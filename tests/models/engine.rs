@@ -4,7 +4,7 @@ use crate::common;
 use bdhs::{
     data::{Dataset, DatasetOptions, Sample},
     engine::{Answering, Engine, Images, Prepared, Question, Request, answer, waves},
-    models::{Model, Piece},
+    models::{Model, Piece, Place},
     ops::{
         attend::{AttendPlan, Block, Segment},
         dense::Dense,
@@ -16,9 +16,23 @@ use bdhs::{
 };
 use candle_core::{DType, Device, Tensor};
 
+/// Tiny checkpoints of every family.
+const FAMILIES: [&str; 6] = [
+    "llava15",
+    "next_vicuna",
+    "onevision/onevision",
+    "onevision/next_qwen3",
+    "qwen_vl/qwen2_5",
+    "qwen_vl/qwen2",
+];
+
+/// A tiny checkpoint: of a group, or a LLaVA.
 fn model(name: &str) -> Model {
-    Model::load(common::golden(&format!("llava/{name}")), &common::place::device(), DType::F32)
-        .expect("a tiny checkpoint")
+    let folder = match name.contains('/') {
+        true => common::golden(name),
+        false => common::golden(&format!("llava/{name}")),
+    };
+    Model::load(folder, &common::place::device(), DType::F32).expect("a tiny checkpoint")
 }
 
 fn samples(dir: &std::path::Path, n: usize) -> Dataset {
@@ -131,7 +145,7 @@ fn forked_decoding_equals_decoding_each_sentence_alone() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = samples(dir.path(), 8);
     let mut compared = 0;
-    for name in ["llava15", "next_vicuna"] {
+    for name in FAMILIES {
         let model = model(name);
         for temperature in [0.0, 1.0] {
             let config = settings(0.5, temperature);
@@ -205,13 +219,14 @@ fn decode_alone(
 ) -> (String, f32) {
     let language = &model.language;
     let image = bdhs::data::image::open(&sample.images[0]).unwrap();
-    let features = model.image_features(&model.preprocess(&image).unwrap()).unwrap();
+    let pixels = model.preprocess(&image).unwrap();
+    let features = model.image_features(&pixels).unwrap();
     let (mut rows, mut positions, mut ids, mut next) = (vec![], vec![], vec![], 0u32);
     for piece in model.encode(text).unwrap() {
         match piece {
             Piece::Tokens(tokens) => {
                 rows.push(language.embed(&tokens).unwrap());
-                positions.extend(next..next + tokens.len() as u32);
+                positions.extend((next..next + tokens.len() as u32).map(Place::from));
                 next += tokens.len() as u32;
                 ids.extend(tokens);
             }
@@ -221,8 +236,10 @@ fn decode_alone(
                         Tensor::new(candidate.kept.as_slice(), &common::place::device()).unwrap();
                     rows.push(features.index_select(&pick, 0).unwrap());
                 }
-                positions.extend(candidate.kept.iter().map(|i| next + i));
-                next += candidate.image_tokens;
+                assert_eq!(candidate.image_tokens as usize, pixels.layout.tokens);
+                let places: Vec<Place> = pixels.layout.places(next).collect();
+                positions.extend(candidate.kept.iter().map(|&i| places[i as usize]));
+                next += pixels.layout.span();
             }
         }
     }
@@ -290,7 +307,7 @@ fn candidates_do_not_depend_on_room_or_company() {
     }
     let dir = tempfile::tempdir().unwrap();
     let dataset = samples(dir.path(), 8);
-    for name in ["llava15", "next_vicuna"] {
+    for name in FAMILIES {
         let model = model(name);
         for (guided, temperature) in [(true, 0.0), (true, 1.0), (false, 1.0)] {
             let engine = |slots: usize| {

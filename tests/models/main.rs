@@ -6,5 +6,7 @@ mod assemble;
 mod common;
 mod encoder;
 mod engine;
+mod families;
 mod llava;
+mod qwen;
 mod train;

@@ -7,12 +7,23 @@ use bdhs::{Error, Result};
 use candle_core::DType;
 use serde_json::{Map, Value, json};
 
-use super::gguf::{Gguf, LanguageConfig};
+use super::gguf::{Architecture, Gguf, LanguageConfig};
 use super::tokenizer::{IMAGE, Special, TokenizerFiles};
-use super::{Options, template, vision};
+use super::{Options, Shape, template, vision};
 
 /// The AnyRes resolutions of LLaVA-1.6, [height, width] in pixels.
 const PINPOINTS: [[usize; 2]; 5] = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]];
+
+/// The AnyRes resolutions of a shape.
+fn pinpoints(shape: Shape) -> Option<Value> {
+    let sides = || (1..=6).map(|tiles| 384 * tiles);
+    let many = || sides().flat_map(|height| sides().map(move |width| [height, width]));
+    match shape {
+        Shape::Llava => None,
+        Shape::Next => Some(json!(PINPOINTS)),
+        Shape::OneVision => Some(json!(many().collect::<Vec<_>>())),
+    }
+}
 
 /// Writes everything but the weights.
 pub fn write_json_files(
@@ -48,49 +59,68 @@ fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 fn config(language: &LanguageConfig, tokenizer: &TokenizerFiles, options: &Options) -> Value {
-    let (model_type, architecture) = if options.anyres {
-        ("llava_next", "LlavaNextForConditionalGeneration")
-    } else {
-        ("llava", "LlavaForConditionalGeneration")
+    let (model_type, architecture) = match options.shape {
+        Shape::Llava => ("llava", "LlavaForConditionalGeneration"),
+        Shape::Next => ("llava_next", "LlavaNextForConditionalGeneration"),
+        Shape::OneVision => ("llava_onevision", "LlavaOnevisionForConditionalGeneration"),
     };
+    let siglip = options.shape == Shape::OneVision;
+    let side = vision::image_size(options.shape);
     let mut config = json!({
         "architectures": [architecture],
         "model_type": model_type,
         "torch_dtype": dtype_name(options.dtype),
         "image_token_index": tokenizer.image_token,
-        "image_seq_length": (vision::IMAGE_SIZE / vision::PATCH).pow(2),
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
+        "image_seq_length": (side / vision::PATCH).pow(2),
+        "vision_feature_layer": if siglip { -1 } else { -2 },
+        "vision_feature_select_strategy": strategy(options.shape),
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": true,
         "tie_word_embeddings": language.tied,
         "pad_token_id": tokenizer.pad.id,
         "text_config": text_config(language, tokenizer, options.dtype),
         "vision_config": {
-            "model_type": "clip_vision_model",
+            "model_type": if siglip { "siglip_vision_model" } else { "clip_vision_model" },
             "hidden_size": vision::HIDDEN,
             "intermediate_size": vision::INNER,
             "projection_dim": vision::HIDDEN,
             "num_hidden_layers": vision::LAYERS,
             "num_attention_heads": vision::HEADS,
             "num_channels": 3,
-            "image_size": vision::IMAGE_SIZE,
+            "image_size": side,
             "patch_size": vision::PATCH,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
+            "hidden_act": if siglip { "gelu_pytorch_tanh" } else { "quick_gelu" },
+            "layer_norm_eps": if siglip { 1e-6 } else { 1e-5 },
         },
     });
-    if options.anyres {
-        config["image_grid_pinpoints"] = json!(PINPOINTS);
-        config["use_image_newline_parameter"] = json!(true);
+    if let Some(pinpoints) = pinpoints(options.shape) {
+        config["image_grid_pinpoints"] = pinpoints;
+    }
+    match options.shape {
+        Shape::Llava => {}
+        Shape::Next => config["use_image_newline_parameter"] = json!(true),
+        Shape::OneVision => {
+            config["vision_aspect_ratio"] = json!("anyres_max_9");
+            // Nothing is this token: videos are not made.
+            config["video_token_index"] = json!(tokenizer.image_token + 1);
+            config["vision_config"]["vision_use_head"] = json!(false);
+        }
     }
     config
 }
 
+fn strategy(shape: Shape) -> &'static str {
+    if shape == Shape::OneVision { "full" } else { "default" }
+}
+
 fn text_config(language: &LanguageConfig, tokenizer: &TokenizerFiles, dtype: DType) -> Value {
+    let (architecture, model_type) = match language.architecture {
+        Architecture::Llama => ("LlamaForCausalLM", "llama"),
+        Architecture::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
+    };
     json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [architecture],
+        "model_type": model_type,
         "torch_dtype": dtype_name(dtype),
         "vocab_size": language.rows.max(tokenizer.image_token as usize + 1),
         "hidden_size": language.hidden,
@@ -153,7 +183,7 @@ fn tokenizer_config(
 }
 
 fn preprocessor_config(options: &Options) -> Value {
-    let side = vision::IMAGE_SIZE;
+    let side = vision::image_size(options.shape);
     let (processor, kind) = processor_names(options);
     let mut config = json!({
         "processor_class": processor,
@@ -167,34 +197,54 @@ fn preprocessor_config(options: &Options) -> Value {
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,
-        // CLIP's colour statistics, which every LLaVA uses.
+        // CLIP's colour statistics.
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     });
-    if options.anyres {
+    if let Some(pinpoints) = pinpoints(options.shape) {
         config["do_pad"] = json!(true);
-        config["aspect_ratio_setting"] = json!("anyres");
-        config["image_grid_pinpoints"] = json!(PINPOINTS);
+        config["image_grid_pinpoints"] = pinpoints;
+    }
+    match options.shape {
+        Shape::Llava => {}
+        Shape::Next => config["aspect_ratio_setting"] = json!("anyres"),
+        Shape::OneVision => {
+            config["size"] = json!({"height": side, "width": side});
+            config["crop_size"] = Value::Null;
+            config["do_center_crop"] = json!(false);
+            config["image_mean"] = json!([0.5, 0.5, 0.5]);
+            config["image_std"] = json!([0.5, 0.5, 0.5]);
+        }
     }
     config
 }
 
 fn processor_config(options: &Options) -> Value {
-    json!({
+    let mut config = json!({
         "processor_class": processor_names(options).0,
-        "patch_size": vision::PATCH,
-        "vision_feature_select_strategy": "default",
+        "vision_feature_select_strategy": strategy(options.shape),
         "image_token": IMAGE,
-        // The class token, which the strategy above drops again.
-        "num_additional_image_tokens": 1,
-    })
+    });
+    match options.shape {
+        Shape::Llava | Shape::Next => {
+            config["patch_size"] = json!(vision::PATCH);
+            // The class token, which the strategy above drops again.
+            config["num_additional_image_tokens"] = json!(1);
+        }
+        Shape::OneVision => {
+            let patches = (vision::image_size(options.shape) / vision::PATCH).pow(2);
+            config["num_image_tokens"] = json!(patches);
+            config["vision_aspect_ratio"] = json!("anyres_max_9");
+        }
+    }
+    config
 }
 
 fn processor_names(options: &Options) -> (&'static str, &'static str) {
-    if options.anyres {
-        ("LlavaNextProcessor", "LlavaNextImageProcessor")
-    } else {
-        ("LlavaProcessor", "CLIPImageProcessor")
+    match options.shape {
+        Shape::Llava => ("LlavaProcessor", "CLIPImageProcessor"),
+        Shape::Next => ("LlavaNextProcessor", "LlavaNextImageProcessor"),
+        Shape::OneVision => ("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor"),
     }
 }
 
@@ -210,7 +260,11 @@ fn readme(gguf: &Gguf, options: &Options) -> Result<String> {
     let file = gguf.path.file_name().unwrap_or_default().to_string_lossy();
     let name = gguf.string("general.name")?.unwrap_or("no name given");
     let licence = gguf.string("general.license")?.unwrap_or("not stated in the file");
-    let layout = if options.anyres { "LLaVA-1.6 (AnyRes)" } else { "LLaVA-1.5" };
+    let layout = match options.shape {
+        Shape::Llava => "LLaVA-1.5",
+        Shape::Next => "LLaVA-1.6 (AnyRes)",
+        Shape::OneVision => "LLaVA-OneVision",
+    };
     Ok(format!(
         "# A {layout} folder that cannot see\n\n\
          Assembled by the example `assemble_llava` of bdhs.\n\n\

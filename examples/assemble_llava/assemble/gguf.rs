@@ -19,9 +19,30 @@ pub struct Gguf {
     pub embedding_spread: f64,
 }
 
-/// The Llama model's settings.
+/// What the language model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama, whose query and key rows GGUF keeps in another order.
+    Llama,
+    /// Qwen2: biases of queries, keys and values, rows as they are.
+    Qwen2,
+}
+
+impl Architecture {
+    /// A field of the architecture's own.
+    fn field(self, name: &str) -> String {
+        match self {
+            Self::Llama => format!("llama.{name}"),
+            Self::Qwen2 => format!("qwen2.{name}"),
+        }
+    }
+}
+
+/// The language model's settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LanguageConfig {
+    /// Llama or Qwen2.
+    pub architecture: Architecture,
     /// Rows of the token embedding in the GGUF; at least one per token.
     pub rows: usize,
     /// Width of the states.
@@ -143,19 +164,21 @@ impl Gguf {
     ///
     /// Anything that would change the model's function and that is not carried over is refused.
     pub fn language_config(&self) -> Result<LanguageConfig> {
-        match self.string("general.architecture")? {
-            Some("llama") => {}
+        let architecture = match self.string("general.architecture")? {
+            Some("llama") => Architecture::Llama,
+            Some("qwen2") => Architecture::Qwen2,
             Some(other) => {
                 return Err(Error::unsupported(
                     format!("GGUF architecture \"{other}\""),
-                    format!("{}: expected llama", self.path.display()),
+                    format!("{}: expected llama or qwen2", self.path.display()),
                 ));
             }
             None => return Err(self.missing("general.architecture")),
-        }
-        self.refuse_extensions()?;
-        let hidden = self.size("llama.embedding_length")?;
-        let (heads, kv_heads) = self.heads(hidden)?;
+        };
+        let of = |name: &str| architecture.field(name);
+        self.refuse_extensions(architecture)?;
+        let hidden = self.size(&of("embedding_length"))?;
+        let (heads, kv_heads) = self.heads(architecture, hidden)?;
         let rows = match self.content.tensor_infos.get(EMBEDDING) {
             Some(info) => info.shape.dims()[0],
             None => {
@@ -167,33 +190,35 @@ impl Gguf {
             }
         };
         Ok(LanguageConfig {
+            architecture,
             rows,
             hidden,
-            inner: self.size("llama.feed_forward_length")?,
-            layers: self.size("llama.block_count")?,
+            inner: self.size(&of("feed_forward_length"))?,
+            layers: self.size(&of("block_count"))?,
             heads,
             kv_heads,
             head_dim: hidden / heads,
             eps: self
-                .real("llama.attention.layer_norm_rms_epsilon")?
-                .ok_or_else(|| self.missing("llama.attention.layer_norm_rms_epsilon"))?,
+                .real(&of("attention.layer_norm_rms_epsilon"))?
+                .ok_or_else(|| self.missing(&of("attention.layer_norm_rms_epsilon")))?,
             // 10,000 is the format's default for this field.
-            rope_theta: self.real("llama.rope.freq_base")?.unwrap_or(10_000.0),
-            context: self.size("llama.context_length")?,
+            rope_theta: self.real(&of("rope.freq_base"))?.unwrap_or(10_000.0),
+            context: self.size(&of("context_length"))?,
             tied: !self.content.tensor_infos.contains_key(OUTPUT),
         })
     }
 
     /// Query heads and key heads, checked against the width of the states.
-    fn heads(&self, hidden: usize) -> Result<(usize, usize)> {
-        let heads = self.size("llama.attention.head_count")?;
-        let kv_heads = match self.get("llama.attention.head_count_kv") {
+    fn heads(&self, architecture: Architecture, hidden: usize) -> Result<(usize, usize)> {
+        let of = |name: &str| architecture.field(name);
+        let heads = self.size(&of("attention.head_count"))?;
+        let kv_heads = match self.get(&of("attention.head_count_kv")) {
             None => heads,
-            Some(_) => self.size("llama.attention.head_count_kv")?,
+            Some(_) => self.size(&of("attention.head_count_kv"))?,
         };
         if !hidden.is_multiple_of(2 * heads) || !heads.is_multiple_of(kv_heads) {
             return Err(self.invalid(
-                "llama.attention.head_count",
+                &of("attention.head_count"),
                 format!(
                     "is {heads} with {kv_heads} key heads and width {hidden}; \
                      expected heads of one even width, in groups of one size"
@@ -201,33 +226,29 @@ impl Gguf {
             ));
         }
         let head_dim = hidden / heads;
-        for field in [
-            "llama.rope.dimension_count",
-            "llama.attention.key_length",
-            "llama.attention.value_length",
-        ] {
-            if let Some(n) = self.number(field)?.filter(|n| *n as usize != head_dim) {
+        for field in ["rope.dimension_count", "attention.key_length", "attention.value_length"] {
+            let field = of(field);
+            if let Some(n) = self.number(&field)?.filter(|n| *n as usize != head_dim) {
                 return Err(
-                    self.invalid(field, format!("is {n}, expected the head's width {head_dim}"))
+                    self.invalid(&field, format!("is {n}, expected the head's width {head_dim}"))
                 );
             }
         }
         Ok((heads, kv_heads))
     }
 
-    fn refuse_extensions(&self) -> Result<()> {
-        if let Some(n) = self.number("llama.expert_count")?.filter(|n| *n > 0) {
-            return Err(
-                self.invalid("llama.expert_count", format!("is {n}, expected a dense model"))
-            );
+    fn refuse_extensions(&self, architecture: Architecture) -> Result<()> {
+        let field = architecture.field("expert_count");
+        if let Some(n) = self.number(&field)?.filter(|n| *n > 0) {
+            return Err(self.invalid(&field, format!("is {n}, expected a dense model")));
         }
-        if let Some(kind) = self.string("llama.rope.scaling.type")?.filter(|kind| *kind != "none") {
-            return Err(
-                self.invalid("llama.rope.scaling.type", format!("is \"{kind}\", expected none"))
-            );
+        let field = architecture.field("rope.scaling.type");
+        if let Some(kind) = self.string(&field)?.filter(|kind| *kind != "none") {
+            return Err(self.invalid(&field, format!("is \"{kind}\", expected none")));
         }
-        if let Some(x) = self.real("llama.rope.scale_linear")?.filter(|x| *x != 1.0) {
-            return Err(self.invalid("llama.rope.scale_linear", format!("is {x}, expected 1")));
+        let field = architecture.field("rope.scale_linear");
+        if let Some(x) = self.real(&field)?.filter(|x| *x != 1.0) {
+            return Err(self.invalid(&field, format!("is {x}, expected 1")));
         }
         Ok(())
     }
@@ -249,7 +270,7 @@ impl Gguf {
             return Err(Error::invalid(
                 &self.path,
                 format!("tensor {name}"),
-                "is not part of a plain Llama model; leaving it out would change the model",
+                "is not part of a plain model of its architecture; leaving it out would change the model",
             ));
         }
         let mut weights = BTreeMap::new();
@@ -308,6 +329,8 @@ fn tensor_plan(c: &LanguageConfig) -> BTreeMap<String, Entry> {
         rope_heads,
     };
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    let qwen = c.architecture == Architecture::Qwen2;
+    let turned = |heads: usize| (!qwen).then_some(heads);
     let mut plan = BTreeMap::new();
     plan.insert(
         EMBEDDING.into(),
@@ -320,8 +343,8 @@ fn tensor_plan(c: &LanguageConfig) -> BTreeMap<String, Entry> {
     for i in 0..c.layers {
         for (from, to, shape, rope_heads) in [
             ("attn_norm", "input_layernorm", &[c.hidden][..], None),
-            ("attn_q", "self_attn.q_proj", &[q, c.hidden], Some(c.heads)),
-            ("attn_k", "self_attn.k_proj", &[kv, c.hidden], Some(c.kv_heads)),
+            ("attn_q", "self_attn.q_proj", &[q, c.hidden], turned(c.heads)),
+            ("attn_k", "self_attn.k_proj", &[kv, c.hidden], turned(c.kv_heads)),
             ("attn_v", "self_attn.v_proj", &[kv, c.hidden], None),
             ("attn_output", "self_attn.o_proj", &[c.hidden, q], None),
             ("ffn_norm", "post_attention_layernorm", &[c.hidden], None),
@@ -331,6 +354,12 @@ fn tensor_plan(c: &LanguageConfig) -> BTreeMap<String, Entry> {
         ] {
             let to = format!("model.layers.{i}.{to}.weight");
             plan.insert(format!("blk.{i}.{from}.weight"), entry(to, shape, rope_heads));
+        }
+        for (from, to, width) in [("attn_q", "q", q), ("attn_k", "k", kv), ("attn_v", "v", kv)] {
+            if qwen {
+                let to = format!("model.layers.{i}.self_attn.{to}_proj.bias");
+                plan.insert(format!("blk.{i}.{from}.bias"), entry(to, &[width], None));
+            }
         }
     }
     plan

@@ -22,8 +22,19 @@ pub struct Options {
     pub seed: u64,
     /// Number format of all weights: F32, F16 or BF16.
     pub dtype: DType,
-    /// LLaVA-1.6 with AnyRes tiles instead of LLaVA-1.5.
-    pub anyres: bool,
+    /// Which LLaVA.
+    pub shape: Shape,
+}
+
+/// A family of checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// LLaVA-1.5: one view through CLIP.
+    Llava,
+    /// LLaVA-1.6: AnyRes tiles through CLIP.
+    Next,
+    /// LLaVA-OneVision: AnyRes tiles through SigLIP, shrunk where there are many.
+    OneVision,
 }
 
 /// Reads the language model `gguf` and writes a complete LLaVA checkpoint to the folder `out`.
@@ -31,7 +42,7 @@ pub struct Options {
 /// All weights are held in memory at once, in `options.dtype` plus one tensor in f32.
 ///
 /// # Errors
-/// `gguf` cannot be read, is not a plain Llama model, or has a tokenizer that is not known exactly; `out` cannot be
+/// `gguf` cannot be read, is not a plain Llama or Qwen2 model, or has a tokenizer that is not known exactly; `out` cannot be
 /// written. Every error names the file and the field or tensor.
 pub fn assemble(gguf: &Path, out: &Path, options: &Options) -> Result<()> {
     let mut gguf = Gguf::open(gguf)?;

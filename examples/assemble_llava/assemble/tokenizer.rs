@@ -62,6 +62,17 @@ const LLAMA3_SPLIT: &str = concat!(
     r"|\s+",
 );
 
+/// The same of Qwen2: every digit by itself.
+const QWEN2_SPLIT: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"|\s*[\r\n]+",
+    r"|\s+(?!\S)",
+    r"|\s+",
+);
+
 /// Builds the tokenizer; `rows` is the height of the embedding, which must hold all tokens.
 pub fn build(gguf: &Gguf, rows: usize) -> Result<TokenizerFiles> {
     let tokens = gguf.strings(TOKENS)?;
@@ -168,11 +179,13 @@ fn byte_level(gguf: &Gguf, ids: &HashMap<&str, u32>) -> Result<Value> {
             (json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]}), false)
         }
         Some("gpt-2") => (byte_level(true), false),
-        Some("llama-bpe") => {
+        Some(kind @ ("llama-bpe" | "qwen2")) => {
+            let llama = kind == "llama-bpe";
+            let pattern = if llama { LLAMA3_SPLIT } else { QWEN2_SPLIT };
             let split = json!({
-                "type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": false,
+                "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false,
             });
-            (json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]}), true)
+            (json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]}), llama)
         }
         other => {
             return Err(Error::unsupported(
@@ -180,7 +193,7 @@ fn byte_level(gguf: &Gguf, ids: &HashMap<&str, u32>) -> Result<Value> {
                     "GGUF pre-tokenizer {}",
                     other.map_or("(none named)".into(), |p| format!("{p:?}"))
                 ),
-                format!("{}: expected smollm, gpt-2 or llama-bpe", gguf.path.display()),
+                format!("{}: expected smollm, gpt-2, llama-bpe or qwen2", gguf.path.display()),
             ));
         }
     };
@@ -198,7 +211,7 @@ fn byte_level(gguf: &Gguf, ids: &HashMap<&str, u32>) -> Result<Value> {
         })
         .collect::<Result<_>>()?;
     Ok(json!({
-        "normalizer": null,
+        "normalizer": if pre == Some("qwen2") { json!({"type": "NFC"}) } else { Value::Null },
         "pre_tokenizer": pre_tokenizer,
         "decoder": byte_level(true),
         "model": {

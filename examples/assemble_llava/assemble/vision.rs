@@ -1,15 +1,21 @@
-//! A small CLIP vision tower and a projector with random weights.
+//! A small CLIP or SigLIP vision tower and a projector with random weights.
 
 use std::collections::BTreeMap;
 
 use bdhs::Result;
 use candle_core::{Device, Tensor};
 
-use super::Options;
+use super::{Options, Shape};
 
-/// Side of the square input in pixels, as in LLaVA-1.5 and 1.6.
-pub const IMAGE_SIZE: usize = 336;
-/// Side of a patch in pixels: 24 x 24 = 576 image tokens.
+/// Side of the square input in pixels, as in the released checkpoints.
+pub fn image_size(shape: Shape) -> usize {
+    match shape {
+        Shape::Llava | Shape::Next => 336,
+        Shape::OneVision => 384,
+    }
+}
+
+/// Side of a patch in pixels: 24 x 24 = 576 image tokens a view, or 27 x 27 = 729.
 pub const PATCH: usize = 14;
 /// Width of the tower; CLIP ViT-L has 1024.
 pub const HIDDEN: usize = 64;
@@ -33,8 +39,13 @@ pub fn weights(
     let mut maker = Maker { random: Random(options.seed), tensors: BTreeMap::new(), options };
     let tower = "vision_tower.vision_model";
     let patch_inputs = 3 * PATCH * PATCH;
-    let positions = (IMAGE_SIZE / PATCH).pow(2) + 1;
-    maker.normal(format!("{tower}.embeddings.class_embedding"), &[HIDDEN], 1.0)?;
+    let clip = options.shape != Shape::OneVision;
+    let positions = (image_size(options.shape) / PATCH).pow(2) + usize::from(clip);
+    if clip {
+        maker.normal(format!("{tower}.embeddings.class_embedding"), &[HIDDEN], 1.0)?;
+    } else {
+        maker.normal(format!("{tower}.embeddings.patch_embedding.bias"), &[HIDDEN], 0.01)?;
+    }
     let patches = format!("{tower}.embeddings.patch_embedding.weight");
     maker.normal(patches, &[HIDDEN, 3, PATCH, PATCH], (patch_inputs as f64).powf(-0.5))?;
     maker.normal(
@@ -42,7 +53,9 @@ pub fn weights(
         &[positions, HIDDEN],
         0.3,
     )?;
-    maker.norm(&format!("{tower}.pre_layrnorm"))?; // sic: the name in CLIP checkpoints
+    if clip {
+        maker.norm(&format!("{tower}.pre_layrnorm"))?; // sic: the name in CLIP checkpoints
+    }
     for i in 0..LAYERS {
         let layer = format!("{tower}.encoder.layers.{i}");
         maker.norm(&format!("{layer}.layer_norm1"))?;
@@ -61,7 +74,7 @@ pub fn weights(
         text_hidden,
         spread / GELU_SCALE,
     )?;
-    if options.anyres {
+    if options.shape != Shape::Llava {
         maker.normal("image_newline".into(), &[text_hidden], spread)?;
     }
     Ok(maker.tensors)

@@ -5,16 +5,19 @@
 //! conversation. Everything else is common: the decoder, the engine, training, reports.
 
 pub mod llava;
+pub mod qwen;
 
 use std::path::Path;
 
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
 
+use super::adapter::projector_module;
 use super::fields::Fields;
 use super::files::refuse_quantised;
 use super::image::{ImageLayout, Pixels};
 use super::language::{Language, TextConfig};
+use super::source::Bounds;
 use super::weights::Weights;
 use crate::{Error, Result};
 
@@ -25,6 +28,8 @@ pub struct Config {
     pub text: TextConfig,
     /// The id that stands for an image in a token sequence; none where none does.
     pub image_token: Option<u32>,
+    /// The id that stands for a film, which is refused; none where none does.
+    pub video_token: Option<u32>,
     /// End-of-sequence ids named by `config.json`; `generation_config.json` goes before them.
     pub eos: Vec<u32>,
     /// What the family says about pictures.
@@ -36,6 +41,8 @@ pub struct Config {
 pub enum Pictures {
     /// See [`llava`].
     Llava(llava::Config),
+    /// See [`qwen`].
+    Qwen(qwen::Config),
 }
 
 /// A kind of checkpoint that is built in.
@@ -49,7 +56,7 @@ struct Built {
     read: fn(&Path, &Fields) -> Result<Config>,
 }
 
-const BUILT: [Built; 2] = [
+const BUILT: [Built; 5] = [
     Built {
         model_type: "llava",
         architecture: "LlavaForConditionalGeneration",
@@ -61,6 +68,24 @@ const BUILT: [Built; 2] = [
         architecture: "LlavaNextForConditionalGeneration",
         name: "LLaVA-1.6",
         read: |dir, fields| llava::Config::read(dir, fields, llava::Generation::Next),
+    },
+    Built {
+        model_type: "llava_onevision",
+        architecture: "LlavaOnevisionForConditionalGeneration",
+        name: "LLaVA-OneVision",
+        read: |dir, fields| llava::Config::read(dir, fields, llava::Generation::OneVision),
+    },
+    Built {
+        model_type: "qwen2_vl",
+        architecture: "Qwen2VLForConditionalGeneration",
+        name: "Qwen2-VL",
+        read: |_, fields| qwen::read(fields, qwen::Generation::Qwen2),
+    },
+    Built {
+        model_type: "qwen2_5_vl",
+        architecture: "Qwen2_5_VLForConditionalGeneration",
+        name: "Qwen2.5-VL",
+        read: |_, fields| qwen::read(fields, qwen::Generation::Qwen2_5),
     },
 ];
 
@@ -93,9 +118,30 @@ impl Config {
         };
         let known = |built: &&Built| name == built.model_type || name == built.architecture;
         match BUILT.iter().find(known) {
-            Some(built) => (built.read)(dir, &fields),
+            Some(built) => {
+                let video_token = video_token(&fields)?;
+                Ok(Self { video_token, ..(built.read)(dir, &fields)? })
+            }
             None => Err(not_built(what, &name, &path)),
         }
+    }
+
+    /// The same with other bounds of pictures.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a family whose pictures have one size.
+    pub(super) fn with_pixels(mut self, pixels: Bounds) -> Result<Self> {
+        match &mut self.pictures {
+            Pictures::Qwen(config) => config.pixels = pixels,
+            Pictures::Llava(_) if pixels == Bounds::default() => {}
+            Pictures::Llava(_) => {
+                return Err(Error::unsupported(
+                    format!("min_pixels and max_pixels for {}", self.names().0),
+                    "expected neither: only Qwen2-VL and Qwen2.5-VL show pictures at their own size",
+                ));
+            }
+        }
+        Ok(self)
     }
 
     /// The checkpoint's weights, in whichever layout, under the names of the Hugging Face layout.
@@ -126,13 +172,18 @@ impl Config {
     /// The family's name, and that of the layout, for people.
     pub(super) fn names(&self) -> (&'static str, &'static str) {
         let layout = if self.original().is_some() { "original LLaVA" } else { "Hugging Face" };
-        let Pictures::Llava(config) = &self.pictures;
-        (config.generation.name(), layout)
+        let family = match &self.pictures {
+            Pictures::Llava(config) => config.generation.name(),
+            Pictures::Qwen(config) => config.generation.name(),
+        };
+        (family, layout)
     }
 
     fn original(&self) -> Option<&llava::original::Original> {
-        let Pictures::Llava(config) = &self.pictures;
-        config.original.as_ref()
+        match &self.pictures {
+            Pictures::Llava(config) => config.original.as_ref(),
+            Pictures::Qwen(_) => None,
+        }
     }
 }
 
@@ -142,12 +193,22 @@ fn not_built(what: &str, name: &str, path: &Path) -> Error {
     Error::unsupported(
         format!("{what} \"{name}\""),
         format!(
-            "{}: expected {} in the Hugging Face layout, or llava, llava_llama or llava_mistral in that of the original \
-             LLaVA code",
+            "{}: expected one of {} in the Hugging Face layout, or llava, llava_llama or llava_mistral in that of the \
+             original LLaVA code. Candidates that another program made with such a model can still be chosen from: bdhs score",
             path.display(),
-            built.join(" or ")
+            built.join(", ")
         ),
     )
+}
+
+fn video_token(fields: &Fields) -> Result<Option<u32>> {
+    for name in ["video_token_id", "video_token_index"] {
+        if let Some(id) = fields.usize(name)? {
+            let wrong = |_| fields.invalid(name, format!("is {id}, expected a token id"));
+            return u32::try_from(id).map(Some).map_err(wrong);
+        }
+    }
+    Ok(None)
 }
 
 /// End-of-sequence ids of `config.json`, or of its `text_config`.
@@ -181,8 +242,11 @@ pub(super) fn find(
 /// The decoder of the checkpoint in `dir`.
 pub(super) fn language(dir: &Path, config: &Config, weights: &Weights) -> Result<Language> {
     /// Prefixes of the decoder and of its output layer.
-    const NAMES: [(&str, &str); 2] =
-        [("model.language_model", "lm_head"), ("language_model.model", "language_model.lm_head")];
+    const NAMES: [(&str, &str); 3] = [
+        ("model.language_model", "lm_head"),
+        ("language_model.model", "language_model.lm_head"),
+        ("model", "lm_head"),
+    ];
     let prefixes = NAMES.map(|(prefix, _)| prefix);
     let prefix = find(weights, dir, "language model", &prefixes, "embed_tokens.weight")?;
     let head = NAMES.iter().find(|(own, _)| *own == prefix).map_or("lm_head", |(_, head)| head);
@@ -191,10 +255,10 @@ pub(super) fn language(dir: &Path, config: &Config, weights: &Weights) -> Result
 
 /// What of a parameter's name says that it is of the vision tower, and that it is of what lies between tower and decoder.
 pub(super) fn part(canonical: &str) -> Part {
-    if canonical.starts_with("vision.") {
-        Part::Tower
-    } else if canonical.starts_with("multi_modal_projector.") || canonical == "image_newline" {
+    if projector_module(canonical).is_some() || canonical == "image_newline" {
         Part::Projector
+    } else if ["vision.", "visual."].iter().any(|prefix| canonical.starts_with(prefix)) {
+        Part::Tower
     } else {
         Part::Language
     }
@@ -214,6 +278,7 @@ pub(super) enum Part {
 /// The part of a model that sees: processor, tower and projector.
 pub(super) enum Vision {
     Llava(llava::Vision),
+    Qwen(qwen::Vision),
 }
 
 impl Vision {
@@ -223,30 +288,36 @@ impl Vision {
             Pictures::Llava(own) => {
                 Ok(Self::Llava(llava::Vision::load(dir, own, hidden, weights)?))
             }
+            Pictures::Qwen(own) => Ok(Self::Qwen(qwen::Vision::load(dir, own, hidden, weights)?)),
         }
     }
 
-    pub(super) fn layout(&self, width: usize, height: usize) -> Result<ImageLayout> {
+    /// `alone`: the image is the only one of its conversation.
+    pub(super) fn layout(&self, width: usize, height: usize, alone: bool) -> Result<ImageLayout> {
         match self {
-            Self::Llava(vision) => vision.layout(width, height),
+            Self::Llava(vision) => vision.layout(width, height, alone),
+            Self::Qwen(vision) => vision.layout(width, height),
         }
     }
 
-    pub(super) fn preprocess(&self, image: &RgbImage) -> Result<Pixels> {
+    pub(super) fn preprocess(&self, image: &RgbImage, layout: &ImageLayout) -> Result<Pixels> {
         match self {
-            Self::Llava(vision) => vision.preprocess(image),
+            Self::Llava(vision) => vision.preprocess(image, layout),
+            Self::Qwen(vision) => vision.preprocess(image, layout),
         }
     }
 
     pub(super) fn states(&self, pixels: &[&Pixels]) -> Result<Vec<Tensor>> {
         match self {
             Self::Llava(vision) => vision.states(pixels),
+            Self::Qwen(vision) => vision.states(pixels),
         }
     }
 
     pub(super) fn rows(&self, states: &Tensor, layout: &ImageLayout) -> Result<Tensor> {
         match self {
             Self::Llava(vision) => vision.rows(states, layout),
+            Self::Qwen(vision) => vision.rows(states),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::Place;
 use super::config::TextConfig;
 #[cfg(feature = "cuda")]
 use super::step::Steps;
@@ -72,7 +73,7 @@ impl KvCache {
     }
 
     /// Cosines and sines for these positions, each `[n, head dim / 2]` in f32.
-    pub(super) fn rotary(&mut self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
+    pub(super) fn rotary(&mut self, positions: &[Place]) -> Result<(Tensor, Tensor)> {
         self.rotary.rows(positions, &self.device)
     }
 
@@ -128,6 +129,8 @@ impl KvCache {
 /// rows of it uploads those.
 pub(super) struct RotaryTable {
     frequencies: Vec<f32>,
+    /// How many pairs, one run after another, turn with which component of a position.
+    sections: Vec<(usize, usize)>,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -135,26 +138,42 @@ pub(super) struct RotaryTable {
 impl RotaryTable {
     pub(super) fn of(config: &TextConfig) -> Self {
         let frequencies = config.rope.frequencies(config.head_dim);
-        Self { frequencies, cos: vec![], sin: vec![] }
+        let sections = match config.rope.sections {
+            None => vec![(0, frequencies.len())],
+            Some(sections) => sections.into_iter().enumerate().collect(),
+        };
+        Self { frequencies, sections, cos: vec![], sin: vec![] }
     }
 
     /// The rows of these positions, one after another.
-    pub(super) fn values(&mut self, positions: &[u32]) -> [Vec<f32>; 2] {
+    pub(super) fn values(&mut self, positions: &[Place]) -> [Vec<f32>; 2] {
         let pairs = self.frequencies.len();
-        let needed = positions.iter().max().map_or(1, |&p| p as usize + 1);
+        let needed = positions.iter().map(Place::last).max().map_or(1, |p| p as usize + 1);
         if self.cos.len() < needed * pairs {
             let rows = needed.next_power_of_two().max(256);
             let angles = (0..rows).flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f));
             (self.sin, self.cos) = angles.map(f32::sin_cos).unzip();
         }
         [&self.cos, &self.sin].map(|table| {
-            let row = |&p: &u32| &table[p as usize * pairs..][..pairs];
-            positions.iter().flat_map(row).copied().collect()
+            let mut rows = Vec::with_capacity(positions.len() * pairs);
+            for Place(components) in positions {
+                let mut first = 0;
+                for &(component, len) in &self.sections {
+                    let start = components[component] as usize * pairs + first;
+                    rows.extend_from_slice(&table[start..start + len]);
+                    first += len;
+                }
+            }
+            rows
         })
     }
 
     /// The same as tensors `[n, head dim / 2]`.
-    pub(super) fn rows(&mut self, positions: &[u32], device: &Device) -> Result<(Tensor, Tensor)> {
+    pub(super) fn rows(
+        &mut self,
+        positions: &[Place],
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
         let shape = (positions.len(), self.frequencies.len());
         let [cos, sin] = self.values(positions);
         let tensor = |values| Tensor::from_vec(values, shape, device);

@@ -15,7 +15,8 @@
 //! | bias of o | `attention_bias` | none | none | `attention_bias` |
 //! | norms of q and k | no | no | no | yes |
 //!
-//! All have a width of 4096, 32 layers, 32 heads, silu, eps 1e-6 and theta 10000.
+//! All have a width of 4096, 32 layers, 32 heads, silu, eps 1e-6 and theta 10000. `qwen2_vl_text` and `qwen2_5_vl_text` are
+//! qwen2 with other numbers: 152064 tokens, 8192 wide, 29568 inner, 80 layers, 64 heads, 8 of keys, eps 1e-5, theta 1000000.
 
 use crate::models::fields::Fields;
 use crate::{Error, Result};
@@ -114,8 +115,8 @@ impl TextConfig {
                 ));
             }
         }
-        let hidden = fields.positive("hidden_size", 4096)?;
-        let heads = fields.positive("num_attention_heads", 32)?;
+        let hidden = fields.positive("hidden_size", defaults.hidden)?;
+        let heads = fields.positive("num_attention_heads", defaults.heads)?;
         // An explicit null means "as many as heads"; a default number stands only for an absent field.
         let kv_heads = match defaults.kv_heads {
             Some(number) if !fields.has("num_key_value_heads") => number,
@@ -130,11 +131,11 @@ impl TextConfig {
         let this = Self {
             vocab: fields.positive("vocab_size", defaults.vocab)?,
             inner: fields.positive("intermediate_size", defaults.inner)?,
-            layers: fields.positive("num_hidden_layers", 32)?,
+            layers: fields.positive("num_hidden_layers", defaults.layers)?,
             kv_heads: fields.positive("num_key_value_heads", kv_heads)?,
             head_dim: fields.positive("head_dim", defaults.head_dim.unwrap_or(hidden / heads))?,
-            eps: fields.f64("rms_norm_eps", 1e-6)?,
-            rope: Rope::read(fields, max_positions)?,
+            eps: fields.f64("rms_norm_eps", defaults.eps)?,
+            rope: Rope::read(fields, max_positions, defaults.theta)?,
             qkv_bias: optional("attention_bias", defaults.qkv_bias)?,
             output_bias: optional("attention_bias", defaults.output_bias)?,
             qk_norm: defaults.qk_norm,
@@ -183,14 +184,14 @@ impl TextConfig {
 
 impl Rope {
     /// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before).
-    fn read(text: &Fields, max_positions: usize) -> Result<Self> {
+    fn read(text: &Fields, max_positions: usize, theta: f64) -> Result<Self> {
         let name = if text.value("rope_parameters").is_some() {
             "rope_parameters"
         } else {
             "rope_scaling"
         };
         let fields = text.object_or_empty(name)?;
-        let theta = fields.f64("rope_theta", text.f64("rope_theta", 10_000.0)?)?;
+        let theta = fields.f64("rope_theta", text.f64("rope_theta", theta)?)?;
         if !(theta.is_finite() && theta > 0.0) {
             return Err(
                 text.invalid("rope_theta", format!("is {theta}, expected a positive number"))
@@ -284,7 +285,12 @@ fn sections(rope: &Fields) -> Result<Option<[usize; 3]>> {
 struct Defaults {
     model_type: &'static str,
     vocab: usize,
+    hidden: usize,
     inner: usize,
+    layers: usize,
+    heads: usize,
+    eps: f64,
+    theta: f64,
     /// None: as many as query heads.
     kv_heads: Option<usize>,
     /// None: width / heads.
@@ -328,7 +334,12 @@ impl Window {
 const LLAMA: Defaults = Defaults {
     model_type: "llama",
     vocab: 32_000,
+    hidden: 4096,
     inner: 11_008,
+    layers: 32,
+    heads: 32,
+    eps: 1e-6,
+    theta: 10_000.0,
     kv_heads: None,
     head_dim: None,
     max_positions: 2_048,
@@ -352,7 +363,20 @@ const QWEN2: Defaults = Defaults {
     ..LLAMA
 };
 
-const DEFAULTS: [Defaults; 4] = [
+const QWEN2_VL: Defaults = Defaults {
+    model_type: "qwen2_vl_text",
+    vocab: 152_064,
+    hidden: 8192,
+    inner: 29_568,
+    layers: 80,
+    heads: 64,
+    kv_heads: Some(8),
+    eps: 1e-5,
+    theta: 1_000_000.0,
+    ..QWEN2
+};
+
+const DEFAULTS: [Defaults; 6] = [
     LLAMA,
     Defaults {
         model_type: "mistral",
@@ -374,4 +398,6 @@ const DEFAULTS: [Defaults; 4] = [
         qk_norm: true,
         ..QWEN2
     },
+    QWEN2_VL,
+    Defaults { model_type: "qwen2_5_vl_text", ..QWEN2_VL },
 ];

@@ -24,6 +24,28 @@ use crate::ops::norm::{Add, rms_norm, rms_norm_sum};
 use crate::ops::rope::rotate;
 use crate::{Error, Result};
 
+/// Where a row stands in its sequence: three components, of which each pair of a head turns with one
+/// ([`Rope::sections`]). Text, and every row of a decoder without sections, has three equal ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place(pub [u32; 3]);
+
+impl Place {
+    /// The largest component.
+    pub fn last(&self) -> u32 {
+        self.0.into_iter().max().unwrap_or(0)
+    }
+}
+
+impl From<u32> for Place {
+    fn from(position: u32) -> Self {
+        Self([position; 3])
+    }
+}
+
+fn places(positions: &[impl Into<Place> + Copy]) -> Vec<Place> {
+    positions.iter().map(|&position| position.into()).collect()
+}
+
 /// The language model.
 pub struct Language {
     config: TextConfig,
@@ -109,7 +131,7 @@ impl Language {
     /// Runs all layers and the final norm on packed rows.
     ///
     /// - `x` `[n, H]`: input states, rows of any number of sequences;
-    /// - `positions` (n): the position of each row in its sequence; gaps are fine;
+    /// - `positions` (n): the position of each row in its sequence, a `u32` or a [`Place`]; gaps are fine;
     /// - `slots` (n): where each row's keys and values go; all rows are written before any row attends;
     /// - `plan`: for each block of rows the slots that it sees, its own included.
     ///
@@ -122,13 +144,14 @@ impl Language {
     pub fn forward(
         &self,
         x: &Tensor,
-        positions: &[u32],
+        positions: &[impl Into<Place> + Copy],
         cache: &mut KvCache,
         slots: &[u32],
         plan: &AttendPlan,
     ) -> Result<Tensor> {
-        self.check(x, positions, cache, slots)?;
-        self.over_arena(x, positions, cache, slots, plan)
+        let positions = places(positions);
+        self.check(x, &positions, cache, slots)?;
+        self.over_arena(x, &positions, cache, slots, plan)
     }
 
     /// As [`Language::forward`], for passes that come again and again with about as many rows, as decode steps do. On a GPU such a
@@ -136,7 +159,8 @@ impl Language {
     /// nobody sees; last bits can differ from those of [`Language::forward`].
     ///
     /// Not captured, but as by [`Language::forward`]: with `BDHS_DECODE=ops` in the environment (`graph`, or nothing, is captured),
-    /// and for models whose layers have biases, or adapters beside their weights. An arena that was stepped over is not for
+    /// and for models whose layers have other biases than of queries, keys and values, norms of heads, or adapters beside their
+    /// weights. An arena that was stepped over is not for
     /// passes of another handle of the same GPU.
     ///
     /// # Errors
@@ -144,11 +168,12 @@ impl Language {
     pub fn step(
         &self,
         x: &Tensor,
-        positions: &[u32],
+        positions: &[impl Into<Place> + Copy],
         cache: &mut KvCache,
         slots: &[u32],
         plan: &AttendPlan,
     ) -> Result<Tensor> {
+        let positions = &places(positions);
         self.check(x, positions, cache, slots)?;
         #[cfg(feature = "cuda")]
         if !positions.is_empty() {
@@ -166,7 +191,7 @@ impl Language {
     fn over_arena(
         &self,
         x: &Tensor,
-        positions: &[u32],
+        positions: &[Place],
         cache: &mut KvCache,
         slots: &[u32],
         plan: &AttendPlan,
@@ -186,11 +211,11 @@ impl Language {
     pub fn forward_packed(
         &self,
         x: &Tensor,
-        positions: &[u32],
+        positions: &[impl Into<Place> + Copy],
         plan: &AttendPlan,
     ) -> Result<Tensor> {
         if positions.is_empty() {
-            self.check_rows(x, positions)?;
+            self.check_rows(x, &[])?;
             return Ok(x.clone());
         }
         let rotary = self.rotary(x, positions)?;
@@ -201,9 +226,10 @@ impl Language {
     ///
     /// # Errors
     /// As [`Language::forward`].
-    pub fn rotary(&self, x: &Tensor, positions: &[u32]) -> Result<Rotary> {
-        self.check_rows(x, positions)?;
-        RotaryTable::of(&self.config).rows(positions, &self.device)
+    pub fn rotary(&self, x: &Tensor, positions: &[impl Into<Place> + Copy]) -> Result<Rotary> {
+        let positions = places(positions);
+        self.check_rows(x, &positions)?;
+        RotaryTable::of(&self.config).rows(&positions, &self.device)
     }
 
     /// One layer of [`Language::forward_packed`]: all of them in order, then [`Language::finish`], are that pass. For training,
@@ -253,7 +279,7 @@ impl Language {
         }
     }
 
-    fn check(&self, x: &Tensor, positions: &[u32], cache: &KvCache, slots: &[u32]) -> Result<()> {
+    fn check(&self, x: &Tensor, positions: &[Place], cache: &KvCache, slots: &[u32]) -> Result<()> {
         self.check_rows(x, positions)?;
         if slots.len() != positions.len() {
             return Err(Error::argument(
@@ -266,7 +292,7 @@ impl Language {
         cache.check_slots(slots)
     }
 
-    fn check_rows(&self, x: &Tensor, positions: &[u32]) -> Result<()> {
+    fn check_rows(&self, x: &Tensor, positions: &[Place]) -> Result<()> {
         let expected = [positions.len(), self.config.hidden];
         if x.dims() != expected {
             return Err(Error::argument(
@@ -277,7 +303,8 @@ impl Language {
             ));
         }
         if let Some(window) = self.config.sliding_window
-            && let Some(position) = positions.iter().find(|&&p| p as usize >= window)
+            && let Some(position) =
+                positions.iter().map(Place::last).find(|&p| p as usize >= window)
         {
             return Err(Error::unsupported(
                 format!("position {position} of a model with a sliding window of {window}"),
@@ -305,6 +332,8 @@ type Arena<'a> = ((&'a Tensor, &'a Tensor), &'a [u32]);
 struct Layer {
     attention_norm: Tensor,
     qkv: Group<3>,
+    /// Of each head's query and key.
+    head_norms: Option<[Tensor; 2]>,
     output: Linear,
     mlp_norm: Tensor,
     gate_up: Group<2>,
@@ -321,6 +350,13 @@ impl Layer {
         Ok(Self {
             attention_norm: weights.get(&[c.hidden], "input_layernorm.weight")?,
             qkv: Group::load(&attention, c.hidden, qkv, c.qkv_bias)?,
+            head_norms: match c.qk_norm {
+                true => Some([
+                    attention.get(&[c.head_dim], "q_norm.weight")?,
+                    attention.get(&[c.head_dim], "k_norm.weight")?,
+                ]),
+                false => None,
+            },
             output: Linear::load(&attention, "o_proj", wide, c.hidden, c.output_bias)?,
             mlp_norm: weights.get(&[c.hidden], "post_attention_layernorm.weight")?,
             gate_up: Group::load(&mlp, c.hidden, gate_up, c.mlp_bias)?,
@@ -364,15 +400,20 @@ impl Layer {
     ) -> Result<Tensor> {
         let n = h.dim(0)?;
         let (wide, narrow) = (c.heads, c.kv_heads);
-        let [query, key, value] = match self.qkv.forward(h)? {
-            Results::Joined(all) => {
+        let [query, key, value] = match (self.qkv.forward(h)?, &self.head_norms) {
+            (Results::Joined(all), None) => {
                 let all = all.reshape((n, wide + 2 * narrow, c.head_dim))?;
                 let turned = rotate(&all.narrow(1, 0, wide + narrow)?, cos, sin)?;
                 let value = all.narrow(1, wide + narrow, narrow)?;
                 [turned.narrow(1, 0, wide)?, turned.narrow(1, wide, narrow)?, value]
             }
-            apart => {
-                let [query, key, value] = apart.heads([wide, narrow, narrow], c.head_dim)?;
+            (apart, norms) => {
+                let [mut query, mut key, value] =
+                    apart.heads([wide, narrow, narrow], c.head_dim)?;
+                if let Some([of_query, of_key]) = norms {
+                    query = rms_norm(&query.contiguous()?, None, of_query, c.eps)?;
+                    key = rms_norm(&key.contiguous()?, None, of_key, c.eps)?;
+                }
                 [rotate(&query, cos, sin)?, rotate(&key, cos, sin)?, value]
             }
         };

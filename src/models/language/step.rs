@@ -16,14 +16,16 @@ use half::{bf16, f16};
 
 use super::cache::Arenas;
 use super::{Language, Layer, TextConfig};
+use crate::ops::act::Activation;
 use crate::ops::attend::{AttendPlan, Block, Segment};
+use crate::ops::cuda::Rows;
+use crate::ops::cuda::act::{bias_act, silu_mul};
 use crate::ops::cuda::attend::{Operands, Plan, Slots, Workspace, attend_in, write_rows_to};
 use crate::ops::cuda::graph::{Graph, Untracked};
 use crate::ops::cuda::norm::{Norm, norm};
 use crate::ops::cuda::pool::Output;
 use crate::ops::cuda::product::Products;
 use crate::ops::cuda::rope::rotate;
-use crate::ops::cuda::{Rows, act::silu_mul};
 use crate::ops::norm::NormKind;
 use crate::{Error, Result};
 
@@ -125,11 +127,12 @@ impl Typed {
 }
 
 impl Layer {
-    /// Whether it is what [`Calls`] computes: products alone.
+    /// Whether it is what [`Calls`] computes: products alone, but for a bias of queries, keys and values.
     fn is_plain(&self) -> bool {
-        let joined = [self.qkv.plain(), self.gate_up.plain()];
-        let single = [self.output.plain(), self.down.plain()];
-        joined.iter().chain(&single).all(Option::is_some)
+        let products = [self.gate_up.plain(), self.output.plain(), self.down.plain()];
+        self.head_norms.is_none()
+            && self.qkv.unadapted().is_some()
+            && products.iter().all(Option::is_some)
     }
 }
 
@@ -422,8 +425,20 @@ impl<T: Float> Calls<'_, T> {
         let (c, n, stream) = (&self.pass.language.config, self.rows, self.stream);
         let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let (turned_width, all_width) = (wide + narrow, wide + 2 * narrow);
-        let Buffers { h, qkv, turned, seen, delta, cos, sin, .. } = &mut *self.buffers;
-        product(self.products, (h, n, c.hidden), layer.qkv.plain(), qkv)?;
+        let Buffers { h, raw, qkv, turned, seen, delta, cos, sin, .. } = &mut *self.buffers;
+        let (weight, bias) = layer.qkv.unadapted().ok_or_else(absent)?;
+        match bias {
+            None => product(self.products, (h, n, c.hidden), Some(weight), qkv)?,
+            Some(bias) => {
+                let Some(raw) = raw else { return Err(absent()) };
+                product(self.products, (h, n, c.hidden), Some(weight), raw)?;
+                let raw = T::rows(raw.as_view(), n, all_width, all_width)?;
+                with_values::<T, _>(bias, |bias| {
+                    let bias = T::rows(bias, 1, all_width, all_width)?;
+                    bias_act(stream, &raw, Some(&bias), Activation::Identity, qkv)
+                })?;
+            }
+        }
         let x = T::rows(qkv.as_view(), n, turned_width, all_width)?;
         rotate(stream, &x, c.heads + c.kv_heads, cos, sin, turned)?;
         let key = T::rows(turned.slice(wide..), n, narrow, turned_width)?;
@@ -481,6 +496,8 @@ struct Buffers<T> {
     streams: [CudaSlice<T>; 2],
     /// Behind a norm.
     h: CudaSlice<T>,
+    /// Before the bias, where there is one.
+    raw: Option<CudaSlice<T>>,
     qkv: CudaSlice<T>,
     /// Queries and keys, turned by position.
     turned: CudaSlice<T>,
@@ -504,6 +521,7 @@ impl<T: Float> Buffers<T> {
             input: zeros(c.hidden)?,
             streams: [zeros(c.hidden)?, zeros(c.hidden)?],
             h: zeros(c.hidden)?,
+            raw: c.qkv_bias.then(|| zeros(wide + 2 * narrow)).transpose()?,
             qkv: zeros(wide + 2 * narrow)?,
             turned: zeros(wide + narrow)?,
             seen: zeros(wide)?,

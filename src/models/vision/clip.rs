@@ -1,12 +1,13 @@
-//! The CLIP vision tower, up to the last layer that is used.
+//! The CLIP and SigLIP vision towers, up to the last layer that is used.
 //!
 //! transformers numbers states as `hidden_states[0]` = embeddings after the pre-norm, `hidden_states[i]` = after layer
 //! i. The default -2 of a tower of 24 is 23: after layer 23, with layer 24 and the post-norm not used. They are not
-//! even loaded.
+//! even loaded. SigLIP has neither a class token nor a norm before the layers; its last state, too, is the one before the
+//! post-norm.
 
 use candle_core::Tensor;
 
-use crate::models::families::llava::{Config, VisionConfig};
+use crate::models::families::llava::{Config, Tower, VisionConfig};
 use crate::models::linear::{Group, Linear, Weight};
 use crate::models::weights::Weights;
 use crate::ops::attend::{AttendPlan, attend};
@@ -18,11 +19,18 @@ pub struct Vision {
     config: VisionConfig,
     wanted: Vec<usize>,
     drop_class_token: bool,
-    class: Tensor,
     patch: Weight,
+    patch_bias: Option<Tensor>,
     positions: Tensor,
-    pre_norm: Norm,
+    /// Of CLIP.
+    class: Option<Class>,
     layers: Vec<Layer>,
+}
+
+/// The class token, and the norm behind it.
+struct Class {
+    token: Tensor,
+    norm: Norm,
 }
 
 struct Norm {
@@ -55,19 +63,28 @@ impl Vision {
     /// Loads the tower from `weights` (the prefix before `embeddings` and `encoder`).
     pub(in crate::models) fn load(config: &Config, weights: &Weights) -> Result<Self> {
         let v = &config.vision;
-        let (h, p, tokens) = (v.hidden, v.patch_size, 1 + v.side() * v.side());
+        let (h, p, patches) = (v.hidden, v.patch_size, v.side() * v.side());
         let embeddings = weights.pp("embeddings");
         let used = config.vision_layers.iter().copied().max().unwrap_or(0);
         let layers = (0..used)
             .map(|i| Layer::load(v, &weights.pp(format!("encoder.layers.{i}"))))
             .collect::<Result<_>>()?;
         let patch = embeddings.get(&[h, 3, p, p], "patch_embedding.weight")?;
+        let (class, patch_bias) = match v.tower {
+            Tower::Clip => {
+                let token = embeddings.get(&[h], "class_embedding")?;
+                // The tensor really is spelled so.
+                let norm = Norm::load(weights, "pre_layrnorm", h, v.eps)?;
+                (Some(Class { token, norm }), None)
+            }
+            Tower::Siglip => (None, Some(embeddings.get(&[h], "patch_embedding.bias")?)),
+        };
+        let tokens = patches + usize::from(class.is_some());
         Ok(Self {
-            class: embeddings.get(&[h], "class_embedding")?,
             patch: Weight::of(&embeddings, patch.reshape((h, 3 * p * p))?)?,
+            patch_bias,
             positions: embeddings.get(&[tokens, h], "position_embedding.weight")?,
-            // The tensor really is spelled so.
-            pre_norm: Norm::load(weights, "pre_layrnorm", h, v.eps)?,
+            class,
             layers,
             wanted: config.vision_layers.clone(),
             drop_class_token: config.drop_class_token,
@@ -88,8 +105,8 @@ impl Vision {
                 format!("[tiles, 3, {size}, {size}]"),
             ));
         }
-        let tokens = 1 + self.config.side().pow(2);
-        let mut x = self.pre_norm.forward(&self.embed(tiles)?)?;
+        let tokens = self.positions.dim(0)?;
+        let mut x = self.embed(tiles)?;
         let bounds: Vec<u32> = (0..=count).map(|i| (i * tokens) as u32).collect();
         let plan = AttendPlan::ragged(&bounds, false);
         let mut states = vec![(0, x.clone())];
@@ -102,7 +119,7 @@ impl Vision {
         self.select(&states, count, tokens)
     }
 
-    /// Patch, class and position embeddings, packed: `[tiles * tokens, H]`.
+    /// What goes into the first layer, packed: `[tiles * tokens, H]`.
     fn embed(&self, tiles: &Tensor) -> Result<Tensor> {
         let c = &self.config;
         let (count, side, p) = (tiles.dim(0)?, c.side(), c.patch_size);
@@ -115,15 +132,23 @@ impl Vision {
             .reshape((count, 3, side, p, side, p))?
             .permute((0, 2, 4, 1, 3, 5))?
             .reshape((count * side * side, 3 * p * p))?;
-        let patches = self.patch.product(&patches)?.reshape((count, side * side, c.hidden))?;
-        let class = self.class.reshape((1, 1, c.hidden))?.expand((count, 1, c.hidden))?;
-        let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.positions)?;
-        Ok(x.reshape((count * (1 + side * side), c.hidden))?)
+        let mut patches = self.patch.product(&patches)?;
+        if let Some(bias) = &self.patch_bias {
+            patches = patches.broadcast_add(bias)?;
+        }
+        let patches = patches.reshape((count, side * side, c.hidden))?;
+        let Some(class) = &self.class else {
+            let x = patches.broadcast_add(&self.positions)?;
+            return Ok(x.reshape((count * side * side, c.hidden))?);
+        };
+        let token = class.token.reshape((1, 1, c.hidden))?.expand((count, 1, c.hidden))?;
+        let x = Tensor::cat(&[&token, &patches], 1)?.broadcast_add(&self.positions)?;
+        class.norm.forward(&x.reshape((count * (1 + side * side), c.hidden))?)
     }
 
     fn select(&self, states: &[(usize, Tensor)], count: usize, tokens: usize) -> Result<Tensor> {
         let hidden = self.config.hidden;
-        let skip = usize::from(self.drop_class_token);
+        let skip = usize::from(self.drop_class_token && self.class.is_some());
         let mut chosen = Vec::with_capacity(self.wanted.len());
         for &layer in &self.wanted {
             for (_, state) in states.iter().filter(|(i, _)| *i == layer) {

@@ -59,7 +59,7 @@ pub(super) fn load(
     let image = data::image::open(path)?;
     let (width, height) = image.dimensions();
     let grids = patches
-        .and_then(|map| map.patches(width as usize, height as usize).ok())
+        .and_then(|map| map.patches(width as usize, height as usize, pictures == 1).ok())
         // Another number of tokens: not the picture, or not the model, that the run had.
         .filter(|grids| pictures > 1 || grids.tokens == candidate.image_tokens as usize);
     let note = note(candidate, grids.as_ref(), patches.is_some(), pictures);

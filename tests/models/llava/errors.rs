@@ -97,7 +97,8 @@ fn bad_arguments_are_named() {
         assert!(error.to_string().contains(expected), "{error}");
     }
     let empty = language.embed(&[]).unwrap();
-    let none = language.forward(&empty, &[], &mut cache, &[], &AttendPlan::default()).unwrap();
+    let none =
+        language.forward(&empty, &[0u32; 0], &mut cache, &[], &AttendPlan::default()).unwrap();
     assert_eq!(none.dims(), [0, language.config().hidden]);
 }
 

@@ -29,7 +29,7 @@ const QUESTION: &str = "<image>\nIs the cat near the old house, or naïve?";
 
 const REPLY: &str = "Yes, the cat sits there.";
 
-const ANSWER: &str = "There are 2 dogs. It is 3.5 m away…";
+pub const ANSWER: &str = "There are 2 dogs. It is 3.5 m away…";
 
 fn folder(name: &str) -> PathBuf {
     place::root().join("tests/golden/llava").join(name)
@@ -40,13 +40,14 @@ fn load(name: &str) -> Model {
 }
 
 /// What a checkpoint's `config.json` says about pictures.
-fn pictures(dir: &Path) -> llava::Config {
+pub fn pictures(dir: &Path) -> llava::Config {
     match Config::read(dir).unwrap().pictures {
         Pictures::Llava(config) => config,
+        other => panic!("not a LLaVA: {other:?}"),
     }
 }
 
-fn json_file(path: PathBuf) -> Value {
+pub fn json_file(path: PathBuf) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
@@ -77,12 +78,12 @@ impl Golden {
     }
 }
 
-fn ids(value: &Value) -> Vec<u32> {
+pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
 }
 
 /// The test image of the golden script: sharp rings, other ones per channel.
-fn picture(width: usize, height: usize) -> RgbImage {
+pub fn picture(width: usize, height: usize) -> RgbImage {
     RgbImage::from_fn(width as u32, height as u32, |x, y| {
         let (x, y) = (u64::from(x), u64::from(y));
         let value =
@@ -91,7 +92,14 @@ fn picture(width: usize, height: usize) -> RgbImage {
     })
 }
 
-fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
+/// As in the golden scripts: the position-weighted sum of 8-bit values.
+pub fn checksum(levels: impl Iterator<Item = u8>) -> u64 {
+    let weight = |i: u64| (i.wrapping_mul(2_654_435_761) + 12_345) & 0xFFFF_FFFF;
+    let sum = |sum: u64, (i, level): (u64, u8)| sum.wrapping_add(u64::from(level) * weight(i));
+    (0..).zip(levels).fold(0, sum)
+}
+
+pub fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     let a: Vec<f32> = a.flatten_all().unwrap().to_vec1().unwrap();
     let b: Vec<f32> = b.flatten_all().unwrap().to_vec1().unwrap();

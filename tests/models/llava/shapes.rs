@@ -23,7 +23,7 @@ fn pixels_of_twelve_aspect_ratios_equal_transformers() {
 
 /// (tiles, chosen resolution, tokens) of a size.
 fn layout(tiling: &Tiling, width: usize, height: usize) -> (usize, Option<(usize, usize)>, usize) {
-    let found = tiling.layout(width, height).unwrap();
+    let found = tiling.layout(width, height, true).unwrap();
     (found.tiles, found.anyres.map(|a| (a.height, a.width)), found.tokens)
 }
 

@@ -30,6 +30,7 @@ fn refused(fields: Value, expected: &[&str]) {
     let out = folder.path().join("out");
     let options = Options {
         model: base,
+        pixels: Default::default(),
         base: "the tiny LLaVA",
         device: &Device::Cpu,
         dtype: "f32",

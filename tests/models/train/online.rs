@@ -30,6 +30,7 @@ fn train(settings: &Settings, out: &Path, stop: Option<u64>) -> bdhs::Result<()>
     let file = golden("dpo/pairs.jsonl");
     let options = Options {
         model: base(),
+        pixels: Default::default(),
         base: "the tiny LLaVA",
         device: &Device::Cpu,
         dtype: "f32",

@@ -20,6 +20,7 @@ fn train(settings: &Settings, out: &Path, progress: &dyn Progress) -> bdhs::Resu
     let file = golden("dpo/pairs.jsonl");
     let options = Options {
         model: base,
+        pixels: Default::default(),
         base: "the tiny LLaVA",
         device: &Device::Cpu,
         dtype: "f32",

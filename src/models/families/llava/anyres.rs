@@ -6,11 +6,11 @@
 //!
 //! Source: LLaVA-NeXT as in transformers 5 (`select_best_resolution`, `pack_image_features`), including its rounding.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
-use crate::models::ImageLayout;
+use crate::models::{ImageLayout, ImagePositions};
 use crate::ops::mask::TokenGrid;
 use crate::{Error, Result};
 
@@ -25,6 +25,9 @@ pub struct Tiling {
     pub class_token: bool,
     /// AnyRes resolutions, (height, width) in pixels; empty for LLaVA-1.5.
     pub pinpoints: Vec<(usize, usize)>,
+    /// Of LLaVA-OneVision, see [`Config::max_tiles`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tiles: Option<usize>,
 }
 
 impl Tiling {
@@ -33,8 +36,9 @@ impl Tiling {
         Self {
             image_size: config.vision.image_size,
             side: config.vision.side(),
-            class_token: !config.drop_class_token,
+            class_token: config.has_class_token(),
             pinpoints: config.pinpoints.clone(),
+            max_tiles: config.max_tiles,
         }
     }
 }
@@ -54,14 +58,16 @@ pub struct AnyRes {
     pub rows: usize,
     /// Patch columns kept.
     pub cols: usize,
+    /// Rows and columns that these are shrunk to, where they are too many.
+    pub shrunk: Option<(usize, usize)>,
 }
 
 impl Tiling {
-    /// The layout of an image of `width` x `height` pixels.
+    /// The layout of an image of `width` x `height` pixels. `alone`: it is the only one of its conversation.
     ///
     /// # Errors
     /// [`Error::Argument`] if a side is 0, or the image is so long and thin that no resolution of the list shows it.
-    pub fn layout(&self, width: usize, height: usize) -> Result<ImageLayout> {
+    pub fn layout(&self, width: usize, height: usize, alone: bool) -> Result<ImageLayout> {
         let tiling = self;
         if width == 0 || height == 0 {
             return Err(Error::argument(
@@ -75,21 +81,26 @@ impl Tiling {
         let class = usize::from(tiling.class_token);
         let base = TokenGrid { start: class, rows: side, cols: side, stride: side };
         let base_tokens = class + side * side;
-        if tiling.pinpoints.is_empty() {
+        // LLaVA-OneVision puts a newline behind the base view of one of several images.
+        let several = tiling.max_tiles.is_some() && !alone;
+        if tiling.pinpoints.is_empty() || several {
             return Ok(ImageLayout {
-                tokens: base_tokens,
+                tokens: base_tokens + usize::from(several),
                 grids: vec![base],
+                positions: ImagePositions::Sequence,
                 tiles: 1,
                 anyres: None,
             });
         }
         let anyres = AnyRes::new(tiling, width, height)?;
-        let stride = anyres.cols + 1;
-        let grid = TokenGrid { start: base_tokens, rows: anyres.rows, cols: anyres.cols, stride };
+        let (rows, cols) = anyres.shrunk.unwrap_or((anyres.rows, anyres.cols));
+        let stride = cols + 1;
+        let grid = TokenGrid { start: base_tokens, rows, cols, stride };
         let tile = tiling.image_size;
         Ok(ImageLayout {
-            tokens: base_tokens + anyres.rows * stride,
+            tokens: base_tokens + rows * stride,
             grids: vec![base, grid],
+            positions: ImagePositions::Sequence,
             tiles: 1 + (anyres.height / tile) * (anyres.width / tile),
             anyres: Some(anyres),
         })
@@ -117,8 +128,20 @@ impl AnyRes {
             (0, margin(grid_w, scaled(width, grid_h as f64 / height as f64)))
         };
         let (rows, cols) = (grid_h - 2 * top, grid_w - 2 * left);
-        Ok(Self { height: best_h, width: best_w, top, left, rows, cols })
+        let shrunk = tiling.max_tiles.and_then(|most| shrunk(rows, cols, most * side * side));
+        Ok(Self { height: best_h, width: best_w, top, left, rows, cols, shrunk })
     }
+}
+
+/// Rows and columns of a grid that has more than `most` patches, by more than a tenth of each side.
+fn shrunk(rows: usize, cols: usize, most: usize) -> Option<(usize, usize)> {
+    let ratio = ((rows * cols) as f64 / most as f64).sqrt();
+    // Python's `//` of floats: the remainder is exact, the quotient is not.
+    let divided = |n: usize| {
+        let n = n as f64;
+        ((n - n % ratio) / ratio).round() as usize
+    };
+    (ratio > 1.1).then(|| (divided(rows), divided(cols)))
 }
 
 /// `int(round(length * scale, 7))`: rounding to seven decimals undoes a product just below an integer.
@@ -179,8 +202,8 @@ pub(super) fn pack(
 ) -> Result<Tensor> {
     let (count, patches, hidden) = tiles.dims3()?;
     let base = tiles.get(0)?;
-    let Some(AnyRes { height, width, top, left, rows, cols }) = layout.anyres else {
-        return Ok(base);
+    let Some(AnyRes { height, width, top, left, rows, cols, shrunk }) = layout.anyres else {
+        return Ok(Tensor::cat(&[&base, &newline.reshape((1, hidden))?], 0)?);
     };
     let (down, across) = (height / tile_size, width / tile_size);
     if patches != side * side || count != 1 + down * across {
@@ -199,7 +222,37 @@ pub(super) fn pack(
         .reshape((down * side, across * side, hidden))?
         .narrow(0, top, rows)?
         .narrow(1, left, cols)?;
+    let (grid, rows, cols) = match shrunk {
+        None => (grid, rows, cols),
+        Some((rows, cols)) => (shrink(&grid, rows, cols)?, rows, cols),
+    };
     let newlines = newline.reshape((1, 1, hidden))?.expand((rows, 1, hidden))?;
     let grid = Tensor::cat(&[&grid, &newlines], 1)?.reshape((rows * (cols + 1), hidden))?;
     Ok(Tensor::cat(&[base, grid], 0)?)
+}
+
+/// Bilinear interpolation of a grid `[.., .., H]` to `rows` x `cols`, corners not aligned, as torch's without antialiasing; in f32.
+fn shrink(grid: &Tensor, rows: usize, cols: usize) -> Result<Tensor> {
+    let across = interpolate(&grid.to_dtype(DType::F32)?, 1, cols)?;
+    Ok(interpolate(&across, 0, rows)?.to_dtype(grid.dtype())?)
+}
+
+/// Along one dimension of `[.., .., H]`.
+fn interpolate(grid: &Tensor, dim: usize, to: usize) -> Result<Tensor> {
+    let from = grid.dim(dim)?;
+    let scale = from as f32 / to as f32;
+    let (mut first, mut second, mut weights) = (vec![], vec![], vec![]);
+    for i in 0..to {
+        let at = ((i as f32 + 0.5) * scale - 0.5).max(0.0);
+        let low = (at as usize).min(from - 1);
+        first.push(low as u32);
+        second.push((low + 1).min(from - 1) as u32);
+        weights.push(at - low as f32);
+    }
+    let device = grid.device();
+    let shape = if dim == 0 { (to, 1, 1) } else { (1, to, 1) };
+    let weights = Tensor::from_vec(weights, shape, device)?;
+    let rows = |places: Vec<u32>| grid.index_select(&Tensor::new(places, device)?, dim);
+    let low = rows(first)?.broadcast_mul(&weights.affine(-1.0, 1.0)?)?;
+    Ok((low + rows(second)?.broadcast_mul(&weights)?)?)
 }

@@ -9,8 +9,10 @@
 //! | `vision_feature_layer`, `vision_feature_select_strategy` | -2, `default` (the class token is dropped) |
 //! | `projector_hidden_act`, `multimodal_projector_bias` | `gelu` (exact), true |
 //! | `image_grid_pinpoints` (LLaVA-NeXT) | the five of 336 px: 1x2, 2x1, 2x2, 3x1, 1x3 |
+//! | LLaVA-OneVision | image token 151646, layer -1, `full`, the 36 resolutions of up to 6 x 6 tiles of 384 px, SigLIP so400m, `qwen2` |
 //! | `vision_config` absent | CLIP ViT-L/14 at 336 px |
-//! | `vision_config` given, fields absent | 768 wide, 3072 inner, 12 layers, 12 heads, 224 px, patch 32, quick_gelu, eps 1e-5 |
+//! | SigLIP's, fields absent | 768 wide, 3072 inner, 12 layers, 12 heads, 224 px, patch 16, gelu_pytorch_tanh, eps 1e-6 |
+//! | CLIP's, fields absent | 768 wide, 3072 inner, 12 layers, 12 heads, 224 px, patch 32, quick_gelu, eps 1e-5 |
 //! | `text_config` | model type llama, and its defaults ([`TextConfig`]) |
 
 use std::path::Path;
@@ -31,6 +33,9 @@ pub enum Generation {
     Llava,
     /// LLaVA-1.6 / NeXT (`model_type` `llava_next`): AnyRes tiles beside the base view.
     Next,
+    /// LLaVA-OneVision (`model_type` `llava_onevision`): as NeXT, with a limit to the tiles' patches, and the base view alone
+    /// where a conversation has several images.
+    OneVision,
 }
 
 impl Generation {
@@ -39,6 +44,7 @@ impl Generation {
         match self {
             Self::Llava => "LLaVA-1.5",
             Self::Next => "LLaVA-1.6",
+            Self::OneVision => "LLaVA-OneVision",
         }
     }
 }
@@ -53,8 +59,10 @@ pub struct Config {
     /// Which states of the vision tower are used, counted in layers run: 0 = the embeddings, L = after layer L.
     /// (transformers' `hidden_states[-2]` of a tower with 24 layers is 23.) More than one are concatenated.
     pub vision_layers: Vec<usize>,
-    /// Whether the class token is dropped (`default`) or kept (`full`).
+    /// Whether the class token, if the tower has one, is dropped (`default`) or kept (`full`).
     pub drop_class_token: bool,
+    /// Of LLaVA-OneVision: how many tiles' patches the grid of tiles may have before it is shrunk.
+    pub max_tiles: Option<usize>,
     /// Dense layers of the projector: two in the Hugging Face layout.
     pub projector_layers: usize,
     /// Activation between the layers of the projector.
@@ -67,9 +75,20 @@ pub struct Config {
     pub original: Option<Original>,
 }
 
-/// The CLIP vision tower.
+/// Which vision tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tower {
+    /// With a class token, a norm before the layers and no bias of patches.
+    Clip,
+    /// Without the first two, with the third.
+    Siglip,
+}
+
+/// The CLIP or SigLIP vision tower.
 #[derive(Debug, Clone)]
 pub struct VisionConfig {
+    /// Which of them.
+    pub tower: Tower,
     /// Width of the states.
     pub hidden: usize,
     /// Inner width of the feed-forward part.
@@ -86,6 +105,13 @@ pub struct VisionConfig {
     pub act: Activation,
     /// Epsilon of the layer norms.
     pub eps: f64,
+}
+
+impl Config {
+    /// Whether the tower's class token is an image token.
+    pub(super) fn has_class_token(&self) -> bool {
+        self.vision.tower == Tower::Clip && !self.drop_class_token
+    }
 }
 
 impl VisionConfig {
@@ -109,17 +135,34 @@ impl Config {
         if original::is_original(fields) {
             return original::read(dir, fields);
         }
-        let vision = VisionConfig::read(fields)?;
-        // LLaVA-1.5 inherits the language model's setting, NeXT does not.
+        let one_vision = generation == Generation::OneVision;
+        let vision = match fields.object("vision_config")? {
+            None if one_vision => VisionConfig::SO400M,
+            _ if one_vision => VisionConfig::read(fields, Tower::Siglip)?,
+            _ => VisionConfig::read(fields, Tower::Clip)?,
+        };
+        // NeXT does not inherit the language model's setting, the others do.
         let text = fields.object_or_empty("text_config")?;
         let tied = fields.bool("tie_word_embeddings", false)?
-            || (generation == Generation::Llava && text.bool("tie_word_embeddings", false)?);
-        let model_type = text.str("model_type")?.unwrap_or("llama");
+            || (generation != Generation::Next && text.bool("tie_word_embeddings", false)?);
+        let model_type =
+            text.str("model_type")?.unwrap_or(if one_vision { "qwen2" } else { "llama" });
         let text = TextConfig::read(&text, model_type, tied)?;
-        let drop_class_token = match fields.str("vision_feature_select_strategy")? {
-            None | Some("default") => true,
-            Some("full") if generation == Generation::Llava => false,
-            Some("full") => {
+        let default = if one_vision { "full" } else { "default" };
+        let strategy = fields.str("vision_feature_select_strategy")?.unwrap_or(default);
+        let drop_class_token = match (strategy, vision.tower) {
+            ("default", Tower::Siglip) => {
+                return Err(Error::unsupported(
+                    "vision_feature_select_strategy \"default\" with a SigLIP tower",
+                    format!(
+                        "{}: it drops a class token, which the tower does not have; use \"full\"",
+                        fields.path().display()
+                    ),
+                ));
+            }
+            ("default", _) => true,
+            ("full", tower) if generation == Generation::Llava || tower == Tower::Siglip => false,
+            ("full", _) => {
                 return Err(Error::unsupported(
                     "vision_feature_select_strategy \"full\" with AnyRes tiles",
                     format!(
@@ -128,7 +171,7 @@ impl Config {
                     ),
                 ));
             }
-            Some(other) => {
+            (other, _) => {
                 return Err(fields.invalid(
                     "vision_feature_select_strategy",
                     format!("is \"{other}\", expected \"default\" or \"full\""),
@@ -137,14 +180,22 @@ impl Config {
         };
         let pinpoints = match generation {
             Generation::Llava => Vec::new(),
-            Generation::Next => pinpoints(fields, vision.image_size)?,
+            Generation::Next => pinpoints(fields, default_pinpoints(), vision.image_size)?,
+            Generation::OneVision => pinpoints(fields, many_pinpoints(), vision.image_size)?,
         };
-        let image_token = Some(image_token(fields)?);
+        let max_tiles = if one_vision { Some(max_tiles(fields)?) } else { None };
+        let image_token = Some(image_token(fields, if one_vision { 151_646 } else { 32_000 })?);
         let eos = families::eos(fields)?;
         let this = Self {
             generation,
-            vision_layers: vision_layers(fields, "vision_feature_layer", vision.layers)?,
+            vision_layers: vision_layers(
+                fields,
+                "vision_feature_layer",
+                if one_vision { -1 } else { -2 },
+                vision.layers,
+            )?,
             drop_class_token,
+            max_tiles,
             projector_layers: 2,
             projector_act: fields.activation("projector_hidden_act", "gelu")?,
             projector_bias: fields.bool("multimodal_projector_bias", true)?,
@@ -152,18 +203,24 @@ impl Config {
             pinpoints,
             original: None,
         };
-        Ok(families::Config { text, image_token, eos, pictures: families::Pictures::Llava(this) })
+        let pictures = families::Pictures::Llava(this);
+        Ok(families::Config { text, image_token, video_token: None, eos, pictures })
     }
 }
 
-fn image_token(fields: &Fields) -> Result<u32> {
+fn image_token(fields: &Fields, default: usize) -> Result<u32> {
     let name = if fields.has("image_token_index") { "image_token_index" } else { "image_token_id" };
-    let id = fields.usize(name)?.unwrap_or(32_000);
+    let id = fields.usize(name)?.unwrap_or(default);
     u32::try_from(id).map_err(|_| fields.invalid(name, format!("is {id}, expected a token id")))
 }
 
 /// The field `name` counted in layers run; transformers counts the embeddings as state 0 and -1 as the last.
-pub(super) fn vision_layers(fields: &Fields, name: &str, layers: usize) -> Result<Vec<usize>> {
+pub(super) fn vision_layers(
+    fields: &Fields,
+    name: &str,
+    default: i64,
+    layers: usize,
+) -> Result<Vec<usize>> {
     let one = |value: &Value| -> Result<usize> {
         let n = value
             .as_i64()
@@ -179,7 +236,7 @@ pub(super) fn vision_layers(fields: &Fields, name: &str, layers: usize) -> Resul
         Ok(index as usize)
     };
     match fields.value(name) {
-        None => Ok(vec![one(&Value::from(-2))?]),
+        None => Ok(vec![one(&Value::from(default))?]),
         Some(Value::Array(list)) if !list.is_empty() => list.iter().map(one).collect(),
         Some(value) => Ok(vec![one(value)?]),
     }
@@ -188,8 +245,12 @@ pub(super) fn vision_layers(fields: &Fields, name: &str, layers: usize) -> Resul
 /// AnyRes resolutions, of which all sides are multiples of a tile's.
 pub(super) const PINPOINTS: &str = "image_grid_pinpoints";
 
-fn pinpoints(fields: &Fields, tile: usize) -> Result<Vec<(usize, usize)>> {
-    let pinpoints = fields.pairs(PINPOINTS)?.unwrap_or_else(default_pinpoints);
+fn pinpoints(
+    fields: &Fields,
+    default: Vec<(usize, usize)>,
+    tile: usize,
+) -> Result<Vec<(usize, usize)>> {
+    let pinpoints = fields.pairs(PINPOINTS)?.unwrap_or(default);
     check_pinpoints(fields, pinpoints, tile)
 }
 
@@ -212,31 +273,74 @@ pub(super) fn default_pinpoints() -> Vec<(usize, usize)> {
     vec![(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 }
 
+/// The AnyRes resolutions of the released LLaVA-OneVision checkpoints: one to six tiles of 384 px along each side.
+pub(super) fn many_pinpoints() -> Vec<(usize, usize)> {
+    let sides = || (1..=6).map(|tiles| 384 * tiles);
+    sides().flat_map(|height| sides().map(move |width| (height, width))).collect()
+}
+
+/// N of `anyres_max_N`.
+fn max_tiles(fields: &Fields) -> Result<usize> {
+    const NAME: &str = "vision_aspect_ratio";
+    let name = fields.str(NAME)?.unwrap_or("anyres_max_9");
+    let number = name.strip_prefix("anyres_max_").and_then(|n| n.parse().ok());
+    number.filter(|&n| n > 0).ok_or_else(|| {
+        fields.invalid(NAME, format!("is \"{name}\", expected \"anyres_max_N\", N tiles"))
+    })
+}
+
 impl VisionConfig {
-    pub(super) fn read(config: &Fields) -> Result<Self> {
+    /// The tower of LLaVA-OneVision where `vision_config` is absent.
+    const SO400M: Self = Self {
+        tower: Tower::Siglip,
+        hidden: 1152,
+        inner: 4304,
+        layers: 26,
+        heads: 16,
+        image_size: 384,
+        patch_size: 14,
+        act: Activation::GeluTanh,
+        eps: 1e-6,
+    };
+
+    /// The object `vision_config`; `tower` is what a model type that is absent means.
+    pub(super) fn read(config: &Fields, tower: Tower) -> Result<Self> {
         let given = config.object("vision_config")?.is_some();
-        Self::of(&config.object_or_empty("vision_config")?, given)
+        Self::of(&config.object_or_empty("vision_config")?, given, tower)
     }
 
     /// A tower's fields: all of it if `given`, else those in which it differs from ViT-L/14 at 336 px.
-    pub(super) fn of(fields: &Fields, given: bool) -> Result<Self> {
-        if let Some(kind) = fields.str("model_type")?.filter(|k| *k != "clip_vision_model") {
-            return Err(Error::unsupported(
-                format!("vision tower \"{kind}\""),
-                format!("{}: only clip_vision_model is built in", fields.path().display()),
-            ));
-        }
+    pub(super) fn of(fields: &Fields, given: bool, tower: Tower) -> Result<Self> {
+        let tower = match fields.str("model_type")? {
+            None => tower,
+            Some("clip_vision_model") => Tower::Clip,
+            Some("siglip_vision_model") => Tower::Siglip,
+            Some(kind) => {
+                return Err(Error::unsupported(
+                    format!("vision tower \"{kind}\""),
+                    format!(
+                        "{}: clip_vision_model and siglip_vision_model are built in",
+                        fields.path().display()
+                    ),
+                ));
+            }
+        };
+        let (patch, act, eps) = match tower {
+            Tower::Clip => (32, "quick_gelu", 1e-5),
+            Tower::Siglip => (16, "gelu_pytorch_tanh", 1e-6),
+        };
         // A missing vision_config means ViT-L/14 at 336 px; a partial one is filled up from CLIP's own defaults.
         let or = |partial: usize, absent: usize| if given { partial } else { absent };
         let this = Self {
+            tower,
             hidden: fields.positive("hidden_size", or(768, 1024))?,
             inner: fields.positive("intermediate_size", or(3072, 4096))?,
             layers: fields.positive("num_hidden_layers", or(12, 24))?,
             heads: fields.positive("num_attention_heads", or(12, 16))?,
             image_size: square(fields, "image_size", or(224, 336))?,
-            patch_size: square(fields, "patch_size", or(32, 14))?,
-            act: fields.activation("hidden_act", "quick_gelu")?,
-            eps: fields.f64("layer_norm_eps", 1e-5)?,
+            patch_size: square(fields, "patch_size", or(patch, 14))?,
+            act: fields.activation("hidden_act", act)?,
+            eps: fields.f64("layer_norm_eps", eps)?,
         };
         if fields.positive("num_channels", 3)? != 3 {
             return Err(fields.invalid("num_channels", "is not 3: images are RGB"));

@@ -1,8 +1,9 @@
-//! Image preprocessing equal to the PIL processors of transformers: `CLIPImageProcessor`, `LlavaImageProcessor`
-//! (LLaVA-1.5) and `LlavaNextImageProcessor` (LLaVA-NeXT).
+//! Image preprocessing equal to the PIL processors of transformers: `CLIPImageProcessor`, `SiglipImageProcessor`,
+//! `LlavaImageProcessor` (LLaVA-1.5), `LlavaNextImageProcessor` (LLaVA-NeXT) and `LlavaOnevisionImageProcessor`.
 //!
 //! Settings come from `processor_config.json` (its `image_processor`) or `preprocessor_config.json`; absent fields take
-//! the processors' defaults: shortest edge 224, crop 224, bicubic, all steps on, CLIP's mean and deviation.
+//! the processors' defaults: shortest edge 224, crop 224, bicubic, all steps on, CLIP's mean and deviation. SigLIP's and
+//! OneVision's crop nothing and resize to 224 and 384 pixels each way; SigLIP's mean and deviation are 0.5.
 //! Resizing and padding are done on 8-bit pixels with Pillow's arithmetic, so they are equal bit for bit.
 
 use std::path::Path;
@@ -13,16 +14,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::anyres::{self, Tiling};
-use super::config::{Config, Generation};
+use super::config::{Config, Generation, default_pinpoints, many_pinpoints};
 use super::original::Aspect;
 use super::patches::BaseView;
 use crate::models::fields::Fields;
+use crate::models::vision::pixels::{self, CLIP_MEAN, CLIP_STD};
 use crate::models::vision::resample::{Filter, resize};
 use crate::models::{ImageLayout, Pixels};
 use crate::{Error, Result};
 
-const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const HALF: [f64; 3] = [0.5; 3];
 
 /// Pixels past which a resized image is refused: only a wildly long strip gets there.
 const MAX_PIXELS: usize = 1 << 27;
@@ -76,56 +77,44 @@ impl ImageProcessor {
     pub fn read(dir: &Path, config: &Config) -> Result<Self> {
         let (fields, kind) = match &config.original {
             None => {
-                let fields = settings(dir)?;
+                let fields = pixels::processor_fields(dir)?;
                 let kind = Kind::read(&fields, config)?;
                 (fields, kind)
             }
             // The settings are CLIP's; the checkpoint says what goes before them.
             Some(original) => (original.processor()?, Kind::of(original.aspect)),
         };
-        let size = size(&fields, "size")?.unwrap_or(Size::ShortestEdge(224));
-        let crop = size_exact(&fields, "crop_size")?.unwrap_or((224, 224));
+        let defaults = kind.defaults();
+        let size = size(&fields, "size")?.unwrap_or(defaults.size);
+        let cut = size_exact(&fields, "crop_size")?.or(defaults.crop);
         let do_resize = fields.bool("do_resize", true)?;
-        let do_crop = fields.bool("do_center_crop", true)?;
-        let filter = fields.usize("resample")?.unwrap_or(3);
-        let filter = Filter::from_number(filter).ok_or_else(|| {
-            Error::unsupported(
-                format!("resample {filter}"),
-                format!("{}: expected 1 to 5, Pillow's convolutions", fields.path().display()),
-            )
-        })?;
-        let mean = fields.channels("image_mean", CLIP_MEAN)?;
+        let do_crop = fields.bool("do_center_crop", defaults.crop.is_some())?;
+        let mean = fields.channels("image_mean", defaults.mean)?;
         let pad = match &config.original {
+            // The only view of one of several images.
+            None if kind == Kind::OneVision => true,
             None => kind == Kind::Llava && fields.bool("do_pad", false)?,
             Some(original) => original.aspect == Aspect::Pad,
         };
         let this = Self {
-            anyres: (kind == Kind::Next).then(|| {
-                // The base view is square; tiles are cut at the crop height, as upstream does.
+            anyres: kind.has_tiles().then(|| {
+                // The base view is square; tiles are cut at the crop height, as upstream does, or else at the base's.
                 let base = match size {
-                    Size::ShortestEdge(n) => Size::Exact(n, n),
-                    exact => exact,
+                    Size::ShortestEdge(n) => (n, n),
+                    Size::Exact(h, w) => (h, w),
                 };
-                (base, crop.0)
+                (Size::Exact(base.0, base.1), cut.unwrap_or(base).0)
             }),
             pad_square: pad.then(|| mean.map(|m| (m * 255.0) as u8)),
             resize: do_resize.then_some(size),
-            filter,
-            crop: do_crop.then_some(crop),
-            values: values(&fields, mean)?,
+            filter: pixels::resample(&fields)?,
+            crop: cut.filter(|_| do_crop),
+            values: pixels::values(&fields, mean, defaults.std)?,
             side: config.vision.image_size,
             config: config.clone(),
         };
-        this.check(&fields, size, crop)?;
+        this.check(&fields, size)?;
         Ok(this)
-    }
-
-    /// The tokens of an image of `width` x `height` pixels.
-    ///
-    /// # Errors
-    /// As [`Tiling::layout`].
-    pub fn layout(&self, width: usize, height: usize) -> Result<ImageLayout> {
-        Tiling::of(&self.config).layout(width, height)
     }
 
     /// Which part of a picture the base view shows.
@@ -139,7 +128,7 @@ impl ImageProcessor {
     }
 
     /// Steps that can only give tiles of another side than the tower's are refused at once.
-    fn check(&self, fields: &Fields, size: Size, crop: (usize, usize)) -> Result<()> {
+    fn check(&self, fields: &Fields, size: Size) -> Result<()> {
         let side = (self.side, self.side);
         let mismatch = |name: &str, (h, w): (usize, usize)| {
             Err(fields.invalid(
@@ -150,8 +139,9 @@ impl ImageProcessor {
                 ),
             ))
         };
-        if self.crop.is_some_and(|c| c != side) || (self.anyres.is_some() && crop != side) {
-            return mismatch("crop_size", crop);
+        let tile = self.anyres.map(|(_, tile)| (tile, tile));
+        if let Some(cut) = self.crop.or(tile).filter(|&cut| cut != side) {
+            return mismatch("crop_size", cut);
         }
         match (self.crop, self.resize, size) {
             (None, Some(_), Size::Exact(h, w)) if (h, w) != side => mismatch("size", (h, w)),
@@ -166,7 +156,15 @@ impl ImageProcessor {
     /// other than the vision tower's.
     pub fn preprocess(&self, image: &RgbImage) -> Result<Pixels> {
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let layout = self.layout(width, height)?;
+        let layout = Tiling::of(&self.config).layout(width, height, true)?;
+        self.preprocess_as(image, &layout)
+    }
+
+    /// As [`ImageProcessor::preprocess`], of an image whose layout is known.
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::preprocess`].
+    pub fn preprocess_as(&self, image: &RgbImage, layout: &ImageLayout) -> Result<Pixels> {
         let views = match (&self.anyres, &layout.anyres) {
             (Some((base, tile)), Some(plan)) => {
                 self.views(image, *base, *tile, (plan.height, plan.width))?
@@ -181,7 +179,7 @@ impl ImageProcessor {
             self.finish(view, &mut tiles)?;
         }
         let shape = (views.len(), 3, self.side, self.side);
-        Ok(Pixels { tiles: Tensor::from_vec(tiles, shape, &Device::Cpu)?, layout })
+        Ok(Pixels { tiles: Tensor::from_vec(tiles, shape, &Device::Cpu)?, layout: layout.clone() })
     }
 
     /// The base view and the AnyRes tiles, still 8-bit.
@@ -249,11 +247,42 @@ impl ImageProcessor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Clip,
+    Siglip,
     Llava,
     Next,
+    OneVision,
+}
+
+/// What absent settings mean.
+struct Defaults {
+    size: Size,
+    crop: Option<(usize, usize)>,
+    mean: [f64; 3],
+    std: [f64; 3],
 }
 
 impl Kind {
+    fn defaults(self) -> Defaults {
+        let clip = Defaults {
+            size: Size::ShortestEdge(224),
+            crop: Some((224, 224)),
+            mean: CLIP_MEAN,
+            std: CLIP_STD,
+        };
+        match self {
+            Self::Clip | Self::Llava | Self::Next => clip,
+            Self::OneVision => Defaults { size: Size::Exact(384, 384), crop: None, ..clip },
+            Self::Siglip => {
+                Defaults { size: Size::Exact(224, 224), crop: None, mean: HALF, std: HALF }
+            }
+        }
+    }
+
+    /// AnyRes.
+    fn has_tiles(self) -> bool {
+        matches!(self, Self::Next | Self::OneVision)
+    }
+
     fn of(aspect: Aspect) -> Self {
         match aspect {
             Aspect::Crop => Self::Clip,
@@ -268,30 +297,43 @@ impl Kind {
             return Ok(match config.generation {
                 Generation::Llava => Self::Llava,
                 Generation::Next => Self::Next,
+                Generation::OneVision => Self::OneVision,
             });
         };
         let kind = match name.trim_end_matches("Fast").trim_end_matches("Pil") {
             "CLIPImageProcessor" => Self::Clip,
+            "SiglipImageProcessor" => Self::Siglip,
             "LlavaImageProcessor" => Self::Llava,
             "LlavaNextImageProcessor" => Self::Next,
+            "LlavaOnevisionImageProcessor" => Self::OneVision,
             _ => {
                 return Err(Error::unsupported(
                     format!("image processor \"{name}\""),
                     format!(
-                        "{}: expected CLIPImageProcessor, LlavaImageProcessor or LlavaNextImageProcessor",
+                        "{}: expected CLIPImageProcessor, SiglipImageProcessor, LlavaImageProcessor, LlavaNextImageProcessor or \
+                         LlavaOnevisionImageProcessor",
                         fields.path().display()
                     ),
                 ));
             }
         };
-        if (kind == Self::Next) != (config.generation == Generation::Next) {
+        let fits = match config.generation {
+            Generation::Llava => !kind.has_tiles(),
+            Generation::Next => kind == Self::Next,
+            Generation::OneVision => kind == Self::OneVision,
+        };
+        if !fits {
             return Err(fields.invalid(
                 NAME,
                 format!("is \"{name}\", which does not go with a {:?} model", config.generation),
             ));
         }
-        if kind == Self::Next {
-            let pinpoints = fields.pairs("image_grid_pinpoints")?.unwrap_or_else(anyres_default);
+        if kind.has_tiles() {
+            let default = match kind {
+                Self::OneVision => many_pinpoints(),
+                _ => default_pinpoints(),
+            };
+            let pinpoints = fields.pairs("image_grid_pinpoints")?.unwrap_or(default);
             if pinpoints != config.pinpoints {
                 return Err(fields.invalid(
                     "image_grid_pinpoints",
@@ -301,20 +343,6 @@ impl Kind {
         }
         Ok(kind)
     }
-}
-
-fn anyres_default() -> Vec<(usize, usize)> {
-    super::config::default_pinpoints()
-}
-
-/// The settings of the image processor, where transformers keeps them.
-fn settings(dir: &Path) -> Result<Fields> {
-    if let Some(file) = Fields::read_if_present(&dir.join("processor_config.json"))?
-        && let Some(inner) = file.object("image_processor")?
-    {
-        return Ok(inner);
-    }
-    Fields::read(&dir.join("preprocessor_config.json"))
 }
 
 fn size(fields: &Fields, name: &str) -> Result<Option<Size>> {
@@ -345,25 +373,6 @@ fn size_exact(fields: &Fields, name: &str) -> Result<Option<(usize, usize)>> {
         Size::Exact(h, w) => (h, w),
         Size::ShortestEdge(n) => (n, n),
     }))
-}
-
-/// Rescaling and normalisation of every 8-bit value, rounded where numpy rounds: after the product, then in f32.
-fn values(fields: &Fields, mean: [f64; 3]) -> Result<Box<[[f32; 256]; 3]>> {
-    let std = fields.channels("image_std", CLIP_STD)?;
-    if let Some(bad) = std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-        return Err(fields.invalid("image_std", format!("holds {bad}, expected positive numbers")));
-    }
-    let rescale = fields.bool("do_rescale", true)?;
-    let factor = if rescale { fields.f64("rescale_factor", 1.0 / 255.0)? } else { 1.0 };
-    let normalise = fields.bool("do_normalize", true)?;
-    let mut table = Box::new([[0.0; 256]; 3]);
-    for (c, row) in table.iter_mut().enumerate() {
-        for (v, out) in row.iter_mut().enumerate() {
-            let x = (v as f64 * factor) as f32;
-            *out = if normalise { (x - mean[c] as f32) / std[c] as f32 } else { x };
-        }
-    }
-    Ok(table)
 }
 
 fn pad_to_square(image: &RgbImage, colour: [u8; 3]) -> RgbImage {

@@ -1,4 +1,4 @@
-//! LLaVA-1.5 and LLaVA-1.6 (NeXT): CLIP tower, projector, AnyRes packing.
+//! LLaVA-1.5, LLaVA-1.6 (NeXT), Interleave and OneVision: CLIP or SigLIP tower, projector, AnyRes packing.
 //!
 //! Checkpoints are in the Hugging Face layout, or in that of the original LLaVA code ([`original`]). Of the former both
 //! generations of tensor names are read: that of checkpoints before transformers 4.52
@@ -26,7 +26,7 @@ use crate::models::weights::Weights;
 use crate::models::{ImageLayout, Pixels};
 
 pub use anyres::{AnyRes, Tiling};
-pub use config::{Config, Generation, VisionConfig};
+pub use config::{Config, Generation, Tower, VisionConfig};
 pub use patches::PatchMap;
 
 /// Tiles of a pass through the tower.
@@ -62,7 +62,10 @@ impl Vision {
                 "vision_tower.vision_model",
                 "vision_tower",
             ],
-            "embeddings.class_embedding",
+            match config.vision.tower {
+                Tower::Clip => "embeddings.class_embedding",
+                Tower::Siglip => "embeddings.patch_embedding.weight",
+            },
         )?;
         let projector = find(
             weights,
@@ -73,7 +76,7 @@ impl Vision {
         )?;
         let newline = match config.generation {
             Generation::Llava => None,
-            Generation::Next => {
+            Generation::Next | Generation::OneVision => {
                 let names = ["model.image_newline", "image_newline"];
                 let name = names.into_iter().find(|name| weights.contains(name));
                 Some(weights.get(&[hidden], name.unwrap_or(names[1]))?)
@@ -90,12 +93,21 @@ impl Vision {
         })
     }
 
-    pub(in crate::models) fn layout(&self, width: usize, height: usize) -> Result<ImageLayout> {
-        self.processor.layout(width, height)
+    pub(in crate::models) fn layout(
+        &self,
+        width: usize,
+        height: usize,
+        alone: bool,
+    ) -> Result<ImageLayout> {
+        Tiling::of(&self.config).layout(width, height, alone)
     }
 
-    pub(in crate::models) fn preprocess(&self, image: &RgbImage) -> Result<Pixels> {
-        self.processor.preprocess(image)
+    pub(in crate::models) fn preprocess(
+        &self,
+        image: &RgbImage,
+        layout: &ImageLayout,
+    ) -> Result<Pixels> {
+        self.processor.preprocess_as(image, layout)
     }
 
     /// States of the tower `[tiles, patches, width]` that the projector takes, of any number of tiles

@@ -76,6 +76,16 @@ pub(crate) fn has_layout(dir: &Path) -> bool {
 /// # Errors
 /// As [`Config::read`]; a vision tower that is neither here nor one of OpenAI's.
 pub(super) fn read(dir: &Path, fields: &Fields) -> Result<families::Config> {
+    let architecture = fields.value("architectures").and_then(|list| list[0].as_str());
+    if let Some(name) = architecture.filter(|name| name.contains("Qwen")) {
+        return Err(Error::unsupported(
+            format!("architecture \"{name}\" in the layout of the original LLaVA code"),
+            format!(
+                "{}: use the same model in the Hugging Face layout (its repository ends with -hf)",
+                fields.path().display()
+            ),
+        ));
+    }
     let tower = Tower::find(dir, fields)?;
     let vision = tower.config(fields)?;
     let aspect = Aspect::read(fields)?;
@@ -90,8 +100,9 @@ pub(super) fn read(dir: &Path, fields: &Fields) -> Result<families::Config> {
     let tied = fields.bool("tie_word_embeddings", false)?;
     let this = Config {
         generation: if anyres { Generation::Next } else { Generation::Llava },
-        vision_layers: vision_layers(fields, "mm_vision_select_layer", vision.layers)?,
+        vision_layers: vision_layers(fields, "mm_vision_select_layer", -2, vision.layers)?,
         drop_class_token: drops_class_token(fields, aspect)?,
+        max_tiles: None,
         projector_layers,
         projector_act: Activation::GeluErf,
         projector_bias: true,
@@ -107,6 +118,7 @@ pub(super) fn read(dir: &Path, fields: &Fields) -> Result<families::Config> {
     Ok(families::Config {
         text: TextConfig::read(fields, if is_mistral(fields) { "mistral" } else { "llama" }, tied)?,
         image_token: None,
+        video_token: None,
         eos: fields.ids("eos_token_id")?,
         pictures: families::Pictures::Llava(this),
     })
@@ -313,12 +325,12 @@ impl Tower {
         let Some(folder) = &self.folder else {
             let side = self.known_side().ok_or_else(|| fields.invalid(TOWER, self.wanted()))?;
             let sides = Map::from_iter([("image_size".to_owned(), json!(side))]);
-            return VisionConfig::of(&Fields::of(fields.path(), sides), false);
+            return VisionConfig::of(&Fields::of(fields.path(), sides), false, super::Tower::Clip);
         };
         let own = Fields::read(&folder.join("config.json"))?;
         match own.str("model_type")? {
-            Some("clip") => VisionConfig::read(&own),
-            Some("clip_vision_model") => VisionConfig::of(&own, true),
+            Some("clip") => VisionConfig::read(&own, super::Tower::Clip),
+            Some("clip_vision_model") => VisionConfig::of(&own, true, super::Tower::Clip),
             other => Err(Error::unsupported(
                 format!("vision tower \"{}\"", other.unwrap_or_default()),
                 format!("{}: expected clip or clip_vision_model", own.path().display()),

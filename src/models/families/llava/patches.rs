@@ -20,7 +20,7 @@ pub struct PatchMap {
 /// Which part of a picture the base view shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BaseView {
-    /// All of it, squeezed to a square (AnyRes).
+    /// All of it, squeezed to a square (AnyRes); of one of several pictures only where margins do not make it one.
     pub squeeze: bool,
     /// All of it, with margins that make it a square.
     pub pad_square: bool,
@@ -36,10 +36,15 @@ impl PatchMap {
         Ok(Self { tiling: Tiling::of(config), base })
     }
 
-    pub(in crate::models) fn patches(&self, width: usize, height: usize) -> Result<Patches> {
-        let layout = self.tiling.layout(width, height)?;
+    pub(in crate::models) fn patches(
+        &self,
+        width: usize,
+        height: usize,
+        alone: bool,
+    ) -> Result<Patches> {
+        let layout = self.tiling.layout(width, height, alone)?;
         let side = self.tiling.side;
-        let base = PatchGrid::new(&layout.grids[0], self.base.area(width, height));
+        let base = PatchGrid::new(&layout.grids[0], self.base.area(width, height, alone));
         let tiles = layout.anyres.as_ref().and_then(|plan| {
             // The picture lies in the middle of the canvas; the grid is the part of the canvas that is not padding.
             let (w, h) = inner_size(width, height, (plan.height, plan.width));
@@ -60,9 +65,9 @@ impl PatchMap {
 
 impl BaseView {
     /// The part of a picture that the view shows, in the picture's pixels.
-    fn area(&self, width: usize, height: usize) -> Rect {
+    fn area(&self, width: usize, height: usize, alone: bool) -> Rect {
         let whole = Rect { x: 0.0, y: 0.0, width: width as f64, height: height as f64 };
-        if self.squeeze {
+        if self.squeeze && (alone || !self.pad_square) {
             return whole;
         }
         let (shown, (w, h)) = if self.pad_square {
@@ -91,7 +96,13 @@ mod tests {
 
     fn map(base: BaseView, pinpoints: Vec<(usize, usize)>) -> PatchMap {
         PatchMap {
-            tiling: Tiling { image_size: 336, side: 24, class_token: false, pinpoints },
+            tiling: Tiling {
+                image_size: 336,
+                side: 24,
+                class_token: false,
+                pinpoints,
+                max_tiles: None,
+            },
             base,
         }
     }
@@ -105,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_centre_crop_shows_the_middle_of_a_wide_picture() {
-        let patches = map(CROP, Vec::new()).patches(1344, 672).unwrap();
+        let patches = map(CROP, Vec::new()).patches(1344, 672, true).unwrap();
         assert_eq!(patches.base.area, Rect { x: 336.0, y: 0.0, width: 672.0, height: 672.0 });
         assert_eq!(patches.base.place(25), Some((1, 1)));
         assert_eq!(patches.base.place(576), None);
@@ -116,14 +127,14 @@ mod tests {
     #[test]
     fn a_padded_square_reaches_beyond_the_picture() {
         let padded = BaseView { pad_square: true, ..CROP };
-        let patches = map(padded, Vec::new()).patches(672, 336).unwrap();
+        let patches = map(padded, Vec::new()).patches(672, 336, true).unwrap();
         assert_eq!(patches.base.area, Rect { x: 0.0, y: -168.0, width: 672.0, height: 672.0 });
     }
 
     #[test]
     fn tiles_cover_the_picture_and_leave_newlines_out() {
         let squeezed = BaseView { squeeze: true, ..CROP };
-        let patches = map(squeezed, vec![(672, 672), (336, 672)]).patches(800, 400).unwrap();
+        let patches = map(squeezed, vec![(672, 672), (336, 672)]).patches(800, 400, true).unwrap();
         assert_eq!(patches.base.area, Rect { x: 0.0, y: 0.0, width: 800.0, height: 400.0 });
         let tiles = patches.tiles.unwrap();
         assert_eq!((tiles.rows, tiles.cols, tiles.stride), (24, 48, 49));
