@@ -99,6 +99,12 @@ impl Global {
     }
 }
 
+/// The command line as clap has it, so that tests can hold the documentation to it.
+#[doc(hidden)]
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();

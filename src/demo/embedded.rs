@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "demo")]
 use std::sync::LazyLock;
 
+#[cfg(feature = "demo")]
 use include_dir::{Dir, include_dir};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -18,6 +20,7 @@ use crate::models::IMAGE;
 use crate::{Error, Result};
 
 /// What `bdhs demo train` wrote.
+#[cfg(feature = "demo")]
 static MODELS: Dir = include_dir!("$CARGO_MANIFEST_DIR/src/demo/models");
 
 /// Name of the demo's scenes, as a data file.
@@ -64,6 +67,7 @@ fn cache() -> PathBuf {
 }
 
 /// What names the folder of the checkpoints: a hash of all that they hold, once a process.
+#[cfg(feature = "demo")]
 static MODELS_HASH: LazyLock<String> = LazyLock::new(|| {
     let mut hasher = blake3::Hasher::new();
     for (path, content) in files(&MODELS) {
@@ -74,6 +78,13 @@ static MODELS_HASH: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The folder that holds the demo's five checkpoints.
+#[cfg(not(feature = "demo"))]
+fn models() -> Result<PathBuf> {
+    Err(super::absent::absent("a model of the demo"))
+}
+
+/// The folder that holds the demo's five checkpoints.
+#[cfg(feature = "demo")]
 fn models() -> Result<PathBuf> {
     made_once(&cache().join(format!("demo-models-{}", *MODELS_HASH)), |dir| {
         for (path, content) in files(&MODELS) {
@@ -86,6 +97,7 @@ fn models() -> Result<PathBuf> {
 }
 
 /// Every file below a folder, with its content.
+#[cfg(feature = "demo")]
 fn files<'a>(dir: &'a Dir) -> Vec<(&'a Path, &'a [u8])> {
     let mut all: Vec<_> = dir.files().map(|file| (file.path(), file.contents())).collect();
     all.extend(dir.dirs().flat_map(files));

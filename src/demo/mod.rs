@@ -9,6 +9,7 @@ pub mod draw;
 pub mod embedded;
 pub mod figures;
 pub mod folder;
+#[cfg(feature = "demo")]
 pub mod judge;
 pub mod questions;
 pub mod scene;
@@ -16,8 +17,16 @@ mod tokenizer;
 pub mod train;
 pub mod words;
 
+#[cfg(not(feature = "demo"))]
+mod absent;
+#[cfg(not(feature = "demo"))]
+pub use absent::judge;
+
 use crate::models::IMAGE;
 use crate::models::{Role, Turn};
+
+/// The judge's name.
+pub const JUDGE: &str = "demo-judge";
 
 /// Prompts that ask for a description.
 pub const DESCRIBE: [&str; 3] = [

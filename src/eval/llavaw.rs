@@ -163,6 +163,7 @@ const FORM: [&str; 6] = [
 ];
 
 /// Context, question, reference and answer of a prompt with our own rule.
+#[cfg_attr(not(feature = "demo"), allow(dead_code, reason = "the demo's judge reads prompts"))]
 pub(crate) fn own_fields(prompt: &str) -> Option<[&str; 4]> {
     let [first, a, b, c, d, last] = FORM;
     let last = format!("{d}{OWN_RULE}{last}");

@@ -123,6 +123,7 @@ const OWN_PROMPT: &str = "You check whether an answer about an image makes thing
     hallucination.\n\nImage: {}\nQuestion: {}\nCorrect answer: {}\nAnswer to check: {}\n";
 
 /// Image contents, question, correct answer and answer of a prompt in our own wording.
+#[cfg_attr(not(feature = "demo"), allow(dead_code, reason = "the demo's judge reads prompts"))]
 pub(crate) fn own_fields(prompt: &str) -> Option<[&str; 4]> {
     let pieces: Vec<&str> = OWN_PROMPT.split("{}").collect();
     let [first, a, b, c, last] = pieces[..] else { return None };

@@ -109,6 +109,7 @@ const OWN_PROMPT: &str = "Grade a prediction against the ground truth of a quest
     What animal is this? | cat <OR> kitten | It is a kitten. | 1.0\n";
 
 /// Question, ground truth and prediction of a prompt in our own wording.
+#[cfg_attr(not(feature = "demo"), allow(dead_code, reason = "the demo's judge reads prompts"))]
 pub(crate) fn own_fields(prompt: &str) -> Option<[&str; 3]> {
     let first = format!("{}\n\n", OWN_PROMPT.trim_end_matches('\n'));
     fields(prompt, (&first, [" | ", " | "], " | "))?.try_into().ok()

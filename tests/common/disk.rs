@@ -7,7 +7,8 @@ use std::process::Command;
 pub struct Disk(PathBuf);
 
 impl Disk {
-    /// Mounts one of `size` (as mount has it, `160k`) on a new folder in `dir`; says so where that is not allowed.
+    /// Mounts one of `size` (as mount has it, `160k`) on a new folder in `dir`; a skip
+    /// where that is not allowed.
     pub fn mount(dir: &Path, size: &str) -> Option<Self> {
         let place = dir.join("full");
         std::fs::create_dir(&place).unwrap();
@@ -19,7 +20,7 @@ impl Disk {
         if output.is_ok_and(|output| output.status.success()) {
             return Some(Self(place));
         }
-        eprintln!("skipped: a small file system cannot be mounted here");
+        super::skip::skip("disk", "a small file system cannot be mounted here");
         None
     }
 

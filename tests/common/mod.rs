@@ -4,6 +4,7 @@
 pub mod ablation;
 pub mod disk;
 pub mod place;
+pub mod skip;
 pub mod texts;
 
 use std::{

@@ -15,6 +15,8 @@ mod norm;
 mod pool;
 mod product;
 mod rope;
+#[path = "../common/skip.rs"]
+mod skip;
 mod token;
 
 use std::sync::Arc;
@@ -23,16 +25,17 @@ use bdhs::ops::cuda;
 use candle_core::{DType, Device, Tensor};
 use cudarc::driver::CudaStream;
 use half::{bf16, f16};
+use skip::skip;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// The first GPU, or `None` after saying why the test is skipped. With `BDHS_NEED_GPU` set, having none is a failure.
+/// The first GPU, or `None` after saying why the test is skipped. With
+/// `BDHS_NEED=gpu`, having none is a failure.
 fn gpu() -> Option<Device> {
     match cuda::probe(0) {
         Ok(_) => Some(Device::new_cuda_with_stream(0).unwrap()),
         Err(error) => {
-            assert!(std::env::var_os("BDHS_NEED_GPU").is_none(), "no GPU: {error}");
-            eprintln!("skipped: {error}");
+            skip("gpu", error);
             None
         }
     }
@@ -63,7 +66,7 @@ fn stream(device: &Device) -> Arc<CudaStream> {
 /// Whether candle's own kernels run, as its `backward` needs; says that the test is skipped if not.
 fn candle_runs(device: &Device) -> bool {
     let sum = Tensor::ones(2, DType::F32, device).and_then(|x| (&x + &x)?.to_vec1::<f32>());
-    sum.map_err(|error| eprintln!("skipped: candle's own kernels do not run: {error}")).is_ok()
+    sum.map_err(|error| skip("candle-kernels", error)).is_ok()
 }
 
 /// Deterministic values, about normal.

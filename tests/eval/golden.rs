@@ -10,6 +10,8 @@ use bdhs::eval::{
 };
 use serde_json::Value;
 
+use crate::common::skip::skip;
+
 use super::{files, folder, predictions, protocol, replies, run, score};
 
 /// The folder of golden data; none, with a message, where it is absent.
@@ -20,7 +22,7 @@ pub fn golden(part: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    println!("skipped: no golden data at {}", path.display());
+    skip("golden", format_args!("no golden data at {}", path.display()));
     None
 }
 

@@ -4,7 +4,9 @@
 mod ablation;
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "demo")]
 mod demo;
+#[cfg(feature = "demo")]
 mod demo_benchmarks;
 mod demo_world;
 mod devices;

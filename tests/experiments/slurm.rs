@@ -8,7 +8,9 @@ use std::{
 
 use crate::common::{
     ablation::{ablate, configuration, table},
-    bdhs, json, succeed,
+    bdhs, json,
+    skip::skip,
+    succeed,
 };
 
 /// Our jobs in the queue: number, state, name.
@@ -52,7 +54,7 @@ fn wait() {
 #[test]
 fn job_arrays_give_the_table_of_one_process_though_jobs_are_cancelled_and_requeued() {
     if std::env::var_os("SLURM_CONF").is_none() {
-        println!("left out: SLURM_CONF is not set");
+        skip("slurm", "SLURM_CONF is not set");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -13,11 +13,7 @@ use args::{CONSTANTS, LAYOUTS};
 
 /// What the compiler prints for each line of `expressions`.
 fn evaluate(expressions: &[String]) -> Option<Vec<u64>> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    if !Command::new(&compiler).arg("--version").output().is_ok_and(|o| o.status.success()) {
-        eprintln!("skipped: no C++ compiler ({compiler}); install one or set CXX");
-        return None;
-    }
+    let compiler = crate::skip::compiler()?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir().unwrap();
     let mut source = String::from("#include <stddef.h>\n#include <stdio.h>\n");

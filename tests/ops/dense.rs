@@ -1,6 +1,7 @@
 //! Products with laid-out weights: against float64, row by row, and their gradients.
 
 use crate::numbers::Random;
+use crate::skip::skip;
 use bdhs::ops::act::{Activation, bias_act};
 use bdhs::ops::dense::Dense;
 use candle_core::{DType, Device, Tensor, Var};
@@ -19,11 +20,11 @@ fn bits(t: &Tensor) -> Vec<Vec<u32>> {
     rows.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
 }
 
-/// Nothing to test where the CPU has no kernel; said, so that it is not taken for a pass.
+/// There is nothing to test where the CPU has no kernel.
 fn available() -> bool {
     let available = Dense::available();
     if !available {
-        eprintln!("this CPU has no kernel: nothing is tested");
+        skip("dense", "this CPU has no kernel");
     }
     available
 }

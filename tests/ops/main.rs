@@ -18,4 +18,6 @@ mod pairs;
 mod philox;
 mod pool;
 mod rope;
+#[path = "../common/skip.rs"]
+mod skip;
 mod token;

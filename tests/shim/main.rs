@@ -11,10 +11,14 @@ mod exact;
 mod numbers;
 #[path = "../numbers/pairs.rs"]
 mod pairs;
+#[path = "../common/skip.rs"]
+mod skip;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+
+use skip::compiler;
 
 const FLAGS: [&str; 8] = [
     "-std=c++17",
@@ -29,18 +33,6 @@ const FLAGS: [&str; 8] = [
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The C++ compiler, or `None` after saying that the test is skipped.
-fn compiler() -> Option<String> {
-    let name = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let found = Command::new(&name).arg("--version").output().is_ok_and(|o| o.status.success());
-    if !found {
-        eprintln!(
-            "skipped: no C++ compiler ({name}); install one or set CXX to run the kernels on the CPU"
-        );
-    }
-    found.then_some(name)
 }
 
 const RUNTIME: [&str; 4] = ["fibers", "launch", "collectives", "halves"];

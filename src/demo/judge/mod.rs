@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// The model's name.
-pub const MODEL: &str = "demo-judge";
+pub use super::JUDGE as MODEL;
 
 /// Requests answered at once.
 const THREADS: usize = 2;

@@ -5,7 +5,7 @@ use std::fs;
 
 use super::World;
 use super::server::{Faults, files, sha256};
-use crate::common::succeed;
+use crate::common::{skip::skip, succeed};
 
 /// Exit code and parts of the message.
 fn says(told: (i32, String), code: i32, parts: &[&str]) {
@@ -137,7 +137,7 @@ fn a_full_disk_is_named_and_gone_on_from() {
         command.args(arguments).arg(&home).output().is_ok_and(|output| output.status.success())
     };
     if !mount(&["-t", "tmpfs", "-o", "size=120k", "tmpfs"]) {
-        eprintln!("skipped: a small file system cannot be mounted here");
+        skip("disk", "a small file system cannot be mounted here");
         return;
     }
     let told = world.refused(&mut world.doctor("tiny/llava"));
