@@ -16,7 +16,7 @@ fn project() -> PathBuf {
     let manifest = format!(
         "[package]\nname = \"standalone\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n\
          [dependencies]\nbdhs = {{ path = {:?}, default-features = false }}\ncandle-core = \"0.11.1\"\n\n\
-         [workspace]\n",
+         [workspace]\n\n[profile.dev]\ndebug = false\n",
         root().to_str().unwrap(),
     );
     // Untouched files keep their times, so that a second run builds nothing.

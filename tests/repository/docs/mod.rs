@@ -58,6 +58,28 @@ fn filters_of_scripts_find_tests() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// The table of CONTRIBUTING.md has every variable that Rust code reads, and none that nothing reads.
+#[test]
+fn variables_are_documented() {
+    let table = std::fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let name = |part: &str| {
+        let end = part.find(|c: char| !c.is_ascii_uppercase() && c != '_');
+        format!("BDHS_{}", &part[..end.unwrap_or(part.len())])
+    };
+    let mut code = String::new();
+    for folder in ["src", "tests", "benches", "examples", "build", "scripts", ".ci"] {
+        pages::read_all(&root().join(folder), &mut code);
+    }
+    for part in code.split("\"BDHS_").skip(1).filter(|part| !part.starts_with([' ', '"'])) {
+        let quoted = name(part);
+        let whole = part[quoted.len() - "BDHS_".len()..].starts_with('"');
+        assert!(!whole || table.contains(&format!("`{quoted}`")), "{quoted} is in no table");
+    }
+    for part in table.split("`BDHS_").skip(1) {
+        assert!(code.contains(&name(part)), "nothing reads {}", name(part));
+    }
+}
+
 /// Each kind of fault, planted in a page.
 #[test]
 fn planted_faults_are_found() {

@@ -30,6 +30,18 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
+/// Adds the text of every file below a folder that is text.
+pub fn read_all(folder: &std::path::Path, text: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_all(&path, text);
+        } else if let Ok(more) = fs::read_to_string(&path) {
+            text.push_str(&more);
+        }
+    }
+}
+
 /// Inline code, also where it goes on in the next line, and the lines of shell blocks, joined where they end with a backslash.
 pub fn spans(text: &str) -> Vec<Span> {
     let mut found = Vec::new();
