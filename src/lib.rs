@@ -19,6 +19,9 @@
 //!
 //! All but [`ops`] belong to the default feature `toolkit`. `ARCHITECTURE.md` says why it is built like this.
 
+#![warn(missing_docs, clippy::undocumented_unsafe_blocks)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 pub mod ops;
 
 #[cfg(feature = "toolkit")]

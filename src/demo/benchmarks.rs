@@ -27,7 +27,7 @@ use super::questions::{Kind, Negative, Question, ask, exists, probes};
 use super::scene::{Dice, Object, Scene, Shape, Split};
 use super::words::{describe, noun, place};
 use super::{DESCRIBE, folder};
-use crate::{Error, Result};
+use crate::{Result, files::write_file};
 
 /// Seed of the scenes.
 pub const SEED: u64 = 3;
@@ -80,7 +80,7 @@ pub fn write(dir: &Path, split: Split) -> Result<()> {
     for (name, text) in files(split) {
         let path = dir.join(name);
         folder::create(path.parent().unwrap_or(dir))?;
-        std::fs::write(&path, text).map_err(Error::io(path))?;
+        write_file(&path, text.as_bytes())?;
     }
     Ok(())
 }

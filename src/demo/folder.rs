@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::tokenizer::{self, IMAGE_ID, Kind, LLAVA_SPECIAL, Scheme};
-use crate::{Error, Result};
+use crate::{Error, Result, files::write_file};
 
 /// The demo LLaVA's folder name.
 pub const LLAVA: &str = "demo-llava";
@@ -316,6 +316,5 @@ fn json_file(dir: &Path, name: &str, value: &Value) -> Result<()> {
 }
 
 fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
-    let path = dir.join(name);
-    fs::write(&path, text).map_err(Error::io(path))
+    write_file(dir.join(name), text.as_bytes())
 }

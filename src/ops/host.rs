@@ -337,6 +337,7 @@ pub(crate) struct SharedMut<T>(*mut T, usize);
 
 // SAFETY: the users of `SharedMut` write disjoint ranges, as each call of `range` must promise.
 unsafe impl<T: Send> Send for SharedMut<T> {}
+// SAFETY: as for `Send`.
 unsafe impl<T: Send> Sync for SharedMut<T> {}
 
 impl<T> SharedMut<T> {

@@ -7,7 +7,8 @@ use std::path::Path;
 /// The rooms from the ground up. A room imports from the levels above its own line here, and not from its own.
 const LEVELS: &[(&str, &[&str])] = &[
     ("ground", &["error"]),
-    ("ground", &["files", "progress"]),
+    ("ground", &["files", "lock", "progress"]),
+    ("ground", &["append"]),
     ("1 ops", &["ops"]),
     ("2 models", &["models"]),
     ("3 method", &["sampling"]),

@@ -276,6 +276,7 @@ pub(super) enum Part {
 }
 
 /// The part of a model that sees: processor, tower and projector.
+#[expect(clippy::large_enum_variant, reason = "there is one in a model")]
 pub(super) enum Vision {
     Llava(llava::Vision),
     Qwen(qwen::Vision),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::{Kind, is_commit};
+use crate::files::write_file;
 use crate::models::adapter;
 use crate::models::families::llava::original::has_layout;
 use crate::models::files::PIECES;
@@ -164,7 +165,7 @@ fn link(blob: &Path, _file: &str, _etag: &str, path: &Path) -> std::io::Result<(
 
 fn write(path: &Path, text: &str) -> Result<()> {
     create_parent(path)?;
-    fs::write(path, text).map_err(Error::io(path))
+    write_file(path, text.as_bytes())
 }
 
 pub(super) fn create_parent(path: &Path) -> Result<()> {
