@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error as JinjaError, ErrorKind, Value, context};
+use minijinja::{Environment, Error as JinjaError, ErrorKind, State, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
@@ -246,7 +246,7 @@ fn environment(tokenizer: Option<&Fields>) -> Result<Environment<'static>> {
     env.add_function("strftime_now", move |_: String| {
         refuse("strftime_now would make prompts depend on the date".into())
     });
-    env.set_unknown_method_callback(unknown_method_callback);
+    env.set_unknown_method_callback(python_method);
     for name in ["bos_token", "eos_token", "unk_token", "pad_token"] {
         let text = tokenizer.and_then(|fields| special_token(fields, name)).unwrap_or_default();
         env.add_global(name, text);
@@ -258,4 +258,24 @@ fn environment(tokenizer: Option<&Fields>) -> Result<Environment<'static>> {
 pub(super) fn special_token(fields: &Fields, name: &str) -> Option<String> {
     let value = fields.value(name)?;
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
+}
+
+/// The Python methods of strings and dicts. Python counts U+001C to U+001F as white space, Unicode does not.
+fn python_method(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, JinjaError> {
+    let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
+    let text = value.as_str().filter(|_| args.is_empty());
+    Ok(match (text, method) {
+        (Some(text), "strip") => text.trim_matches(space).into(),
+        (Some(text), "lstrip") => text.trim_start_matches(space).into(),
+        (Some(text), "rstrip") => text.trim_end_matches(space).into(),
+        (Some(text), "split") => {
+            text.split(space).filter(|word| !word.is_empty()).map(Value::from).collect()
+        }
+        _ => return unknown_method_callback(state, value, method, args),
+    })
 }
