@@ -1,10 +1,14 @@
-//! A LLaVA-1.5 with random weights: prefill, decode steps of forks over shared prefixes as the engine takes them (embedding, layers,
-//! logits, one drawn token a row, read back), the vision tower, and whole attempts by the engine, at references of four sentences of
-//! 40 tokens. On a GPU of 7B in bf16, made there; on the CPU of 135M in f32.
+//! A LLaVA-1.5 with random weights: prefill, decode steps of forks over shared prefixes as the
+//! engine takes them (embedding, layers, logits, one drawn token a row, read back), the vision
+//! tower, and whole attempts by the engine, at references of four sentences of 40 tokens. On a GPU
+//! of 7B in bf16, made there; on the CPU of 135M in f32.
 //!
-//! Throughputs are set beside two floors of the same shape: operations of the products (prefill, vision), and bytes of weights and
-//! of keys and values that a step must read (decode). Lengths are scripted: nearly all of the vocabulary are words without a mark, so
-//! next to no sentence ends before its limit; whole attempts check that. `benches/peers/bdhs_transformers.py` takes the same attempts.
+//! Throughputs are set beside two floors of the same shape: operations of the products (prefill,
+//! vision), and bytes of weights and of keys and values that a step must read (decode);
+//! `benches/peers/gpu.py` takes the larger of bytes and operations of each op of a step. Lengths
+//! are scripted: nearly all of the vocabulary are words without a mark, so next to no sentence ends
+//! before its limit; whole attempts check that. `benches/peers/bdhs_transformers.py` takes the same
+//! attempts.
 
 mod common;
 
@@ -317,6 +321,27 @@ fn ids(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| 5 + i * 7919 % 400).collect()
 }
 
+/// Bytes and operations of each op of a step of `rows` forks, as [`Case::ops`]: of every layer four
+/// products, with the weights, and attention, with each key and value once; then the output layer.
+/// Norms and activations are not counted.
+fn step_ops(sizes: &Sizes, rows: usize, prefixes: usize) -> Vec<[usize; 2]> {
+    let (hidden, inner, narrow) = (sizes.hidden, sizes.inner, sizes.narrow());
+    let size = sizes.dtype.size_in_bytes();
+    let product =
+        |from: usize, to: usize| [size * (from * to + rows * (from + to)), 2 * rows * from * to];
+    let stored = 2 * narrow * (prefixes * PREFIX + rows * OWN) + 2 * rows * hidden;
+    let attention = [size * stored, 4 * rows * (PREFIX + OWN) * hidden];
+    let layer = [
+        product(hidden, hidden + 2 * narrow),
+        attention,
+        product(hidden, hidden),
+        product(hidden, 2 * inner),
+        product(inner, hidden),
+    ];
+    let head = [product(hidden, sizes.vocab)];
+    (0..sizes.layers).flat_map(|_| layer).chain(head).collect()
+}
+
 /// `rows` forks, four to a prefix, each in the middle of its sentence: one step.
 fn decode(model: &Model, rows: usize, pass: Pass) -> Case {
     let (prefixes, sizes) = (rows.div_ceil(FORKS), model.sizes);
@@ -350,7 +375,7 @@ fn decode(model: &Model, rows: usize, pass: Pass) -> Case {
         Pass::Ops => "decode by ops",
     };
     let name = model.name(what, format!("{rows} forks of {prefixes} prefixes"));
-    case(name, (bytes, 0), model, input, move |(model, cache, step)| {
+    let case = case(name, (bytes, 0), model, input, move |(model, cache, step)| {
         let states = step.run(model, &mut cache.borrow_mut(), pass);
         let logits = model.language.logits(&states).expect("logits");
         let row = |sample| Row {
@@ -362,7 +387,8 @@ fn decode(model: &Model, rows: usize, pass: Pass) -> Case {
         };
         let requests: Vec<Row> = (0..rows as u32).map(row).collect();
         sample(&logits, &requests).expect("tokens");
-    })
+    });
+    Case { ops: step_ops(sizes, rows, prefixes), ..case }
 }
 
 /// Whole attempts, teacher-forced.

@@ -137,7 +137,10 @@ mod gpu {
             },
             // Equal logits make tokens a matter of taste, log-probabilities not.
             read: |stream, (_, _, _, out)| {
-                digest(&stream.clone_dtoh(&out.borrow().log_prob).unwrap())
+                let words = stream.clone_dtoh(&out.borrow().words).unwrap();
+                let rows = words.len() / 3;
+                let log_probs = words[rows..2 * rows].iter().map(|&bits| f32::from_bits(bits));
+                digest(&log_probs.collect::<Vec<f32>>())
             },
         }
     }

@@ -3,12 +3,13 @@
 
     scripts/plan_7b.py [--image-tokens 576] [--samples 5000] [--gpus 1,8] [--memory 141] ... [--out docs/results/plan-7b.md]
 
-Rates come from benches/results/gpu-h100.txt (`sample/gpu ...`, measured); the rest are counts of the architecture and of the
-benchmarks, or assumptions that an option changes. Training has not run on a GPU yet: its hours are what its products take at the
-rate that prefill was measured at, so a lower bound.
+Rates are measured: those of benches/results/gpu-h100.json, the newest run, and those of gpu-h100.txt, an older one, for what the newest
+skipped. The rest are counts of the architecture and of the benchmarks, or assumptions that an option changes. Training has not run on a
+GPU yet: its hours are what its products take at the rate of prefill, so they are a lower bound.
 """
 
 import argparse
+import json
 import pathlib
 import re
 
@@ -17,8 +18,16 @@ H, I, LAYERS, VOCAB = 4096, 11008, 32, 32064
 LAYER = 4 * H * H + 3 * H * I
 WEIGHTS = LAYERS * LAYER + 2 * VOCAB * H  # with embedding and head
 VISION = 24 * (4 * 1024**2 + 2 * 1024 * 4096)  # CLIP-L
-# Questions of the official sets, and about how many tokens an answer has.
-BENCHMARKS = {"POPE": (9000, 3), "GQA": (12578, 3), "TextVQA": (5000, 5), "MMHal": (96, 80), "LLaVA-Bench": (60, 150), "MM-Vet": (218, 60), "object recall": (500, 100)}
+# Questions of the official sets, how many of them differ from all others about their image, images, and about how many tokens an answer
+# has. POPE asks about the three objects that are there in each of its three splits.
+BENCHMARKS = {
+    "POPE": (9000, 6000, 500, 3), "GQA": (12578, 12578, 398, 3), "TextVQA": (5000, 5000, 3166, 5), "MMHal": (96, 96, 96, 80),
+    "LLaVA-Bench": (60, 60, 24, 150), "MM-Vet": (218, 218, 200, 60), "object recall": (500, 500, 500, 100),
+}
+# Tokens of a prompt before the question: the system turn and the beginning of the user's.
+COMMON = 40
+# The training settings of bdhs by default, beside those of --epochs and --rank.
+DEFAULT_EPOCHS, DEFAULT_RANK = 3, 128
 
 
 def measured():
@@ -26,7 +35,10 @@ def measured():
     text = (ROOT / "benches/results/gpu-h100.txt").read_text()
     unit = {"µs": 1e-6, "ms": 1e-3, "s": 1.0}
     rows = re.findall(r"^sample/gpu (\S.*?)/bf16\s+([\d.]+) (µs|ms|s)", text, re.M)
-    return {name: float(value) * unit[u] for name, value, u in rows}
+    seconds = {name: float(value) * unit[u] for name, value, u in rows}
+    newest = json.loads((ROOT / "benches/results/gpu-h100.json").read_text())["rows"]
+    pattern = re.compile(r"sample/gpu (.*)/bf16")
+    return seconds | {match[1]: row["ours"]["median"] for row in newest if (match := pattern.fullmatch(row["case"]))}
 
 
 def forward(tokens, context):
@@ -56,26 +68,46 @@ def model(o):
     # Training: what two answers share is computed once; forward, again on the way down, gradients of inputs.
     tokens = o.prompt + o.image_tokens + 2 * o.answer
     step = forward(tokens, tokens / 2)
-    lora = LAYERS * o.rank * (4 * 2 * H + 3 * (H + I))
-    train = o.samples * (o.epochs * (3 * step + 6 * lora * tokens) + step)
-    parts.append((f"training a cell ({o.epochs} epoch{'s' * (o.epochs > 1)}, LoRA of rank {o.rank}, reference once)", train, train / prefill_rate))
-    # Judging one model: pictures are seen whole.
-    ops = seconds = 0
-    for questions, answer in BENCHMARKS.values():
-        length = o.prompt + o.image_tokens
-        own = questions * forward(length, length / 2)
-        ops += own + questions * answer * 2 * LAYERS * LAYER
-        seconds += own / prefill_rate + questions * (answer * token_s + tiles * tile_s)
-    parts.append((f"judging a model ({sum(n for n, _ in BENCHMARKS.values()):,} questions)", ops, seconds))
-    (_, sampling_ops, sampling), (_, cell_ops, cell), (_, judge_ops, judge) = parts
+    trained = []
+    for epochs, rank in ((o.epochs, o.rank), (DEFAULT_EPOCHS, DEFAULT_RANK)):
+        train = o.samples * epochs * (3 * step + 6 * lora(rank) * tokens)
+        trained.append((f"training a cell ({epochs} epoch{'s' * (epochs > 1)}, LoRA of rank {rank})", train, train / prefill_rate))
+    parts += trained
+    # Under the base, each different pair once for all cells; their candidates are the attempts.
+    reference = o.samples * min(o.attempts, o.cells) * step
+    parts.append(("reference log-probabilities, all cells", reference, reference / prefill_rate))
+    parts.append(judging(o, prefill_rate, token_s, tiles * tile_s))
+    sampling, judge = parts[0], parts[-1]
     models = o.cells + 2
-    total = sampling + (o.cells + 1) * cell + models * judge
-    ops = sampling_ops + (o.cells + 1) * cell_ops + models * judge_ops
-    parts.append((f"all: {o.cells} cells, an SFT control, {models} models judged", ops, total))
-    return inputs, parts, memory(o, tokens, lora)
+    for (epochs, _), cell in zip(((o.epochs, o.rank), (DEFAULT_EPOCHS, DEFAULT_RANK)), trained):
+        ops, seconds = (sampling[i] + reference / (1, prefill_rate)[i - 1] + (o.cells + 1) * cell[i] + models * judge[i] for i in (1, 2))
+        parts.append((f"all, {epochs} epoch{'s' * (epochs > 1)}: {o.cells} cells, an SFT control, {models} models judged", ops, seconds))
+    parts.insert(-2, (f"judging {models} models", models * judge[1], models * judge[2]))
+    return inputs, parts, memory(o, tokens)
 
 
-def memory(o, tokens, lora):
+def judging(o, prefill_rate, token_s, image_s):
+    """Judging one model. Pictures are seen whole. Questions about one image share what their prompts begin with; a question that is asked
+    again is computed once. The tower runs once an image, for all models as far as features fit into an eighth of the memory."""
+    ops = seconds = 0
+    images = sum(images for *_, images, _ in BENCHMARKS.values())
+    kept = min(1, o.memory * 1e9 / 8 / (images * o.image_tokens * H * 2))
+    runs = kept / (o.cells + 2) + 1 - kept
+    for _, questions, images, answer in BENCHMARKS.values():
+        shared = COMMON + o.image_tokens
+        own = images * forward(shared, shared / 2) + questions * forward(max(o.prompt - COMMON, 1), shared)
+        ops += own + questions * answer * 2 * LAYERS * LAYER
+        seconds += own / prefill_rate + questions * answer * token_s + images * runs * image_s
+    asked = sum(questions for questions, *_ in BENCHMARKS.values())
+    return (f"judging a model ({asked:,} questions about {sum(n for *_, n, _ in BENCHMARKS.values()):,} images)", ops, seconds)
+
+
+def lora(rank):
+    """Parameters of an adapter of all linear layers."""
+    return LAYERS * rank * (4 * 2 * H + 3 * (H + I))
+
+
+def memory(o, tokens):
     """Bytes, by what holds them."""
     weights = 2 * (WEIGHTS + VISION)
     cache = 2 * LAYERS * H * 2
@@ -84,7 +116,7 @@ def memory(o, tokens, lora):
     return [
         ("weights, bf16", weights),
         (f"sampling: keys and values of a wave of {o.wave} attempts, 512 KiB a token", cache * wave),
-        ("training: adapter in f32, its gradient, two moments", 16 * lora),
+        (f"training: adapter of rank {DEFAULT_RANK} in f32, its gradient, two moments", 16 * lora(DEFAULT_RANK)),
         (f"training: a row of states a layer, {o.batch} pairs of {tokens:.0f} tokens", o.batch * tokens * H * 2 * (LAYERS + 1)),
         ("training: one layer's activations and their gradients", o.batch * tokens * layer),
         ("training: logits of the answers in f32, and two of their kind", o.batch * 2 * o.answer * VOCAB * 4 * 3),

@@ -59,6 +59,9 @@ pub struct Case {
     /// Bytes that the op must move at least, and floating-point operations that it must do.
     pub bytes: usize,
     pub flops: usize,
+    /// The same, op by op, of a case of many that come one after another: each takes the larger of
+    /// what its bytes and its operations take. Empty where one of the two bounds all of the case.
+    pub ops: Vec<[usize; 2]>,
     /// Makes the input and the work. Cold cases hold [`COLD_SETS`] inputs and take the next one at every run.
     pub make: Box<dyn Fn() -> Run>,
     /// What so many calls take, where that is not the wall's time of as many runs: the cases of a GPU.
@@ -72,7 +75,7 @@ pub type Timer = Box<dyn Fn(&Run, u64) -> Duration>;
 
 impl Case {
     pub fn new(name: String, bytes: usize, flops: usize, make: impl Fn() -> Run + 'static) -> Self {
-        Self { name, bytes, flops, make: Box::new(make), timer: None, check: None }
+        Self { name, bytes, flops, ops: vec![], make: Box::new(make), timer: None, check: None }
     }
 }
 
@@ -130,7 +133,11 @@ fn serve(cases: &[Case]) {
         let words: Vec<&str> = line.split('\t').collect();
         let answer = match words[0] {
             "list" => {
-                let costs = |c: &Case| format!("{}\t{}\t{}\n", c.name, c.bytes, c.flops);
+                let costs = |c: &Case| {
+                    let ops = c.ops.iter().map(|[bytes, flops]| format!("{bytes}:{flops}"));
+                    let ops = ops.collect::<Vec<_>>().join(",");
+                    format!("{}\t{}\t{}\t{ops}\n", c.name, c.bytes, c.flops)
+                };
                 cases.iter().map(costs).collect::<String>() + "end"
             }
             "device" => place(),

@@ -29,9 +29,13 @@ class Ours:
 
     def cases(self):
         line, found = self.ask("list"), {}
+        # Of a case of many ops: bytes and operations of each.
+        self.ops = {}
         while line != "end":
-            name, size, flops = line.split("\t")
+            name, size, flops, ops = line.split("\t")
             found[name] = (int(size), int(flops))
+            if ops:
+                self.ops[name] = [tuple(map(int, op.split(":"))) for op in ops.split(",")]
             line = self.process.stdout.readline().rstrip("\n")
         return found
 

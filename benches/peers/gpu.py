@@ -179,8 +179,17 @@ def one(row, program, place, rounds, seconds):
 
 def against_ceiling(row, ceilings):
     """Which ceiling a case has: products, reading, or (as much written as read) copying."""
+    products = "gemm bf16" if row["case"].endswith("/bf16") else "gemm f16"
+    if row.get("ops"):
+        # A roofline: op by op the larger of the two.
+        if {"read", products} <= ceilings.keys():
+            floor = sum(max(size / ceilings["read"], flops / ceilings[products]) for size, flops in row["ops"])
+            row |= {"ceiling": "read and gemm, op by op", "floor": floor, "share": floor / row["ours"]["median"]}
+        else:
+            row |= {"ceiling": None, "share": None}
+        return
     if row["flops"]:
-        wanted = ["gemm bf16" if row["case"].endswith("/bf16") else "gemm f16"]
+        wanted = [products]
     else:
         wanted = ["copy"] if "pack" in row["case"] else ["read", "copy"]
     named = next((name for name in wanted if name in ceilings), None)
@@ -274,7 +283,7 @@ def measure(args, report, place):
             report["skipped"] = [name for name, _, _ in todo[at:]]
             break
         began = time.monotonic()
-        row = {"case": name, "bytes": costs[0], "flops": costs[1]}
+        row = {"case": name, "bytes": costs[0], "flops": costs[1], "ops": program.ours.ops.get(name, [])}
         # Compiling is what takes unforeseen time.
         if place:
             place.compiled = not args.no_compile and left() > 0.3 * args.budget

@@ -7,6 +7,7 @@
 //! RUN/reference.jsonl  log-probabilities under the base, shared by all trainings
 //! ```
 
+use std::cell::RefCell;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,14 +20,14 @@ use crate::config::{Config, Eval, named};
 use crate::data::json::read_document;
 use crate::demo::embedded::{BENCHMARKS, is_embedded, resolve};
 use crate::demo::judge::Service;
-use crate::engine::{Answering, Progress, checkpoint};
+use crate::engine::{Answering, Images, Progress, checkpoint};
 use crate::eval::judge::Judge;
 use crate::eval::run::{self, Benchmarks, Callbacks};
 use crate::eval::summary::{SUMMARY, Summary};
 use crate::eval::{self, Settings};
 use crate::files::write_json;
 use crate::models::weights::Weights;
-use crate::models::{self, Source, device};
+use crate::models::{self, Source, device, memory};
 use crate::train::{self, Outcome};
 use crate::{Error, Result};
 
@@ -125,9 +126,10 @@ pub fn stages(
     progress: &dyn Progress,
 ) -> Result<()> {
     let judging = match stages.contains(&Stage::Judge) {
-        true => Some(Judging::new(config)?),
+        true => Some(Judging::new(config, memory::features(device)?)?),
         false => None,
     };
+    let config = &config.on(device)?;
     let source = config.model.source()?;
     source.unadapted()?;
     // Every byte of the base is read for it: once, not once a model.
@@ -232,7 +234,7 @@ fn train(
 /// # Errors
 /// What does not fit.
 pub fn check(config: &Config) -> Result<()> {
-    Judging::new(config).map(|_| ())
+    Judging::new(config, 0).map(|_| ())
 }
 
 /// Benchmarks, settings and judge of an ablation.
@@ -243,12 +245,15 @@ struct Judging {
     settings: Settings,
     metrics: Vec<&'static dyn eval::Metric>,
     judge: Option<Judge>,
+    /// Features of images, for all models with the base's tower and projector.
+    features: RefCell<Images>,
     /// The demo's own judge, as long as it is needed.
     _service: Option<Service>,
 }
 
 impl Judging {
-    fn new(config: &Config) -> Result<Self> {
+    /// `features` are the bytes that may be remembered of images.
+    fn new(config: &Config, features: usize) -> Result<Self> {
         let eval: &Eval = &config.eval;
         eval.validate()?;
         let data = resolve(&eval.data)?;
@@ -265,6 +270,7 @@ impl Judging {
             metrics: run::chosen(&eval.metrics)?,
             judge,
             data,
+            features: RefCell::new(Images::new(features)),
             _service: service.flatten(),
         };
         run::check(&this.benchmarks(), &this.metrics, &this.settings, this.judge.is_some())?;
@@ -306,6 +312,7 @@ impl Judging {
             model: Some((&loaded, answering)),
             judge: self.judge.as_ref(),
             images: Some(&self.images),
+            features: &self.features,
             out: Some(&out),
         };
         let callbacks = Callbacks { progress, cost: &|_, _| {} };

@@ -91,7 +91,18 @@ impl Doctor {
             report.model = Some(Outline::read(&source, self.token_budget)?);
             report.origin = Origin::of(&folder);
         }
-        if global.json { print_json(&report) } else { print_text(&human(&report)) }
+        if global.json {
+            print_json(&report)?
+        } else {
+            print_text(&human(&report))?
+        }
+        // A script that asks for a device hears by the exit code whether it can be used.
+        match report.device {
+            Opened { usable: true, .. } => Ok(()),
+            Opened { name, message, .. } => {
+                Err(Error::unsupported(format!("device {name:?}"), message))
+            }
+        }
     }
 }
 

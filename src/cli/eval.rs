@@ -1,6 +1,6 @@
 //! `bdhs eval`: benchmarks.
 
-use std::{path::PathBuf, time::Duration};
+use std::{cell::RefCell, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
@@ -17,13 +17,13 @@ use crate::{
         folder,
         judge::Service,
     },
-    engine::Answering,
+    engine::{Answering, Images},
     eval::{
         self, Files, Protocol, Settings, Singular, Sources, Unit, compare,
         judge::{Cost, Judge},
         run::{self, Benchmarks, Callbacks},
     },
-    models::{Model, Source, device},
+    models::{Model, Source, device, memory},
 };
 
 /// Arguments of `bdhs eval`.
@@ -138,15 +138,16 @@ struct Answer {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     pixels: PixelArgs,
-    /// Storage type of the model: f32, f16 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    /// Storage type of the model: f32, f16, bf16, or auto: f32 on a CPU, the checkpoint's 16-bit
+    /// type on a GPU
+    #[arg(long, value_name = "TYPE", default_value = device::AUTO)]
     dtype: String,
     /// Most tokens of an answer [default: the reference's]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<u32>,
-    /// Key-value slots of one wave
-    #[arg(long, value_name = "N", default_value_t = 16_384)]
-    token_budget: usize,
+    /// Most key-value slots at a time [default: what half of the free memory holds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    token_budget: Option<u32>,
     /// Share of image tokens that is hidden, in [0, 1]; 1 = no image
     #[arg(long, value_name = "R", default_value_t = 0.0)]
     rho: f64,
@@ -154,17 +155,28 @@ struct Answer {
 
 impl Answer {
     fn load(&self, model: &std::path::Path, global: &Global, bars: &Bars) -> Result<Model> {
-        let (device, dtype) = (global.device()?, device::dtype(&self.dtype)?);
+        if self.dtype != device::AUTO {
+            device::dtype(&self.dtype)?;
+        }
+        let device = global.device()?;
         let adapter = self.adapter.as_deref().map(|path| named::adapter(path, bars)).transpose()?;
         let source = Source::new(&named::model(model, bars)?, adapter.as_deref())?;
         let source = source.with_pixels(self.pixels.bounds());
+        let dtype = source.dtype(&self.dtype, &device)?;
         Model::open(&source, &device, dtype)
     }
 
     fn answering(&self, seed: u64) -> Answering {
         let Self { token_budget, rho, .. } = *self;
+        let token_budget = token_budget.map_or(usize::MAX, |slots| slots as usize);
         Answering { token_budget, rho, seed, ..Answering::default() }
     }
+}
+
+/// A memory of images for a model's answers.
+fn features(model: Option<&Model>) -> crate::Result<RefCell<Images>> {
+    let budget = model.map(|model| memory::features(model.language.device())).transpose()?;
+    Ok(RefCell::new(Images::new(budget.unwrap_or_default())))
 }
 
 /// A judge.
@@ -290,6 +302,7 @@ impl All {
             model: Some((&model, self.answer.answering(self.bootstrap.seed))),
             judge: judge.as_ref().map(|asked| &asked.judge),
             images: Some(&images),
+            features: &features(Some(&model))?,
             out: Some(&self.out),
         };
         let tell = Asked::tell(judge.as_ref());
@@ -370,6 +383,7 @@ impl Run {
             model: model.as_ref().map(|model| (model, self.answer.answering(self.bootstrap.seed))),
             judge: judge.as_ref().map(|asked| &asked.judge),
             images: self.images.as_deref(),
+            features: &features(model.as_ref())?,
             out: self.out.as_deref(),
         };
         let files = Files {

@@ -66,8 +66,9 @@ enum Command {
 /// Options that every command takes.
 #[derive(Args)]
 struct Global {
-    /// cpu, cuda or cuda:N; sweep and sample also several, as cuda:0,1 or cuda:all
-    #[arg(long, global = true, default_value = "cpu")]
+    /// cpu, cuda or cuda:N; sweep and sample also several, as cuda:0,1 or cuda:all; auto: every
+    /// usable GPU, else the CPU
+    #[arg(long, global = true, default_value = device::AUTO)]
     device: String,
     /// Worker threads [default: all cores]
     #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..))]
@@ -84,10 +85,23 @@ struct Global {
 }
 
 impl Global {
-    /// The one device of a command that takes one.
+    /// The devices of a command that takes several. What `auto` stands for is said on stderr.
+    fn devices(&self) -> Result<Vec<String>> {
+        if self.device != device::AUTO {
+            return device::list(&self.device);
+        }
+        let (devices, why) = device::automatic();
+        if !self.quiet && !self.worker {
+            eprintln!("device: {why}");
+        }
+        Ok(devices)
+    }
+
+    /// The one device of a command that takes one: of those that `auto` stands for, the first.
     fn device(&self) -> Result<candle_core::Device> {
-        match device::list(&self.device)?.as_slice() {
+        match self.devices()?.as_slice() {
             [one] => device::open(one),
+            [first, ..] if self.device == device::AUTO => device::open(first),
             several => Err(Error::unsupported(
                 format!("--device {:?} of this command", self.device),
                 format!(

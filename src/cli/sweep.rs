@@ -99,7 +99,7 @@ impl Sweep {
         if !self.train {
             return finish(&config, self.shard.unwrap_or(Shard::WHOLE), global, &bars);
         }
-        let devices = device::list(&global.device)?;
+        let devices = global.devices()?;
         config.validate()?;
         let config = config.resolved(&bars)?;
         // Told before hours of sampling, not after.
@@ -117,7 +117,7 @@ impl Sweep {
 
     /// Submits the run's jobs.
     fn submit(&self, config: &Config, global: &Global) -> Result<()> {
-        if device::list(&global.device)?.len() > 1 {
+        if global.device != device::AUTO && device::list(&global.device)?.len() > 1 {
             return Err(Error::unsupported(
                 format!("--slurm with --device {:?}", global.device),
                 "a job has one device: give --device cuda, and as many --shards as there are GPUs",
@@ -196,7 +196,10 @@ fn run_all(config: &Config, options: &Options, bars: &Bars) -> Result<Option<Sum
 
 /// Runs a configuration and prints its summary.
 pub(super) fn finish(config: &Config, shard: Shard, global: &Global, bars: &Bars) -> Result<()> {
-    let devices = device::list(&global.device)?;
+    let mut devices = global.devices()?;
+    if global.device == device::AUTO && shard != Shard::WHOLE {
+        devices.truncate(1);
+    }
     // Before anything is fetched.
     config.validate()?;
     let config = &config.clone().resolved(bars)?;

@@ -114,6 +114,7 @@ impl Train {
         config.model.path = named::model(&config.model.path, &bars)?;
         let source = config.model.source()?;
         let model = source.unadapted()?;
+        config.model.dtype = source.dtype(&config.model.dtype, &device)?.as_str().to_owned();
         if let Some(online) = &mut config.train.online {
             online.encoder = named::encoder(&online.encoder, &bars)?;
         }

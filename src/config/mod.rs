@@ -9,6 +9,7 @@ mod variant;
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     },
     engine::Progress,
     models::{
-        Bounds, Source,
+        Bounds, Source, device,
         hub::{self, Kind},
     },
     sampling::{SamplingConfig, acceptance::PAPER_THRESHOLD},
@@ -69,7 +70,7 @@ pub struct Model {
     pub path: PathBuf,
     /// Folder of an adapter that changes it, or a name ([`named::adapter`]).
     pub adapter: Option<PathBuf>,
-    /// Storage type of its weights and states: `f32`, `f16` or `bf16`.
+    /// Storage type of its weights and states: `f32`, `f16`, `bf16`, or `auto` ([`Source::dtype`]).
     pub dtype: String,
     /// Pictures with fewer pixels are enlarged; the checkpoint's own bound if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,7 +85,7 @@ impl Default for Model {
         Self {
             path: PathBuf::new(),
             adapter: None,
-            dtype: "f32".into(),
+            dtype: device::AUTO.into(),
             min_pixels: None,
             max_pixels: None,
         }
@@ -263,6 +264,16 @@ impl Config {
             *adapter = named::adapter(adapter, progress)?;
         }
         Ok(self)
+    }
+
+    /// The same for a device: with the model's storage type in place of `auto`.
+    ///
+    /// # Errors
+    /// As [`Source::new`] and [`Source::dtype`].
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        let dtype = self.model.source()?.dtype(&self.model.dtype, device)?;
+        let model = Model { dtype: dtype.as_str().to_owned(), ..self.model.clone() };
+        Ok(Self { model, ..self.clone() })
     }
 
     /// Checks everything that can be checked without opening other files.

@@ -130,9 +130,11 @@ fn answers(
         })
         .collect();
     let answering = Answering { max_new_tokens: 96, rho, ..Answering::default() };
-    let mut texts = Vec::with_capacity(items.len());
+    let mut texts = vec![String::new(); items.len()];
     answer(model, &questions, answering, progress, |answers| {
-        texts.extend(answers.iter().map(|answer| answer.text.clone()));
+        for answer in answers {
+            texts[answer.question].clone_from(&answer.text);
+        }
         Ok(())
     })?;
     Ok(texts)

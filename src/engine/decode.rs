@@ -1,12 +1,12 @@
 //! Prefill of attempts as room comes free, and lock-step decoding of all their sentences.
 
-use std::ops::Range;
+use std::{collections::VecDeque, sync::Arc};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{
-    Engine, Progress, checkpoint,
+    Engine, Images, Progress, Work, checkpoint,
     prepare::{Entry, Fork, Prepared},
     room::Room,
     text::Detokenizer,
@@ -26,15 +26,45 @@ use crate::{
 /// New attempts begin once this part of the arena is free: one in so many slots.
 const REFILL: usize = 4;
 
-/// Rows of a prefill pass on a CPU, where states of more leave its caches and are most of a run's memory. (On a GPU the shape of a
-/// pass shows in the last bits; there it stays what room there is.)
+/// Rows of a prefill pass on a CPU: the states of more leave its caches, and are most of a run's
+/// memory.
 const PASS_ON_CPU: usize = 2048;
+/// Rows of a prefill pass on a GPU: more do not make its products faster. (The shape of a pass
+/// shows in the last bits there.)
+const PASS_ON_GPU: usize = 65_536;
+
+/// An attempt with the number that its flow knows it by.
+pub(super) struct Ticket<'a> {
+    pub(super) id: usize,
+    pub(super) prepared: Arc<Prepared<'a>>,
+}
+
+/// Where attempts come from, and where their results go.
+pub(super) trait Flow<'a> {
+    /// The next attempt; none if there is none now. Asked for when there may be room for it.
+    fn next(&mut self, engine: &Engine) -> Result<Option<Ticket<'a>>>;
+
+    /// Takes the parts of an attempt, one a fork and in their order, as soon as the last of them
+    /// has ended.
+    fn ended(&mut self, ticket: Ticket<'a>, parts: Vec<Part>) -> Result<()>;
+}
+
+/// What a flow is computed with.
+pub(super) struct Decoder<'e, 'm> {
+    pub(super) engine: &'e Engine<'m>,
+    pub(super) arena: &'e mut KvCache,
+    pub(super) images: &'e mut Images,
+    pub(super) progress: &'e dyn Progress,
+    pub(super) work: &'e mut Work,
+}
 
 /// A sentence that is being completed.
-pub(super) struct Row<'a> {
-    fork: &'a Fork,
-    /// Which attempt of the wave.
-    attempt: usize,
+struct Row<'a> {
+    prepared: Arc<Prepared<'a>>,
+    /// Which fork of the attempt.
+    fork: usize,
+    /// Which place.
+    place: usize,
     draws: Draws,
     /// Sentence number in the draws.
     sentence: u32,
@@ -49,16 +79,28 @@ pub(super) struct Row<'a> {
 
 /// An attempt that has slots.
 struct Place<'a> {
-    prepared: &'a Prepared<'a>,
+    ticket: Ticket<'a>,
     prefill: Segment,
-    /// Sentences that are not done.
+    /// Of the sentences that have ended.
+    parts: Vec<Option<Part>>,
+    /// Sentences that have not.
     open: usize,
 }
 
 impl Row<'_> {
-    fn part(self) -> Part {
-        let (completion, stop) = self.done.unwrap_or((String::new(), Stop::TokenLimit));
-        let fragment = self.fork.fragment.as_ref();
+    fn fork(&self) -> &Fork {
+        &self.prepared.forks[self.fork]
+    }
+
+    /// The slots that its next token sees, `own` of them its own.
+    fn keys(&self, own: usize) -> Vec<Segment> {
+        let own = Segment { start: self.own.start, len: own };
+        [self.prefix, own].into_iter().filter(|segment| segment.len > 0).collect()
+    }
+
+    fn part(&mut self) -> Part {
+        let (completion, stop) = self.done.take().unwrap_or((String::new(), Stop::TokenLimit));
+        let fragment = self.fork().fragment.as_ref();
         Part {
             kept: fragment.map(|f| f.kept.clone()).unwrap_or_default(),
             completion,
@@ -71,96 +113,149 @@ impl Row<'_> {
     }
 }
 
-/// Runs a wave: attempts are prefilled together as far as there is room, and their sentences decoded side by side. The room of
-/// sentences that have ended goes to the next attempts, so that a pass keeps many rows. `slots` are at least what the largest attempt
-/// needs. Returns the parts of each attempt, in order.
-pub(super) fn run(
-    engine: &Engine,
-    wave: &[Prepared],
+/// The attempts that are under way.
+struct Open<'a> {
+    /// By number; none where an attempt has ended and its number is free.
+    places: Vec<Option<Place<'a>>>,
+    rows: Vec<Row<'a>>,
+    room: Room,
+}
+
+/// Computes a flow: attempts are prefilled together as far as there is room, and their sentences
+/// decoded side by side. The room of sentences that have ended goes to the next attempts, so that a
+/// pass keeps many rows. At most `slots` of the arena are used. What has begun when an error comes
+/// is put back at the front of `waiting`. Returns false if an attempt, then at the front of
+/// `waiting`, needs more slots than there are, true once the flow has ended.
+pub(super) fn run<'a>(
+    decoder: &mut Decoder,
+    flow: &mut dyn Flow<'a>,
+    waiting: &mut VecDeque<Ticket<'a>>,
     slots: usize,
-    features: &[Option<Tensor>],
-    progress: &dyn Progress,
-) -> Result<Vec<Vec<Part>>> {
-    let mut cache = engine.model.language.new_cache(slots)?;
-    let mut room = Room::new(slots);
-    let (mut rows, mut places) = (Vec::<Row>::new(), Vec::<Place>::new());
-    let mut active = Vec::new();
+) -> Result<bool> {
+    let mut open = Open { places: Vec::new(), rows: Vec::new(), room: Room::new(slots) };
+    let outcome = decode(decoder, flow, waiting, slots, &mut open);
+    if outcome.is_err() {
+        let mut begun: Vec<Ticket> =
+            open.places.into_iter().flatten().map(|place| place.ticket).collect();
+        begun.sort_by_key(|ticket| std::cmp::Reverse(ticket.id));
+        begun.into_iter().for_each(|ticket| waiting.push_front(ticket));
+    }
+    outcome
+}
+
+fn decode<'a>(
+    decoder: &mut Decoder,
+    flow: &mut dyn Flow<'a>,
+    waiting: &mut VecDeque<Ticket<'a>>,
+    slots: usize,
+    open: &mut Open<'a>,
+) -> Result<bool> {
+    let engine = decoder.engine;
     loop {
-        checkpoint(progress)?;
+        checkpoint(decoder.progress)?;
         let mut hidden = Vec::new();
-        if !active.is_empty() {
-            hidden.push(step(engine, &rows, &active, &mut cache)?);
-            cache.not_captured().iter().for_each(|why| progress.warn(why));
+        if !open.rows.is_empty() {
+            decoder.work.step(open.rows.len());
+            hidden.push(step(engine, &open.rows, decoder.arena)?);
+            decoder.arena.not_captured().iter().for_each(|why| decoder.progress.warn(why));
         }
         // Few attempts at a time would make small passes.
-        if active.is_empty() || room.left() >= slots / REFILL {
-            let first = rows.len();
-            let begun = admit(engine, wave, &mut places, &mut rows, &mut room);
-            if rows.len() > first {
-                let states = passes(engine, &places, begun)
-                    .into_iter()
-                    .map(|some| prefill(engine, &places[some.clone()], &features[some], &mut cache))
-                    .collect::<Result<Vec<_>>>()?;
-                let states = Tensor::cat(&states, 0)?;
-                hidden.push(begin(engine, &places, &rows[first..], &states, &mut cache)?);
-                active.extend(first..rows.len());
+        if open.rows.is_empty() || open.room.left() >= slots / REFILL {
+            let first = open.rows.len();
+            let begun = admit(engine, flow, waiting, open)?;
+            if !begun.is_empty() {
+                hidden.push(begin(decoder, open, &begun, first)?);
             }
         }
-        if active.is_empty() {
-            break;
+        if open.rows.is_empty() {
+            return Ok(waiting.is_empty());
         }
         let logits = engine.logits(&Tensor::cat(&hidden, 0)?)?;
-        draw(engine, &mut rows, &active, &logits)?;
-        progress.advance(active.len() as u64);
-        active.retain(|&i| {
-            let open = rows[i].done.is_none();
-            if !open {
-                leave(&rows[i], &mut places, &mut room);
+        draw(engine, &mut open.rows, &logits)?;
+        decoder.progress.advance(open.rows.len() as u64);
+        open.leave(flow)?;
+    }
+}
+
+impl<'a> Open<'a> {
+    /// Gives back the room of sentences that have ended, and hands over the attempts that have.
+    fn leave(&mut self, flow: &mut dyn Flow<'a>) -> Result<()> {
+        let mut ended = Vec::new();
+        self.rows.retain_mut(|row| {
+            if row.done.is_none() {
+                return true;
             }
-            open
+            self.room.give(row.own);
+            if let Some(place) = &mut self.places[row.place] {
+                place.parts[row.fork] = Some(row.part());
+                place.open -= 1;
+                if place.open == 0 {
+                    self.room.give(place.prefill);
+                    ended.push(row.place);
+                }
+            }
+            false
         });
+        for place in ended {
+            if let Some(place) = self.places[place].take() {
+                flow.ended(place.ticket, place.parts.into_iter().flatten().collect())?;
+            }
+        }
+        Ok(())
     }
-    let mut rows = rows.into_iter();
-    Ok(wave.iter().map(|p| rows.by_ref().take(p.forks.len()).map(Row::part).collect()).collect())
-}
 
-/// Gives back the room of a sentence that has ended.
-fn leave(row: &Row, places: &mut [Place], room: &mut Room) {
-    room.give(row.own);
-    let place = &mut places[row.attempt];
-    place.open -= 1;
-    if place.open == 0 {
-        room.give(place.prefill);
-    }
-}
-
-/// Finds room for the next attempts of the wave, in order. Returns which.
-fn admit<'a>(
-    engine: &Engine,
-    wave: &'a [Prepared<'a>],
-    places: &mut Vec<Place<'a>>,
-    rows: &mut Vec<Row<'a>>,
-    room: &mut Room,
-) -> Range<usize> {
-    let first = places.len();
-    for (attempt, prepared) in wave.iter().enumerate().skip(first) {
+    /// The slots of an attempt: those of its prefill and of each fork; none if they are not free.
+    fn take(&mut self, prepared: &Prepared) -> Option<Vec<Segment>> {
         let lens = prepared.forks.iter().map(Fork::slots);
         let mut taken = Vec::with_capacity(1 + prepared.forks.len());
         for len in std::iter::once(prepared.entries.len()).chain(lens) {
-            taken.extend(room.take(len));
+            match self.room.take(len) {
+                Some(run) => taken.push(run),
+                None => {
+                    taken.into_iter().for_each(|run| self.room.give(run));
+                    return None;
+                }
+            }
         }
-        if taken.len() <= prepared.forks.len() {
-            taken.into_iter().for_each(|run| room.give(run));
+        Some(taken)
+    }
+}
+
+/// Finds room for the next attempts of the flow, in order. Returns their places.
+fn admit<'a>(
+    engine: &Engine,
+    flow: &mut dyn Flow<'a>,
+    waiting: &mut VecDeque<Ticket<'a>>,
+    open: &mut Open<'a>,
+) -> Result<Vec<usize>> {
+    let mut begun = Vec::new();
+    loop {
+        if waiting.is_empty() {
+            match flow.next(engine)? {
+                Some(ticket) => waiting.push_back(ticket),
+                None => break,
+            }
+        }
+        let Some(ticket) = waiting.pop_front() else { break };
+        let prepared = ticket.prepared.clone();
+        if prepared.forks.is_empty() {
+            flow.ended(ticket, Vec::new())?;
+            continue;
+        }
+        let Some(taken) = open.take(&prepared) else {
+            waiting.push_front(ticket);
             break;
-        }
-        let prefill = taken[0];
-        let request = &prepared.request;
+        };
+        let free = open.places.iter().position(Option::is_none);
+        let number = free.unwrap_or(open.places.len());
+        let (prefill, request) = (taken[0], &prepared.request);
         let draws =
             Draws { seed: engine.seed, sample: request.sample.index, attempt: request.attempt };
         for (j, (fork, &own)) in prepared.forks.iter().zip(&taken[1..]).enumerate() {
-            rows.push(Row {
-                fork,
-                attempt,
+            open.rows.push(Row {
+                prepared: prepared.clone(),
+                fork: j,
+                place: number,
                 draws,
                 sentence: if request.guided { j as u32 } else { WHOLE_RESPONSE },
                 prefix: Segment { start: prefill.start, len: fork.at },
@@ -171,40 +266,89 @@ fn admit<'a>(
                 done: None,
             });
         }
-        places.push(Place { prepared, prefill, open: prepared.forks.len() });
+        let forks = prepared.forks.len();
+        let parts = (0..forks).map(|_| None).collect();
+        let place = Some(Place { ticket, prefill, parts, open: forks });
+        match free {
+            Some(number) => open.places[number] = place,
+            None => open.places.push(place),
+        }
+        begun.push(number);
     }
-    first..places.len()
+    Ok(begun)
 }
 
-/// Divides the attempts that begin into the passes of their prefill: whole sequences, at least one a pass.
-fn passes(engine: &Engine, places: &[Place], begun: Range<usize>) -> Vec<Range<usize>> {
-    let most = match engine.model.language.device().is_cpu() {
-        true => PASS_ON_CPU,
-        false => usize::MAX,
-    };
-    let mut passes = Vec::new();
-    let (mut start, mut rows) = (begun.start, 0);
-    for i in begun.clone() {
-        let len = places[i].prefill.len;
-        if i > start && rows + len > most {
-            passes.push(start..i);
-            (start, rows) = (i, 0);
-        }
-        rows += len;
+/// Rows of a prefill pass.
+fn pass_rows(engine: &Engine) -> usize {
+    if engine.model.language.device().is_cpu() { PASS_ON_CPU } else { PASS_ON_GPU }
+}
+
+/// States that the rows from `first` on, of the attempts that begin, draw their first token from.
+fn begin(decoder: &mut Decoder, open: &Open, begun: &[usize], first: usize) -> Result<Tensor> {
+    let engine = decoder.engine;
+    let places: Vec<&Place> = begun.iter().filter_map(|&i| open.places[i].as_ref()).collect();
+    let wave: Vec<&Prepared> = places.iter().map(|place| &*place.ticket.prepared).collect();
+    let features = decoder.images.of_wave(engine, &wave, decoder.progress)?;
+    decoder.work.prefilled += wave.iter().map(|p| p.entries.len() as u64).sum::<u64>();
+    let rows = &open.rows[first..];
+    let mut states = Vec::new();
+    let lens = places.iter().map(|place| place.prefill.len);
+    for some in passes(lens, pass_rows(engine)) {
+        states.push(prefill(engine, &places[some.clone()], &features[some], decoder.arena)?);
     }
-    passes.push(start..begun.end);
+    // Where the states of each row's last token are.
+    let mut last: Vec<usize> = Vec::with_capacity(rows.len());
+    let mut start = 0;
+    for (place, of_place) in places.iter().zip(rows.chunk_by(|a, b| a.place == b.place)) {
+        last.extend(of_place.iter().map(|row| (start + row.prefix.len).saturating_sub(1)));
+        start += place.prefill.len;
+    }
+    let more: Vec<usize> =
+        (0..rows.len()).filter(|&i| !rows[i].fork().residual.is_empty()).collect();
+    let lens = more.iter().map(|&i| rows[i].fork().residual.len());
+    for some in passes(lens, pass_rows(engine)) {
+        let rows: Vec<&Row> = more[some.clone()].iter().map(|&i| &rows[i]).collect();
+        states.push(residuals(engine, &rows, decoder.arena)?);
+        for (&i, row) in more[some].iter().zip(rows) {
+            start += row.fork().residual.len();
+            decoder.work.prefilled += row.fork().residual.len() as u64;
+            last[i] = start - 1;
+        }
+    }
+    let last: Vec<u32> = last.into_iter().map(|at| at as u32).collect();
+    let states = Tensor::cat(&states, 0)?;
+    Ok(states.index_select(&Tensor::new(last, engine.model.language.device())?, 0)?)
+}
+
+/// Divides sequences of these lengths into passes of at most so many rows: whole sequences, at
+/// least one a pass.
+fn passes(lens: impl Iterator<Item = usize>, most: usize) -> Vec<std::ops::Range<usize>> {
+    let mut passes: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut rows = 0;
+    for (i, len) in lens.enumerate() {
+        match passes.last_mut() {
+            Some(pass) if rows + len <= most => {
+                pass.end = i + 1;
+                rows += len;
+            }
+            _ => {
+                passes.push(i..i + 1);
+                rows = len;
+            }
+        }
+    }
     passes
 }
 
 /// One teacher-forced pass over all sequences of these attempts; the states of every entry.
 fn prefill(
     engine: &Engine,
-    places: &[Place],
+    places: &[&Place],
     features: &[Option<Tensor>],
     cache: &mut KvCache,
 ) -> Result<Tensor> {
     let language = &engine.model.language;
-    let attempts = || places.iter().map(|place| place.prepared);
+    let attempts = || places.iter().map(|place| &*place.ticket.prepared);
     let ids: Vec<u32> = attempts()
         .flat_map(|prepared| &prepared.entries)
         .filter_map(|entry| match entry {
@@ -226,7 +370,8 @@ fn prefill(
 
     let positions: Vec<_> = attempts().flat_map(|p| &p.positions).copied().collect();
     let (mut slots, mut blocks) = (Vec::with_capacity(positions.len()), vec![]);
-    for &Place { prefill, .. } in places {
+    for place in places {
+        let prefill = place.prefill;
         let start = slots.len();
         slots.extend((prefill.start..prefill.start + prefill.len).map(|slot| slot as u32));
         blocks.push(Block { rows: start..slots.len(), keys: vec![prefill], causal: true });
@@ -252,101 +397,63 @@ fn runs(entries: &[Entry], token: &mut usize, source: usize) -> Vec<Piece<'stati
     pieces
 }
 
-/// States that new rows draw their first token from: the prefill's at the fork, or, where kept text goes beyond the fork, those
-/// after one pass over it.
-fn begin(
-    engine: &Engine,
-    places: &[Place],
-    rows: &[Row],
-    prefilled: &Tensor,
-    cache: &mut KvCache,
-) -> Result<Tensor> {
+/// One pass over the tokens of these rows that go beyond their forks; the states of all of them.
+fn residuals(engine: &Engine, rows: &[&Row], cache: &mut KvCache) -> Result<Tensor> {
     let language = &engine.model.language;
-    let device = engine.model.language.device();
-    let mut last: Vec<u32> = Vec::with_capacity(rows.len());
-    // Where the states of each attempt begin.
-    let mut start = 0;
-    for of_attempt in rows.chunk_by(|a, b| a.attempt == b.attempt) {
-        last.extend(of_attempt.iter().map(|row| (start + row.prefix.len) as u32 - 1));
-        start += places[of_attempt[0].attempt].prefill.len;
-    }
-    let prefill_rows = prefilled.dim(0)?;
-
     let (mut ids, mut positions, mut slots, mut blocks) = (vec![], vec![], vec![], vec![]);
-    for (i, row) in rows.iter().enumerate() {
-        let n = row.fork.residual.len();
-        if n == 0 {
-            continue;
-        }
-        let start = ids.len();
-        ids.extend(&row.fork.residual);
-        positions.extend((0..n).map(|t| row.fork.position + t as u32));
+    for row in rows {
+        let fork = row.fork();
+        let (start, n) = (ids.len(), fork.residual.len());
+        ids.extend(&fork.residual);
+        positions.extend((0..n).map(|t| fork.position + t as u32));
         slots.extend((0..n).map(|t| (row.own.start + t) as u32));
-        blocks.push(Block {
-            rows: start..ids.len(),
-            keys: vec![row.prefix, Segment { start: row.own.start, len: n }],
-            causal: true,
-        });
-        last[i] = (prefill_rows + ids.len()) as u32 - 1;
+        blocks.push(Block { rows: start..ids.len(), keys: row.keys(n), causal: true });
     }
-    let states = if ids.is_empty() {
-        prefilled.clone()
-    } else {
-        let x = language.embed(&ids)?;
-        let extra = language.forward(&x, &positions, cache, &slots, &AttendPlan { blocks })?;
-        Tensor::cat(&[prefilled, &extra], 0)?
-    };
-    Ok(states.index_select(&Tensor::new(last.as_slice(), device)?, 0)?)
+    let x = language.embed(&ids)?;
+    language.forward(&x, &positions, cache, &slots, &AttendPlan { blocks })
 }
 
-/// One decode step: the last drawn token of every active row.
-fn step(engine: &Engine, rows: &[Row], active: &[usize], cache: &mut KvCache) -> Result<Tensor> {
+/// One decode step: the last drawn token of every row.
+fn step(engine: &Engine, rows: &[Row], cache: &mut KvCache) -> Result<Tensor> {
     let language = &engine.model.language;
     let (mut ids, mut positions, mut slots, mut blocks) = (vec![], vec![], vec![], vec![]);
-    for (r, &i) in active.iter().enumerate() {
-        let row = &rows[i];
-        let before = row.fork.residual.len() + row.drawn.len() - 1;
+    for (r, row) in rows.iter().enumerate() {
+        let before = row.fork().residual.len() + row.drawn.len() - 1;
         ids.extend(row.drawn.last());
-        positions.push(row.fork.position + before as u32);
+        positions.push(row.fork().position + before as u32);
         slots.push((row.own.start + before) as u32);
-        blocks.push(Block {
-            rows: r..r + 1,
-            keys: vec![row.prefix, Segment { start: row.own.start, len: before + 1 }],
-            causal: false,
-        });
+        blocks.push(Block { rows: r..r + 1, keys: row.keys(before + 1), causal: false });
     }
     let x = language.embed(&ids)?;
     language.step(&x, &positions, cache, &slots, &AttendPlan { blocks })
 }
 
-/// Draws one token for every active row and ends the rows whose sentence is complete.
-fn draw(engine: &Engine, rows: &mut [Row], active: &[usize], logits: &Tensor) -> Result<()> {
+/// Draws one token for every row and ends the rows whose sentence is complete.
+fn draw(engine: &Engine, rows: &mut [Row], logits: &Tensor) -> Result<()> {
     let config = &engine.config;
     let params = token_params(config);
-    let histories: Vec<Vec<u32>> = active
+    let histories: Vec<Vec<u32>> = rows
         .iter()
-        .map(|&i| {
+        .map(|row| {
             if config.repetition_penalty == 1.0 {
                 return Vec::new();
             }
-            rows[i].fork.history.iter().chain(&rows[i].drawn).copied().collect()
+            row.fork().history.iter().chain(&row.drawn).copied().collect()
         })
         .collect();
-    let requests: Vec<token::Row> = active
+    let requests: Vec<token::Row> = rows
         .iter()
         .zip(&histories)
-        .map(|(&i, history)| token::Row {
+        .map(|(row, history)| token::Row {
             params,
-            draws: rows[i].draws,
-            sentence: rows[i].sentence,
-            step: rows[i].drawn.len() as u64,
+            draws: row.draws,
+            sentence: row.sentence,
+            step: row.drawn.len() as u64,
             history,
         })
         .collect();
     let drawn = token::sample(logits, &requests)?;
-    let open = rows.iter_mut().filter(|row| row.done.is_none());
-    let open: Vec<(&mut Row, token::Sampled)> = open.zip(drawn).collect();
-    open.into_par_iter().try_for_each(|(row, drawn)| {
+    rows.par_iter_mut().zip(drawn).try_for_each(|(row, drawn)| {
         row.drawn.push(drawn.token);
         row.logprob += drawn.log_prob;
         let ended = engine.model.format.eos_ids().contains(&drawn.token);
@@ -360,9 +467,9 @@ fn draw(engine: &Engine, rows: &mut [Row], active: &[usize], logits: &Tensor) ->
 
 /// Whether a row has ended, and with which completion.
 fn verdict(config: &SamplingConfig, row: &Row, ended: bool) -> Option<(String, Stop)> {
-    let finished = ended || row.drawn.len() >= row.fork.limit;
+    let finished = ended || row.drawn.len() >= row.fork().limit;
     let why = if ended { Stop::EndOfSequence } else { Stop::TokenLimit };
-    let Some(fragment) = &row.fork.fragment else {
+    let Some(fragment) = &row.fork().fragment else {
         // A free response keeps no blank that only joined it to the prompt.
         return finished.then(|| (row.text.text().trim().to_owned(), why));
     };

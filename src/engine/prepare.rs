@@ -73,6 +73,18 @@ impl Fork {
 }
 
 impl Prepared<'_> {
+    /// The same with some of its forks.
+    pub(super) fn with_forks(&self, forks: Vec<Fork>) -> Self {
+        Self {
+            request: self.request,
+            layouts: self.layouts.clone(),
+            kept: self.kept.clone(),
+            entries: self.entries.clone(),
+            positions: self.positions.clone(),
+            forks,
+        }
+    }
+
     /// Key-value slots that the attempt needs.
     pub fn cost(&self) -> usize {
         self.entries.len() + self.forks.iter().map(Fork::slots).sum::<usize>()
@@ -112,6 +124,38 @@ pub(super) fn prepare<'a>(
     };
     fits(model, sample, &drafts, layouts)?;
     Ok(assemble(request, config, layouts, kept, &unmasked, drafts))
+}
+
+/// Lays out questions about the same images as one attempt with a fork a question: what all prompts
+/// begin with, the images among it, is prefilled once. `samples` have the questions' turns, and the
+/// images and the index of the first.
+///
+/// # Errors
+/// As [`prepare`], naming the question.
+pub(super) fn together<'a>(
+    model: &Model,
+    config: &SamplingConfig,
+    seed: u64,
+    samples: &'a [Sample],
+    layouts: &[ImageLayout],
+) -> Result<Prepared<'a>> {
+    let request = Request { sample: &samples[0], attempt: 1, guided: false };
+    let draws = Draws { seed, sample: request.sample.index, attempt: 1 };
+    let image_tokens: Vec<usize> = layouts.iter().map(|layout| layout.tokens).collect();
+    let kept = kept_tokens(config, draws, false, layouts)?;
+    let mut drafts: Vec<Draft> = Vec::with_capacity(samples.len());
+    for sample in samples {
+        let text = model.prompt(&sample.turns)?.text;
+        let whole = expand(sample, &model.encode(&text)?, &image_tokens)?;
+        let draft = (whole, None, config.max_response_tokens as usize);
+        fits(model, sample, std::slice::from_ref(&draft), layouts)?;
+        drafts.push(draft);
+    }
+    let mut common = drafts[0].0.clone();
+    for (sequence, ..) in &drafts[1..] {
+        common.truncate(common.iter().zip(sequence).take_while(|(a, b)| a == b).count());
+    }
+    Ok(assemble(request, config, layouts, kept, &common, drafts))
 }
 
 /// A sentence to come: its whole unmasked context, the sentence and its token limit.

@@ -1,8 +1,8 @@
 //! Image features, computed once a block.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{DType, DeviceLocation, Tensor};
 use rayon::prelude::*;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Result,
     data::{Sample, image},
-    models::{ImageLayout, Model, Pixels},
+    models::{Bounds, ImageLayout, Model, Pixels},
     ops::philox::Draws,
     sampling::{attempts::attempts, corruption::add_noise},
 };
@@ -22,13 +22,23 @@ const GROUP: usize = 16;
 
 /// Remembers the image rows that any attempt of a run keeps.
 ///
-/// Masks are drawn by counter, so the rows that later attempts will keep are known at the first one: at
-/// rho = 0.99 and five attempts the tower runs once an image and about 5 % of its rows are held.
+/// Masks are drawn by counter, so the rows that later attempts will keep are known at the first
+/// one: at rho = 0.99 and five attempts the tower runs once an image and about 5 % of its rows are
+/// held. Images are known by their paths, so samples about one image share its rows, and so do
+/// models that have the tower and the projector of one folder ([`Model::vision_of`]). Everything is
+/// forgotten when a model with others comes.
 pub struct Images {
-    known: HashMap<u32, Rows>,
+    of: Option<Owner>,
+    known: HashMap<Vec<PathBuf>, Rows>,
     bytes: usize,
     budget: usize,
+    computed: u64,
 }
+
+/// Whose features are remembered: the folder of tower and projector, bounds of pictures, and what
+/// they run as.
+#[derive(PartialEq)]
+struct Owner(PathBuf, Bounds, DType, DeviceLocation);
 
 /// Some rows of a sample's image features.
 #[derive(Clone)]
@@ -42,7 +52,12 @@ struct Rows {
 impl Images {
     /// Holds at most `budget` bytes; what does not fit is computed again when it is needed.
     pub fn new(budget: usize) -> Self {
-        Self { known: HashMap::new(), bytes: 0, budget }
+        Self { of: None, known: HashMap::new(), bytes: 0, budget, computed: 0 }
+    }
+
+    /// How many samples' images went through the tower.
+    pub fn computed(&self) -> u64 {
+        self.computed
     }
 
     /// The features `[kept, H]` of the kept image tokens of every attempt of a wave; none where nothing is kept. The vision tower
@@ -50,20 +65,21 @@ impl Images {
     pub(super) fn of_wave(
         &mut self,
         engine: &Engine,
-        wave: &[Prepared],
+        wave: &[&Prepared],
         progress: &dyn Progress,
     ) -> Result<Vec<Option<Tensor>>> {
+        self.belong_to(engine.model);
         let mut found: Vec<Option<Tensor>> = Vec::with_capacity(wave.len());
         // Attempts that share a run of the tower, by the first of them.
         let mut missing: Vec<Vec<usize>> = Vec::new();
-        let mut first: HashMap<u32, usize> = HashMap::new();
+        let mut first: HashMap<&[PathBuf], usize> = HashMap::new();
         for (i, prepared) in wave.iter().enumerate() {
             found.push(self.recall(engine, prepared)?);
             if found[i].is_some() || prepared.kept.is_empty() {
                 continue;
             }
             let group = match engine.config.noise_steps {
-                0 => *first.entry(prepared.request.sample.index).or_insert(missing.len()),
+                0 => *first.entry(&prepared.request.sample.images).or_insert(missing.len()),
                 // Noise is drawn for each attempt, so nothing can be shared.
                 _ => missing.len(),
             };
@@ -74,8 +90,9 @@ impl Images {
         }
         for group in missing.chunks(GROUP) {
             checkpoint(progress)?;
-            let firsts: Vec<&Prepared> = group.iter().map(|attempts| &wave[attempts[0]]).collect();
+            let firsts: Vec<&Prepared> = group.iter().map(|attempts| wave[attempts[0]]).collect();
             features(engine, &firsts, |at, all| {
+                self.computed += 1;
                 let rows = self.keep(engine, wave, &group[at], all)?;
                 for &i in &group[at] {
                     found[i] = Some(rows.of(&wave[i].kept)?);
@@ -86,9 +103,20 @@ impl Images {
         Ok(found)
     }
 
+    /// Forgets what another tower or projector gave.
+    fn belong_to(&mut self, model: &Model) {
+        let (language, folder) = (&model.language, model.vision_of().to_owned());
+        let (dtype, device) = (language.dtype(), language.device().location());
+        let owner = Owner(folder, model.pixels(), dtype, device);
+        if self.of.as_ref() != Some(&owner) {
+            self.known.clear();
+            (self.of, self.bytes) = (Some(owner), 0);
+        }
+    }
+
     /// Features that are remembered.
     fn recall(&self, engine: &Engine, prepared: &Prepared) -> Result<Option<Tensor>> {
-        let rows = self.known.get(&prepared.request.sample.index);
+        let rows = self.known.get(&prepared.request.sample.images);
         match rows.filter(|rows| engine.config.noise_steps == 0 && rows.hold(&prepared.kept)) {
             Some(rows) if !prepared.kept.is_empty() => Ok(Some(rows.of(&prepared.kept)?)),
             _ => Ok(None),
@@ -99,22 +127,25 @@ impl Images {
     fn keep(
         &mut self,
         engine: &Engine,
-        wave: &[Prepared],
+        wave: &[&Prepared],
         attempts: &[usize],
         all: &Tensor,
     ) -> Result<Rows> {
         let sample = wave[attempts[0]].request.sample;
         let share = engine.config.noise_steps == 0;
         let mut tokens = if share { union(engine, sample)? } else { Vec::new() };
+        // Another sample about the same image keeps others.
+        let before = self.known.get(&sample.images);
+        tokens.extend(before.filter(|_| share).iter().flat_map(|rows| &rows.tokens));
         // An attempt may be none of the configured run's.
         tokens.extend(attempts.iter().flat_map(|&i| &wave[i].kept));
         tokens.sort_unstable();
         tokens.dedup();
         let rows = Rows { rows: select(all, &tokens)?, tokens };
-        let before = self.known.get(&sample.index).map_or(0, Rows::bytes);
+        let before = before.map_or(0, Rows::bytes);
         if share && self.bytes - before + rows.bytes() <= self.budget {
             self.bytes += rows.bytes() - before;
-            self.known.insert(sample.index, rows.clone());
+            self.known.insert(sample.images.clone(), rows.clone());
         }
         Ok(rows)
     }

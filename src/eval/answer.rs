@@ -1,11 +1,14 @@
 //! A benchmark's questions answered by a model of one's own: predictions first, as a file, then the score.
 //!
 //! `predictions.jsonl` gets a row `{"question_id", "image", "prompt", "text", "model_id", "tokens", "stop"}` for each answer as soon
-//! as its wave is done; `run.json` says what they were made with. An interrupted run goes on where it stopped: rows that are
-//! there are kept, a row that was cut off is dropped, and another model, prompt or limit is refused.
+//! as it is there; `run.json` says what they were made with. Questions about one image are answered
+//! together, so rows come in another order than the benchmark's; once all are there, they are brought
+//! into that order. An interrupted run goes on where it stopped: rows that are there are kept, a row
+//! that was cut off is dropped, and another model, prompt or limit is refused.
 
 use std::{
-    collections::HashSet,
+    cell::RefCell,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{Seek, Write},
     path::{Path, PathBuf},
@@ -20,17 +23,20 @@ use super::{
 };
 use crate::{
     Error, Result,
-    engine::{Answering, Progress, Question, answer},
+    engine::{Answerer, Answering, Images, Progress, Question},
+    files::write_file,
     models::Model,
 };
 
 /// Where a model's answers come from and go to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Folders<'a> {
     /// Images, by the benchmark's names.
     pub images: &'a Path,
     /// `run.json` and `predictions.jsonl`.
     pub out: &'a Path,
+    /// Features of images that other metrics or models asked about.
+    pub features: &'a RefCell<Images>,
 }
 
 /// Answers a metric's questions and returns the prediction file. The token limit is that of the settings or the metric.
@@ -49,7 +55,7 @@ pub fn answer_items(
     let spec = metric.spec();
     let benchmark = open(metric, files, settings)?;
     metric.can_ask(files, settings)?;
-    let (items, Folders { images, out }) = (benchmark.items(), folders);
+    let (items, Folders { images, out, features }) = (benchmark.items(), folders);
     let limit = metric.max_new_tokens(spec.protocol(settings.protocol)?);
     answering.max_new_tokens = settings.max_new_tokens.unwrap_or(limit);
     let questions = items
@@ -74,15 +80,12 @@ pub fn answer_items(
     claim(&out.join("run.json"), &run)?;
     let path = out.join("predictions.jsonl");
     let (mut file, known) = reopen(&path)?;
-    let (open, todo): (Vec<usize>, Vec<Question>) = questions
-        .into_iter()
-        .enumerate()
-        .filter(|(_, question)| !known.contains(&question.id))
-        .unzip();
-    answer(model, &todo, answering, progress, |answers| {
+    let open = |i: usize| !known.contains(&items[i].id);
+    let answerer = Answerer { model, answering, images: &mut features.borrow_mut() };
+    answerer.answer(&questions, &open, progress, |answers| {
         let mut rows = String::new();
         for answer in answers {
-            let item = &items[open[answer.question]];
+            let item = &items[answer.question];
             let row = json!({
                 "question_id": item.id,
                 "image": item.image,
@@ -96,7 +99,29 @@ pub fn answer_items(
         }
         file.write_all(rows.as_bytes()).and_then(|()| file.sync_data()).map_err(Error::io(&path))
     })?;
+    in_order(&path, items.iter().map(|item| item.id.as_str()))?;
     Ok(path)
+}
+
+/// Brings the rows of a file into the order of these ids; those of other ids, or of an id once
+/// more, come after them.
+fn in_order<'a>(path: &Path, ids: impl Iterator<Item = &'a str>) -> Result<()> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let places: HashMap<&str, usize> = ids.zip(0..).collect();
+    let mut rows = Vec::new();
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line).map_err(|error| {
+            Error::invalid(path, "", format!("has a row that is not valid JSON: {error}"))
+        })?;
+        let place = row["question_id"].as_str().and_then(|id| places.get(id));
+        rows.push((place.copied().unwrap_or(usize::MAX), line));
+    }
+    if rows.is_sorted_by_key(|(place, _)| *place) {
+        return Ok(());
+    }
+    rows.sort_by_key(|(place, _)| *place);
+    let sorted: String = rows.into_iter().map(|(_, line)| format!("{line}\n")).collect();
+    write_file(path, sorted.as_bytes())
 }
 
 /// Opens a file of rows to go on with, and the ids it has. A last row without its line end was cut off and is dropped.

@@ -1,5 +1,6 @@
 //! One metric from its files to a result in a folder, or all of them: answers, replies, scores.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    engine::{Answering, Progress},
+    engine::{Answering, Images, Progress},
     files::write_json,
     models::Model,
 };
@@ -27,6 +28,8 @@ pub struct Run<'a> {
     pub judge: Option<&'a Judge>,
     /// The benchmark's images, for the model and for judges that see them.
     pub images: Option<&'a Path>,
+    /// Features of images that were seen before.
+    pub features: &'a RefCell<Images>,
     /// Folder for answers, replies and the result, which a later run continues.
     pub out: Option<&'a Path>,
 }
@@ -57,7 +60,7 @@ impl Run<'_> {
         if let (Some((model, answering)), None) = (self.model, &sources.predictions) {
             let images = self.images.ok_or_else(|| missing("--images"))?;
             let out = self.out.ok_or_else(|| missing("--out"))?;
-            let folders = Folders { images, out };
+            let folders = Folders { images, out, features: self.features };
             let path = answer_items(
                 metric,
                 files,

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
+use super::families::{Part, part};
 use super::hub::{self, Kind, Name};
 use super::weights::{Weights, refuse_pickle};
 use crate::{Error, Result};
@@ -238,6 +239,12 @@ impl Adapter {
     /// Whether the adapter changes a tensor of the base.
     pub(super) fn changes(&self, name: &str) -> bool {
         self.changes.contains_key(&canonical(name))
+    }
+
+    /// Whether the adapter changes what an image becomes: tower, projector, or what stands between
+    /// rows of patches.
+    pub(super) fn sees(&self) -> bool {
+        self.changes.keys().any(|name| part(name) != Part::Language)
     }
 
     /// A tensor of the base, changed if the adapter changes it. `read` gives the base's in a dtype.

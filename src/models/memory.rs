@@ -2,14 +2,17 @@
 
 use candle_core::{DType, Device};
 
-use super::{outline::Outline, source::Source};
+use super::{KvCache, Model, outline::Outline, source::Source};
 use crate::{Error, Result};
 
 /// Bytes that count as free on a CPU, in place of what the system says.
 const VARIABLE: &str = "BDHS_MEMORY";
+/// Bytes that count as free for features where the system does not say.
+const FEATURES_UNKNOWN: u64 = 8 << 30;
 /// Slots beyond which a pass does not gain any more.
 const MOST_SLOTS: u64 = 16_384;
-const MOST_SLOTS_ON_GPU: u64 = 65_536;
+/// On a GPU they are bounded by its memory alone.
+const MOST_SLOTS_ON_GPU: u64 = u32::MAX as u64;
 
 /// Bytes that are free on a device; `None` where the system does not tell. On a CPU that is what Linux calls available, within the
 /// limits of the control group, or what `BDHS_MEMORY` says.
@@ -25,6 +28,19 @@ pub fn free(device: &Device) -> Result<Option<u64>> {
         }
         _ => Ok(None),
     }
+}
+
+/// Gives back what this process holds of a device's memory and does not use.
+///
+/// # Errors
+/// Statuses of the driver.
+pub fn trim(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return crate::ops::cuda::trim_memory(device.cuda_stream().context());
+    }
+    let _ = device;
+    Ok(())
 }
 
 fn free_on_host() -> Result<Option<u64>> {
@@ -55,7 +71,7 @@ fn kilobytes(text: &str, name: &str) -> Option<u64> {
 }
 
 /// Key-value slots for a model that is not loaded yet: what half of the memory holds that its weights leave free, the other half being
-/// for the states of a pass; at most 16,384 on a CPU and 65,536 on a GPU.
+/// for the states of a pass; at most 16,384 on a CPU.
 ///
 /// # Errors
 /// As [`Outline::read`] and [`free`].
@@ -66,6 +82,27 @@ pub fn slots(source: &Source, dtype: DType, device: &Device) -> Result<u32> {
     let own = outline.memory.iter().find(|memory| memory.dtype == dtype.as_str());
     let (weights, slot) = own.map_or((0, 1), |m| (m.weight_bytes, m.cache_bytes_per_token));
     Ok(fitting(free, weights, slot, most))
+}
+
+/// As [`slots`] for a model that is loaded: what half of the free memory holds.
+///
+/// # Errors
+/// As [`free`].
+pub fn slots_beside(model: &Model) -> Result<usize> {
+    let language = &model.language;
+    let most = if language.device().is_cpu() { MOST_SLOTS } else { MOST_SLOTS_ON_GPU };
+    let Some(free) = free(language.device())? else { return Ok(most as usize) };
+    let slot = KvCache::bytes(language.config(), 1, language.dtype()) as u64;
+    Ok(fitting(free, 0, slot, most) as usize)
+}
+
+/// Bytes for what is remembered of images beside a loaded model and its slots: an eighth of the
+/// free memory.
+///
+/// # Errors
+/// As [`free`].
+pub fn features(device: &Device) -> Result<usize> {
+    Ok((free(device)?.unwrap_or(FEATURES_UNKNOWN) / 8) as usize)
 }
 
 /// At least one: what has no room at all is told when it is allocated.
@@ -81,7 +118,8 @@ mod tests {
     fn slots_fit_into_half_of_what_weights_leave() {
         const GB: u64 = 1 << 30;
         for (free, weights, slot, expected) in [
-            (80 * GB, 14 * GB, 512 << 10, 65_536),
+            (80 * GB, 14 * GB, 512 << 10, 67_584),
+            (141 * GB, 14 * GB, 512 << 10, 130_048),
             (24 * GB, 14 * GB, 512 << 10, 10_240),
             (14 * GB, 14 * GB, 512 << 10, 1),
             (0, GB, 1, 1),

@@ -1,6 +1,6 @@
 //! A multimodal model: decoder, vision part, conversation format.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
@@ -9,7 +9,7 @@ use super::families::{self, Config, Vision, llava};
 use super::image::{ImageLayout, Pixels};
 use super::language::Language;
 use super::prompt::{Piece, Prompt, PromptFormat, Turn};
-use super::source::Source;
+use super::source::{Bounds, Source};
 use super::weights::Weights;
 use crate::Result;
 
@@ -23,6 +23,7 @@ pub struct Model {
     /// Template, tokenizer and end tokens.
     pub format: PromptFormat,
     source: Source,
+    vision_of: PathBuf,
     config: Config,
     vision: Vision,
 }
@@ -45,7 +46,8 @@ impl Model {
     /// As [`Model::load`].
     pub fn open(source: &Source, device: &Device, dtype: DType) -> Result<Self> {
         let weights = source.weights(device, dtype)?;
-        Self::of(source, &weights)
+        let vision_of = if weights.sees_anew() { source.dir() } else { source.base() }.to_owned();
+        Ok(Self { vision_of, ..Self::of(source, &weights)? })
     }
 
     /// The model whose configuration, tokenizer and processor lie in `dir`, with these weights: tracked ones make
@@ -68,6 +70,7 @@ impl Model {
             format: PromptFormat::read(dir, &config)?,
             language: families::language(dir, &config, weights)?,
             source: source.clone(),
+            vision_of: dir.to_owned(),
             vision,
             config,
         })
@@ -81,6 +84,17 @@ impl Model {
     /// The checkpoint's folder, or that of the adapter that changes it.
     pub fn dir(&self) -> &Path {
         self.source.dir()
+    }
+
+    /// The folder that tower and projector are from: the adapter's if it changes them, else the
+    /// checkpoint's. Models with one such folder make the same rows of an image.
+    pub fn vision_of(&self) -> &Path {
+        &self.vision_of
+    }
+
+    /// The bounds of pictures that it was opened with.
+    pub fn pixels(&self) -> Bounds {
+        self.source.pixels()
     }
 
     /// A hash of configuration, tokenizer and weights: equal if and only if the files are.

@@ -6,6 +6,7 @@ use candle_core::{DType, Device};
 
 use super::families::Config;
 use crate::models::adapter::{self, is_adapter};
+use crate::models::device;
 use crate::models::fingerprint::fingerprint;
 use crate::models::weights::Weights;
 use crate::{Error, Result};
@@ -62,6 +63,11 @@ impl Source {
         Self { pixels, ..self }
     }
 
+    /// The bounds of pictures.
+    pub fn pixels(&self) -> Bounds {
+        self.pixels
+    }
+
     /// What `config.json` says, with the bounds of pictures.
     ///
     /// # Errors
@@ -104,6 +110,28 @@ impl Source {
             None => Ok(weights),
             Some(adapter) => weights.with_adapter(adapter),
         }
+    }
+
+    /// The storage type of a name: `f32`, `f16`, `bf16`, or `auto`, which is f32 on a CPU and on a
+    /// GPU the 16-bit type that most bytes of the checkpoint are stored in, if most are.
+    ///
+    /// # Errors
+    /// Another name; for `auto` on a GPU as [`Source::weights`].
+    pub fn dtype(&self, name: &str, device: &Device) -> Result<DType> {
+        if name != device::AUTO {
+            return device::dtype(name);
+        }
+        if device.is_cpu() {
+            return Ok(DType::F32);
+        }
+        let base = Self { adapter: None, ..self.clone() };
+        let stored = base.weights(&Device::Cpu, DType::F32)?.stored_bytes();
+        let most = stored.into_iter().max_by_key(|(_, bytes)| *bytes);
+        Ok(match most.as_ref().map(|(name, _)| name.as_str()) {
+            Some("F16") => DType::F16,
+            Some("BF16") => DType::BF16,
+            _ => DType::F32,
+        })
     }
 
     /// A hash (64 hex digits) of all that decides what the model computes, see [`fingerprint`]: of the checkpoint, of a vision

@@ -161,6 +161,11 @@ impl Weights {
         self.trainable.as_ref()?.pairs.get(&self.full_name(name)).cloned()
     }
 
+    /// Whether an adapter changes what an image becomes.
+    pub(super) fn sees_anew(&self) -> bool {
+        self.adapter.as_ref().is_some_and(|adapter| adapter.sees())
+    }
+
     /// The same weights, changed by the adapter in `dir`.
     ///
     /// # Errors

@@ -146,7 +146,8 @@ impl Runner<'_> {
         let number = round.attempt.number;
         let mut budget = self.store.token_budget()?;
         let mut engine = Engine::new(model, self.config.sampling.clone(), self.config.run.seed)?
-            .with_slots(budget as usize);
+            .with_slots(budget as usize)
+            .with_arena(self.arena.take());
         let request = |sample: &usize| Request {
             sample: &self.dataset.samples[*sample],
             attempt: number,
@@ -192,6 +193,7 @@ impl Runner<'_> {
                 round.texts[i] = Some(candidate.text);
             }
         }
+        self.arena = engine.into_arena();
         *self.seconds.entry("store".into()).or_default() += stored;
         *self.seconds.entry("generate".into()).or_default() +=
             begun.elapsed().as_secs_f64() - stored;

@@ -20,6 +20,7 @@ use crate::{Result, config::Config, engine::Progress, store::Shard};
 /// committed stays.
 pub fn run(config: &Config, options: &Options, progress: &dyn Progress) -> Result<Option<Summary>> {
     config.validate()?;
+    let config = &config.on(&options.device)?;
     let mut runner = Runner::new(config, options, progress)?;
     let ranges = blocks(runner.dataset.samples.len(), config.run.block, options.shard);
     if ranges.is_empty() {

@@ -10,7 +10,7 @@ use crate::{
     Error, Result,
     config::{Config, Grid, Model},
     data::{Dataset, DatasetOptions, Sample, image},
-    engine::{Engine, Progress, Request},
+    engine::{Arena, Engine, Progress, Request},
     models::{self, device, encoder::SentenceEncoder, hub::Origin, memory},
     sampling::{Attempt, CandidateKey, add_part},
     store::{self, EncoderInfo, Key, Manifest, Shard, Store},
@@ -39,6 +39,8 @@ pub(super) struct Runner<'a> {
     images: Vec<Vec<[u8; 32]>>,
     /// Loaded once something has to be generated.
     pub(super) model: Option<models::Model>,
+    /// Of the model's engines, one after another.
+    pub(super) arena: Option<Arena>,
 }
 
 impl<'a> Runner<'a> {
@@ -83,6 +85,7 @@ impl<'a> Runner<'a> {
             model_hash,
             images,
             model: None,
+            arena: None,
         })
     }
 
@@ -103,7 +106,7 @@ impl<'a> Runner<'a> {
 
     /// Frees what only generation needs.
     pub(super) fn release(&mut self) {
-        self.model = None;
+        (self.model, self.arena) = (None, None);
         self.images = Vec::new();
     }
 

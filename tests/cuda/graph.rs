@@ -101,6 +101,26 @@ fn a_capture_that_fails_leaves_the_stream_as_it_was() {
     let failed = Graph::capture(&stream, || Slots::new(&stream, &[1], 2).map(|_| ()));
     let message = failed.err().unwrap().to_string();
     assert!(message.contains("being captured"), "{message}");
-    let values = stream.clone_htod(&[1u32, 2]).unwrap();
-    assert_eq!(stream.clone_dtoh(&values).unwrap(), [1, 2]);
+    let usable = || {
+        let values = stream.clone_htod(&[1u32, 2]).unwrap();
+        assert_eq!(stream.clone_dtoh(&values).unwrap(), [1, 2]);
+    };
+    usable();
+    // As a dropped buffer does whose event cannot be waited for: an error that the next call of the
+    // context would report.
+    let record = || {
+        let status = cudarc::driver::sys::CUresult::CUDA_ERROR_INVALID_VALUE;
+        stream.context().record_err::<()>(Err(cudarc::driver::DriverError(status)));
+    };
+    let recorded = Graph::capture(&stream, || {
+        record();
+        Ok(())
+    });
+    let message = recorded.err().unwrap().to_string();
+    assert!(message.contains("INVALID_VALUE"), "{message}");
+    usable();
+    // One from before is none of the capture's.
+    record();
+    assert!(Graph::capture(&stream, || Ok(())).is_ok());
+    usable();
 }

@@ -315,8 +315,11 @@ fn doctor_reports_a_usable_device_and_refuses_an_unknown_one() {
     let report = json(&succeed(bdhs().args(["doctor", "--json"])));
     assert_eq!(report["device"]["usable"], true);
     assert_eq!(report["threads"], 2);
-    let report = json(&succeed(bdhs().args(["doctor", "--json", "--device", "tpu"])));
-    assert_eq!(report["device"]["usable"], false);
+    let output = bdhs().args(["doctor", "--json", "--device", "tpu"]).output().unwrap();
+    assert_eq!(json(&output)["device"]["usable"], false);
+    // Scripts hear of it by the exit code.
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("tpu"));
 }
 
 /// An adapter is part of the model, beside its base or named as the model.

@@ -1,6 +1,7 @@
 //! The networks, the engine that runs them, and training.
 #![cfg(feature = "toolkit")]
 
+mod answers;
 mod assemble;
 #[path = "../common/mod.rs"]
 mod common;

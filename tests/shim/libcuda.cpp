@@ -359,6 +359,13 @@ API cuMemFreeAsync(uint64_t address, void* stream) {
     return OK;
 }
 API cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = (size_t)16 << 30, OK; }
+// The pool holds what it has given out, and keeps nothing.
+API cuDeviceGetMemPool(void** pool, int device) { return *pool = &contexts[device], OK; }
+API cuMemPoolSetAttribute(void*, int attribute, void* value) {
+    return attribute == 4 && *static_cast<uint64_t*>(value) == UINT64_MAX ? OK : INVALID_VALUE;
+}
+API cuMemPoolGetAttribute(void*, int, void* value) { return *static_cast<uint64_t*>(value) = 0, OK; }
+API cuMemPoolTrimTo(void*, size_t) { return OK; }
 API cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream) {
     check_range(to, bytes, "a fill");
     enqueue(stream, [=] { memset(reinterpret_cast<void*>((uintptr_t)to), value, bytes); });

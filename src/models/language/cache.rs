@@ -78,9 +78,11 @@ impl KvCache {
     }
 
     /// How many decode steps were launches of a captured graph, see [`Language::step`](super::Language::step).
-    #[cfg(feature = "cuda")]
     pub fn replays(&self) -> u64 {
-        self.steps.replays()
+        #[cfg(feature = "cuda")]
+        return self.steps.replays();
+        #[cfg(not(feature = "cuda"))]
+        0
     }
 
     /// Why decode steps are not captured although they could be, once.

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaStream, result};
 
-use super::driver_error;
+use super::{driver_error, is_capturing};
 use crate::{Error, Result};
 
 const OP: &str = "cuda::graph";
@@ -15,6 +15,8 @@ pub struct Graph(cudarc::driver::CudaGraph);
 
 // SAFETY: it is no thread's own, and one thread at a time has it: launching takes `&mut`.
 unsafe impl Send for Graph {}
+// SAFETY: nothing can be done with a shared one.
+unsafe impl Sync for Graph {}
 
 impl Graph {
     /// Captures what `work` enqueues on `stream`. None of it runs before [`Graph::launch`].
@@ -23,13 +25,23 @@ impl Graph {
     /// Those of `work`, and statuses of the driver: of a stream that is the default one, for one, or if `work` waits for
     /// another stream. The stream is as before then.
     pub fn capture(stream: &Arc<CudaStream>, work: impl FnOnce() -> Result<()>) -> Result<Self> {
+        // An error that was recorded earlier, as a buffer was dropped, is nothing that the capture
+        // could mend.
+        let _ = stream.context().check_err();
         stream
             .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
             .map_err(driver_error(OP, "beginning a capture"))?;
         let worked = work();
+        // One that was recorded meanwhile would be all that the end has to say, and the stream
+        // would go on capturing.
+        let recorded = stream.context().check_err();
         // What is allocated within is freed within.
         let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+        if graph.is_err() {
+            abandon(stream);
+        }
         worked?;
+        recorded.map_err(driver_error(OP, "capturing"))?;
         let graph = graph.map_err(driver_error(OP, "ending a capture"))?;
         let none =
             || Error::Device { op: OP, what: "ending a capture", message: "no graph".into() };
@@ -45,6 +57,23 @@ impl Graph {
     /// Statuses of the driver.
     pub unsafe fn launch(&mut self) -> Result<()> {
         self.0.launch().map_err(driver_error(OP, "launching"))
+    }
+}
+
+/// Ends a capture whose end has failed, if the stream is still at it.
+fn abandon(stream: &CudaStream) {
+    let _ = stream.context().check_err();
+    if is_capturing(OP, stream).is_ok_and(|capturing| !capturing) {
+        return;
+    }
+    // SAFETY: the stream is alive; the graph is nobody else's. What the driver says to an end after
+    // a failed one is no news.
+    unsafe {
+        if let Ok(graph) = result::stream::end_capture(stream.cu_stream())
+            && !graph.is_null()
+        {
+            let _ = result::graph::destroy(graph);
+        }
     }
 }
 

@@ -59,7 +59,7 @@ use half::{bf16, f16};
 use crate::{Error, Result};
 use args::Address;
 pub use args::FoundPair;
-pub use module::{Gpu, count, free_memory, load, probe};
+pub use module::{Gpu, count, free_memory, keep_memory, load, probe, trim_memory};
 #[cfg(feature = "cuda")]
 pub(in crate::ops) use tensor::{on_gpu, tensor, to_host, with_rows};
 

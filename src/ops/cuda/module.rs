@@ -350,14 +350,74 @@ pub fn count() -> Result<usize> {
     count_for("device cuda:all")
 }
 
-/// Bytes of a GPU that nothing holds. Memory that was freed and that the driver's pool keeps does not count.
+/// Bytes of a GPU that nothing holds: those that are free for anyone, and those of this process's
+/// memory pool that nobody uses.
 ///
 /// # Errors
 /// A status of the driver.
 pub fn free_memory(context: &CudaContext) -> Result<u64> {
     let status = context.mem_get_info();
     let (free, _) = status.map_err(driver_error("cuda", "asking for free memory"))?;
-    Ok(free as u64)
+    let unused = match pool(context)? {
+        None => 0,
+        Some(pool) => {
+            type Attribute = sys::CUmemPool_attribute;
+            let reserved = pool_attribute(pool, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+            let used = pool_attribute(pool, Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+            reserved.saturating_sub(used)
+        }
+    };
+    Ok(free as u64 + unused)
+}
+
+/// Has the memory pool of a GPU keep what is freed, for what is allocated next: by default the
+/// driver gives all of it back whenever the device is waited for, and maps it again for the next
+/// pass.
+///
+/// # Errors
+/// A status of the driver.
+pub fn keep_memory(context: &CudaContext) -> Result<()> {
+    let Some(pool) = pool(context)? else { return Ok(()) };
+    let mut threshold = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the pool is the device's, and the attribute 64 bits wide.
+    unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()) }
+        .map_err(driver_error("cuda", "setting up the memory pool"))
+}
+
+/// Gives back what the memory pool of a GPU holds and nobody uses: for an allocation that its
+/// pieces are too small for.
+///
+/// # Errors
+/// A status of the driver.
+pub fn trim_memory(context: &CudaContext) -> Result<()> {
+    // What has been freed in the order of a stream is free once the stream has come to it.
+    context.synchronize().map_err(driver_error("cuda", "waiting"))?;
+    let Some(pool) = pool(context)? else { return Ok(()) };
+    // SAFETY: the pool is the device's.
+    unsafe { result::mem_pool::trim_to(pool, 0) }
+        .map_err(driver_error("cuda", "trimming the memory pool"))
+}
+
+/// The memory pool that allocations of a context are from; none where the driver has no pools.
+fn pool(context: &CudaContext) -> Result<Option<sys::CUmemoryPool>> {
+    let supported = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+    let status = context.attribute(supported);
+    if status.map_err(driver_error("cuda", "asking for memory pools"))? == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the handle is the context's.
+    unsafe { result::device::get_mem_pool(context.cu_device()) }
+        .map(Some)
+        .map_err(driver_error("cuda", "asking for the memory pool"))
+}
+
+fn pool_attribute(pool: sys::CUmemoryPool, attribute: sys::CUmemPool_attribute) -> Result<u64> {
+    let mut value = 0u64;
+    // SAFETY: the pool is a device's, and the attribute 64 bits wide.
+    unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut value).cast()) }
+        .map_err(driver_error("cuda", "asking for the memory pool's size"))?;
+    Ok(value)
 }
 
 /// The count; `device` is what an error is about.

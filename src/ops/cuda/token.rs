@@ -8,11 +8,11 @@ mod tensors;
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView};
 
 use super::args::{self, TokenArgs, TokenRow};
 use super::module::File;
-use super::{Queue, Rows, Upload, check_len};
+use super::{Queue, Rows, Upload};
 use crate::ops::token::{Row, check_rows};
 use crate::{Error, Result};
 #[cfg(feature = "cuda")]
@@ -120,15 +120,17 @@ fn device_rows(
     Ok((device_rows, history, penalised))
 }
 
-/// What [`sample`] writes, one element a row.
+/// What [`sample`] writes, in one buffer, so that it is read in one piece: for each row, in turn of
+/// kinds,
+/// 1. the token;
+/// 2. the bits of its natural log-probability (f32); NaN where a row has no distribution;
+/// 3. 0, or why a row has no distribution: 1 = NaN, 2 = plus infinity, 3 = nothing but minus
+///    infinity.
 #[derive(Debug)]
 pub struct Output {
-    /// The tokens.
-    pub token: CudaSlice<u32>,
-    /// Their natural log-probabilities; NaN where a row has no distribution.
-    pub log_prob: CudaSlice<f32>,
-    /// 0, or why a row has no distribution: 1 = NaN, 2 = plus infinity, 3 = nothing but minus infinity.
-    pub status: CudaSlice<u32>,
+    /// Three times as many as rows.
+    pub words: CudaSlice<u32>,
+    rows: usize,
 }
 
 impl Output {
@@ -138,11 +140,12 @@ impl Output {
     /// Statuses of the driver.
     pub fn new(stream: &Arc<CudaStream>, rows: usize) -> Result<Self> {
         let queue = Queue { op: "cuda::token::Output", stream };
-        Ok(Self {
-            token: queue.alloc(rows)?,
-            log_prob: queue.alloc(rows)?,
-            status: queue.alloc(rows)?,
-        })
+        Ok(Self { words: queue.alloc(3 * rows)?, rows })
+    }
+
+    /// The tokens, on the device.
+    pub fn tokens(&self) -> CudaView<'_, u32> {
+        self.words.slice(..self.rows)
     }
 }
 
@@ -150,7 +153,7 @@ impl Output {
 ///
 /// # Errors
 /// On logits of another shape than the batch, buffers of another GPU, and statuses of the driver. A row without a distribution is
-/// no error here: see [`Output::status`].
+/// no error here: see [`Output`].
 pub fn sample(
     stream: &Arc<CudaStream>,
     logits: &Rows<'_>,
@@ -168,9 +171,11 @@ pub fn sample(
             format!("[{}, {}]", batch.count, batch.vocab),
         ));
     }
-    check_len(op, "token", &out.token, batch.count)?;
-    check_len(op, "log_prob", &out.log_prob, batch.count)?;
-    check_len(op, "status", &out.status, batch.count)?;
+    if out.rows < batch.count {
+        let expected = format!("at least {}", batch.count);
+        return Err(Error::argument(op, "rows of out", out.rows, expected));
+    }
+    let kind = (out.rows * size_of::<u32>()) as u64;
     let words = batch.count * batch.vocab.div_ceil(32);
     let mut bits = if batch.penalised { Some(queue.alloc::<u32>(words)?) } else { None };
     let (address, _logits) = logits.read(&queue, "logits")?;
@@ -183,9 +188,8 @@ pub fn sample(
         }
         None => (0, None),
     };
-    let (token, _token) = queue.write("token", &mut out.token)?;
-    let (log_prob, _log_prob) = queue.write("log_prob", &mut out.log_prob)?;
-    let (status, _status) = queue.write("status", &mut out.status)?;
+    let (token, _words) = queue.write("out", &mut out.words)?;
+    let (log_prob, status) = (token + kind, token + 2 * kind);
     let args = TokenArgs {
         logits: address,
         rows,

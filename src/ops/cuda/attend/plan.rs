@@ -50,12 +50,13 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// An eighth more, and a few: a token more in each row adds a chunk to some.
+    /// Half more, and a few: a token more in each row adds a chunk to some. Of shares, for which
+    /// blocks are launched, a quarter.
     fn with_room(self) -> Self {
-        let room = |count: usize| count + count / 8 + 16;
+        let room = |count: usize| count + count / 2 + 64;
         Self {
             many: self.many,
-            few: room(self.few),
+            few: self.few + self.few / 4 + 16,
             segments: room(self.segments),
             few_rows: room(self.few_rows),
             members: room(self.members),

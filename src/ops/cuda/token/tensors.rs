@@ -18,7 +18,9 @@ pub(in crate::ops) fn sample_on_tensor(
         let batch = Batch::new(device, rows, logits.width)?;
         let mut out = Output::new(&stream, batch.count)?;
         sample(&stream, logits, &batch, &mut out)?;
-        let status = to_host(op, device, &out.status, batch.count)?;
+        let words = to_host(op, device, &out.words, 3 * batch.count)?;
+        let (tokens, words) = words.split_at(batch.count);
+        let (log_probs, status) = words.split_at(batch.count);
         let bad = status.iter().enumerate().find(|(_, status)| **status != args::TOKEN_OK);
         if let Some((row, &status)) = bad {
             let got = match status {
@@ -28,9 +30,10 @@ pub(in crate::ops) fn sample_on_tensor(
             };
             return Err(no_distribution(op, got, row));
         }
-        let tokens = to_host(op, device, &out.token, batch.count)?;
-        let log_probs = to_host(op, device, &out.log_prob, batch.count)?;
-        let sampled = tokens.into_iter().zip(log_probs);
-        Ok(sampled.map(|(token, log_prob)| Sampled { token, log_prob }).collect())
+        let sampled = tokens
+            .iter()
+            .zip(log_probs)
+            .map(|(&token, &bits)| Sampled { token, log_prob: f32::from_bits(bits) });
+        Ok(sampled.collect())
     })
 }
