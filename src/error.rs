@@ -97,8 +97,8 @@ pub enum Error {
         code: Option<i32>,
     },
 
-    /// The user interrupted the run; everything committed so far is kept.
-    #[error("interrupted; what was finished is kept, the same command resumes")]
+    /// The user asked for a stop. What was committed by then is kept.
+    #[error("interrupted")]
     Interrupted,
 }
 

@@ -58,7 +58,11 @@ pub mod train;
 struct Readme;
 
 #[cfg(feature = "toolkit")]
+mod append;
+#[cfg(feature = "toolkit")]
 mod files;
+#[cfg(feature = "toolkit")]
+mod lock;
 #[cfg(feature = "toolkit")]
 mod progress;
 

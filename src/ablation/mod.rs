@@ -3,6 +3,7 @@
 //! [`Plan`] says which models there are (cells with the same pairs share one), [`stages`] trains and judges them in any
 //! order and by any number of processes, [`table`] reads what they left. [`finish`] does the whole of it.
 
+mod effects;
 mod plan;
 mod run;
 pub mod slurm;
@@ -11,13 +12,13 @@ mod text;
 
 use candle_core::Device;
 
+pub use effects::{Difference, Effects, Grid, JointTest, Power, Recipes, Variances};
 pub use plan::{BASELINE, CONTROL, CellModel, Kind, Model, Plan, Training};
 pub use run::{
     Share, Stage, check, done, judged, judged_folder, model_folder, stages, trained, workers,
 };
-pub use table::{
-    Ablation, Changed, Difference, ModelResult, Score, Seeds, Spread, Statistic, table,
-};
+pub use table::{Ablation, Changed, ModelResult, Score, Seeds, Spread, Statistic, table};
+pub use text::{EFFECT_HEADS, POWER_HEADS};
 
 use crate::Result;
 use crate::config::Config;
@@ -58,6 +59,7 @@ pub fn finish(
     let run = &config.run.out;
     write_json(&run.join(RESULT), &result)?;
     write_file(run.join("ablation.csv"), result.csv().as_bytes())?;
+    write_file(run.join("ablation.tests.csv"), result.tests_csv().as_bytes())?;
     write_file(run.join("ablation.md"), result.markdown().as_bytes())?;
     Ok(result)
 }

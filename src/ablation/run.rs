@@ -8,7 +8,7 @@
 //! ```
 
 use std::cell::RefCell;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -168,13 +168,9 @@ fn lock(run: &Path, model: &str, share: Share) -> Result<Option<File>> {
     let path = folder.join(model);
     let file = File::create(&path).map_err(Error::io(&path))?;
     match share {
-        Share::Free => match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(source)) => Err(Error::Io { path, source }),
-        },
+        Share::Free => Ok(crate::lock::try_lock(&file, &path)?.then_some(file)),
         Share::All | Share::Part { .. } => {
-            file.lock().map_err(Error::io(&path))?;
+            crate::lock::lock(&file, &path)?;
             Ok(Some(file))
         }
     }
@@ -264,7 +260,7 @@ impl Judging {
             settings: Settings {
                 ocr: eval.ocr,
                 max_new_tokens: eval.max_new_tokens,
-                resamples: eval.resamples,
+                resamples: eval.resamples.unwrap_or(Settings::default().resamples),
                 ..Settings::default()
             },
             metrics: run::chosen(&eval.metrics)?,

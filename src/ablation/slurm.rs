@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use super::run::done;
@@ -16,7 +16,7 @@ use super::table::Ablation;
 use super::{RESULT, plan};
 use crate::config::{Config, SavedRun};
 use crate::data::json::read_document;
-use crate::files::write_file;
+use crate::files::{write_file, write_json};
 use crate::store::Store;
 use crate::sweep::summary::Summary;
 use crate::{Error, Result};
@@ -113,55 +113,178 @@ pub fn jobs(config: &Config, cluster: &Cluster) -> Vec<Job> {
     jobs
 }
 
-/// Writes `run.json` and the jobs' scripts into the run folder, and submits them.
+/// What `RUN/slurm/jobs.json` remembers of a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    stage: String,
+    /// SLURM's number; none while `sbatch` is at it, and after one that gave no number.
+    job: Option<String>,
+    tasks: Option<usize>,
+}
+
+/// Writes `run.json` and the jobs' scripts into the run folder, and submits them. A job of an earlier call that is still queued or
+/// at work is not submitted again.
 ///
 /// # Errors
-/// A run folder that cannot be written; an `sbatch` that is missing or refuses, with its message.
+/// Before anything is written: no `sbatch`. A run folder that cannot be written; an `sbatch` that refuses, with its message, or
+/// gives no number, with how to find the job; jobs of an earlier call of which nothing can be said.
 pub fn submit(config: &Config, cluster: &Cluster) -> Result<Vec<Submitted>> {
+    match Command::new("sbatch").arg("--version").output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let message = "there is no sbatch on this machine's PATH; run this on a login node of the cluster, \
+                           or give the parts of the run to machines yourself with --shard I/N";
+            return Err(Error::unsupported("--slurm", message));
+        }
+        // What else it has to say, it says of a job.
+        _ => {}
+    }
+    config.check_folder()?;
     let run = std::path::absolute(&config.run.out).map_err(Error::io(&config.run.out))?;
     let folder = run.join("slurm");
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    let path = folder.join("jobs.json");
+    let mut known = still_there(&path)?;
     SavedRun::of(config).write(&run)?;
     let program = std::env::current_exe().map_err(Error::io("this program"))?;
     let mut submitted: Vec<Submitted> = Vec::new();
     for job in jobs(config, cluster) {
         let script = folder.join(format!("{}.sh", job.name));
+        if let Some(entry) = known.iter().find(|entry| entry.stage == job.name) {
+            submitted.push(reuse(entry, &job)?);
+            continue;
+        }
         write_file(&script, text(&job, cluster, &program, &run).as_bytes())?;
-        let mut command = Command::new("sbatch");
-        command.args([
-            "--parsable",
-            "--requeue",
-            "--open-mode=append",
-            "--kill-on-invalid-dep=yes",
-        ]);
-        command.arg(format!("--job-name=bdhs-{}", job.name));
-        let number = if job.tasks.is_some() { "%A_%a" } else { "%j" };
-        command.arg(format!("--output={}/{}-{number}.log", folder.display(), job.name));
-        if let Some(tasks) = job.tasks {
-            command.arg(format!("--array=1-{tasks}"));
+        // Written before the job can be there: whatever ends this process, it is not submitted again unseen.
+        known.push(Entry { stage: job.name.to_owned(), job: None, tasks: job.tasks });
+        write_json(&path, &known)?;
+        let number = sbatch(&job, cluster, &submitted, &folder, &script);
+        match &number {
+            Ok(Some(number)) => {
+                if let Some(entry) = known.last_mut() {
+                    entry.job = Some(number.clone());
+                }
+            }
+            // Refused: there is no job.
+            Err(_) => known.truncate(known.len() - 1),
+            Ok(None) => {}
         }
-        if let Some((stage, how)) = job.after {
-            let before = submitted.iter().find(|other| other.stage == stage);
-            let number = before.map_or("", |other| other.job.as_str());
-            let kind = match how {
-                After::Whole => "afterok",
-                After::Task => "aftercorr",
-            };
-            command.arg(format!("--dependency={kind}:{number}"));
-        }
-        command.args(&cluster.options).arg(&script);
-        let output = command.output().map_err(Error::io("sbatch"))?;
-        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        // On clusters of several, the number is followed by the cluster's name.
-        let number = said.split(';').next().unwrap_or_default().to_owned();
-        if !output.status.success() || number.parse::<u64>().is_err() {
-            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            let message = format!("sbatch did not take it: {reason}{said}");
-            return Err(Error::invalid(script, "", message));
-        }
+        write_json(&path, &known)?;
+        let Some(number) = number? else { return Err(lost(&path, job.name)) };
         submitted.push(Submitted { stage: job.name.to_owned(), job: number, tasks: job.tasks });
     }
     Ok(submitted)
+}
+
+/// A job of an earlier call in place of a new one.
+fn reuse(entry: &Entry, job: &Job) -> Result<Submitted> {
+    let number = entry.job.clone().unwrap_or_default();
+    if entry.tasks != job.tasks {
+        let tasks =
+            |tasks: Option<usize>| tasks.map_or("one task".to_owned(), |n| format!("{n} tasks"));
+        let message = format!(
+            "job {number} of an earlier call is still there with {}, this call has {}; wait for it, or cancel it \
+             (scancel {number}), and submit again",
+            tasks(entry.tasks),
+            tasks(job.tasks)
+        );
+        return Err(Error::invalid("--slurm", format!("stage {}", job.name), message));
+    }
+    Ok(Submitted { stage: entry.stage.clone(), job: number, tasks: entry.tasks })
+}
+
+/// The jobs of earlier calls that are still queued or at work.
+fn still_there(path: &Path) -> Result<Vec<Entry>> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let mut entries: Vec<Entry> = read_document(path)?;
+    let mut there = Vec::new();
+    for entry in entries.drain(..) {
+        let Some(job) = &entry.job else { return Err(lost(path, &entry.stage)) };
+        let output =
+            Command::new("squeue").args(["--noheader", "--format=%A", "--jobs", job]).output();
+        let output = output.map_err(|error| {
+            let message = format!(
+                "has job {job} of stage {}, and squeue, which knows whether it is still there, did not start: {error}; \
+                 once no job of this run is left, delete the file and submit again",
+                entry.stage
+            );
+            Error::invalid(path, "", message)
+        })?;
+        // Of a number that it no longer knows, squeue says so and fails.
+        let gone = String::from_utf8_lossy(&output.stderr).contains("Invalid job id");
+        if !output.status.success() && !gone {
+            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            let message = format!("squeue does not say whether job {job} is still there: {reason}");
+            return Err(Error::invalid(path, format!("stage {}", entry.stage), message));
+        }
+        if !output.stdout.trim_ascii().is_empty() {
+            there.push(entry);
+        }
+    }
+    Ok(there)
+}
+
+/// A job may be there whose number nobody knows.
+fn lost(path: &Path, stage: &str) -> Error {
+    let message = format!(
+        "sbatch gave no number, so a job bdhs-{stage} may have been submitted: look for it with \
+         `squeue --me --name=bdhs-{stage}`, cancel it with `scancel --me --name=bdhs-{stage}`, then delete this file and \
+         submit again"
+    );
+    Error::invalid(path, format!("stage {stage}"), message)
+}
+
+/// Submits a job; its number, if `sbatch` told one.
+fn sbatch(
+    job: &Job,
+    cluster: &Cluster,
+    submitted: &[Submitted],
+    folder: &Path,
+    script: &Path,
+) -> Result<Option<String>> {
+    let mut command = Command::new("sbatch");
+    command.args(["--parsable", "--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]);
+    command.arg(format!("--job-name=bdhs-{}", job.name));
+    let number = if job.tasks.is_some() { "%A_%a" } else { "%j" };
+    command.arg(format!("--output={}/{}-{number}.log", folder.display(), job.name));
+    if let Some(tasks) = job.tasks {
+        command.arg(format!("--array=1-{tasks}"));
+    }
+    if let Some((stage, how)) = job.after {
+        let before = submitted.iter().find(|other| other.stage == stage);
+        let number = before.map_or("", |other| other.job.as_str());
+        let kind = match how {
+            After::Whole => "afterok",
+            After::Task => "aftercorr",
+        };
+        command.arg(format!("--dependency={kind}:{number}"));
+    }
+    command.args(&cluster.options).arg(script);
+    let output = command.output().map_err(Error::io("sbatch"))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let message = format!("sbatch did not take it: {reason} {}", said.trim());
+        return Err(Error::invalid(script, "", message.trim().to_owned()));
+    }
+    Ok(job_number(&said))
+}
+
+/// The number in what `sbatch` printed: its last line that is a number, which the cluster's name may follow, or that says
+/// `Submitted batch job N`. Wrappers of sites print other lines, too.
+fn job_number(said: &str) -> Option<String> {
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| text.to_owned())
+    };
+    let line = |line: &str| {
+        let line = line.trim();
+        number(line.split(';').next().unwrap_or_default()).or_else(|| {
+            number(line.strip_prefix("Submitted batch job ")?.split_whitespace().next()?)
+        })
+    };
+    said.lines().rev().find_map(line)
 }
 
 /// A job's script.
@@ -238,5 +361,27 @@ impl Status {
         let _ = writeln!(text, "judged                       {} of {}", self.judged, self.models);
         let _ = write!(text, "result                       {}", yes(self.finished));
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::job_number;
+
+    #[test]
+    fn a_job_number_is_found_among_other_lines() {
+        for (said, wanted) in [
+            ("101\n", Some("101")),
+            ("101;alpha\n", Some("101")),
+            ("INFO: your project has 1200 GPU hours left\n101\n", Some("101")),
+            ("7\n101\nSee https://site/101 for help\n", Some("101")),
+            ("Submitted batch job 101 on cluster alpha\n", Some("101")),
+            ("INFO 12\nSubmitted batch job 101\n", Some("101")),
+            ("", None),
+            ("INFO: 1200 hours left\n", None),
+            ("job-101\n", None),
+        ] {
+            assert_eq!(job_number(said).as_deref(), wanted, "{said:?}");
+        }
     }
 }

@@ -7,12 +7,15 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::plan::{BASELINE, CONTROL, CellModel, Kind, Model, Plan};
+use super::effects::{Difference, Effects, Grid, Power, Recipes, recipes};
+use super::plan::{BASELINE, CONTROL, CellModel, Kind, Plan};
 use super::run::{judged, judged_folder, trained};
 use crate::config::{Config, Variant};
-use crate::eval::compare::{self, Comparison, compare};
+use crate::eval::compare::{align, read};
+use crate::eval::intervals::{enough, floor};
 use crate::eval::summary::Summary;
-use crate::eval::tally::Estimate;
+use crate::eval::tally::{self, Estimate, Resampled, Tally};
+use crate::eval::{ItemScore, Replies, metric};
 use crate::train::Means;
 use crate::{Error, Result};
 
@@ -39,6 +42,18 @@ pub struct Ablation {
     pub models: Vec<ModelResult>,
     /// Over seeds: default cell, control and variants beside the baseline, one for each statistic.
     pub seeds: Vec<Seeds>,
+    /// The grid's axes, one for each statistic.
+    #[serde(default)]
+    pub effects: Vec<Effects>,
+    /// Recipes in pairs over images and seeds, a list for each statistic.
+    #[serde(default)]
+    pub recipes: Vec<Vec<Recipes>>,
+    /// What this run can see, one for each statistic.
+    #[serde(default)]
+    pub power: Vec<Power>,
+    /// Resamples of every interval and test.
+    #[serde(default)]
+    pub resamples: u32,
     /// What a reader must know about the tests.
     pub notes: Vec<String>,
 }
@@ -95,17 +110,6 @@ pub struct Score {
     pub default: Option<Difference>,
     /// Items that score better and worse than the baseline's.
     pub changed: [u64; 2],
-}
-
-/// A paired difference on the same resamples of the benchmark's images.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Difference {
-    /// Value and 95 % interval.
-    pub difference: Estimate,
-    /// Two-sided bootstrap p-value of no difference.
-    pub p: Option<f64>,
-    /// The same, adjusted by Holm's method over the grid's models in this statistic; none outside the grid.
-    pub p_holm: Option<f64>,
 }
 
 /// A statistic over seeds of training.
@@ -190,12 +194,21 @@ pub fn table(config: &Config, plan: &Plan) -> Result<Ablation> {
         })
         .collect::<Result<Vec<(Summary, f64)>>>()?;
     let statistics = statistics(&summaries[0].0);
-    let compared: Vec<Vec<Score>> = plan
-        .models
-        .par_iter()
-        .zip(&summaries)
-        .map(|(model, (summary, _))| scores(run, plan, model, summary, &statistics, config))
-        .collect::<Result<_>>()?;
+    let resamples = config.eval.resamples.unwrap_or_else(|| enough(plan.models.len()));
+    let mut compared = vec![Vec::new(); plan.models.len()];
+    let (mut effects, mut pairs) = (Vec::new(), Vec::new());
+    for row in &summaries[0].0.metrics {
+        let own: Vec<&Statistic> = statistics.iter().filter(|s| s.metric == row.metric).collect();
+        let metric = MetricRuns::new(run, plan, &row.metric, &own, resamples)?;
+        let place = |name: &str| metric.place(name);
+        let (grid, seeds) = (Grid::of(&plan.cells, place), plan.seeds(&plan.default));
+        let seeds: Vec<usize> = seeds.iter().map(|name| place(name)).collect();
+        for i in 0..own.len() {
+            compared.iter_mut().enumerate().for_each(|(m, all)| all.push(metric.score(m, i)));
+            effects.push(grid.effects(&metric.drawn, &seeds, i));
+            pairs.push(recipes(plan, place, &metric.drawn, i));
+        }
+    }
     let mut models = Vec::new();
     for ((model, (_, judge)), scores) in plan.models.iter().zip(&summaries).zip(compared) {
         let outcome = trained(run, model)?;
@@ -219,11 +232,15 @@ pub fn table(config: &Config, plan: &Plan) -> Result<Ablation> {
     Ok(Ablation {
         variants: config.variants.iter().map(changed).collect(),
         data: summaries[0].0.data.clone(),
-        statistics,
         default: plan.default.clone(),
         cells: plan.cells.clone(),
         seeds,
-        notes: notes(plan, config),
+        effects,
+        recipes: pairs,
+        power: (0..statistics.len()).map(|i| power(&models, plan, i)).collect(),
+        resamples,
+        notes: [notes(plan, config, resamples), reply_notes(&summaries)].concat(),
+        statistics,
         models,
     })
 }
@@ -243,49 +260,93 @@ fn statistics(summary: &Summary) -> Vec<Statistic> {
     all
 }
 
-/// A model's scores, with its differences from baseline and default.
-fn scores(
-    run: &Path,
-    plan: &Plan,
-    model: &Model,
-    summary: &Summary,
-    statistics: &[Statistic],
-    config: &Config,
-) -> Result<Vec<Score>> {
-    let mut all = Vec::new();
-    for row in &summary.metrics {
-        let file = |name: &str| judged_folder(run, name).join(&row.metric).join("result.json");
-        let own = compare::read(&file(&model.name))?;
-        let against = |other: &str| -> Result<Option<Comparison>> {
-            if other == model.name {
-                return Ok(None);
-            }
-            let (a, names) = (file(other), [file(other), file(&model.name)]);
-            let names = [names[0].as_path(), names[1].as_path()];
-            compare(&compare::read(&a)?, own.clone(), names, config.eval.resamples, 0).map(Some)
-        };
-        let (baseline, default) = (against(BASELINE)?, against(&plan.default)?);
-        for statistic in statistics.iter().filter(|s| s.metric == row.metric) {
-            let value = &own.details["scores"][&statistic.name];
-            let count = |better: bool| {
-                let items = baseline.iter().flat_map(|comparison| &comparison.differing);
-                items.filter(|item| (item.score_b > item.score_a) == better).count() as u64
-            };
-            all.push(Score {
-                value: serde_json::from_value(value.clone()).ok(),
-                baseline: baseline.as_ref().and_then(|c| difference(c, &statistic.name)),
-                default: default.as_ref().and_then(|c| difference(c, &statistic.name)),
-                changed: [count(true), count(false)],
-            });
-        }
-    }
-    Ok(all)
+/// All models' answers to one metric, resampled alike.
+struct MetricRuns {
+    names: Vec<String>,
+    baseline: usize,
+    default: usize,
+    /// Items of each model, in the baseline's order.
+    items: Vec<Vec<ItemScore>>,
+    drawn: Resampled,
 }
 
-fn difference(comparison: &Comparison, name: &str) -> Option<Difference> {
-    let change = comparison.scores.get(name)?;
-    let difference = serde_json::from_value(change["difference"].clone()).ok()?;
-    Some(Difference { difference, p: change["p"].as_f64(), p_holm: None })
+impl MetricRuns {
+    fn new(
+        run: &Path,
+        plan: &Plan,
+        name: &str,
+        shown: &[&Statistic],
+        resamples: u32,
+    ) -> Result<Self> {
+        let names: Vec<String> = plan.models.iter().map(|model| model.name.clone()).collect();
+        let place = |wanted: &str| names.iter().position(|name| name == wanted).unwrap_or_default();
+        let (baseline, default) = (place(BASELINE), place(&plan.default));
+        let file = |model: &String| judged_folder(run, model).join(name).join("result.json");
+        let outcomes =
+            names.par_iter().map(|model| read(&file(model))).collect::<Result<Vec<_>>>()?;
+        let protocol = outcomes[baseline].protocol;
+        let first = outcomes[baseline].items.clone();
+        let items = outcomes
+            .into_par_iter()
+            .zip(&names)
+            .map(|(outcome, model)| {
+                let (a, b) = (file(&names[baseline]), file(model));
+                align(&first, outcome.items, [&a, &b])
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let tallies: Vec<Tally> = items.iter().map(Tally::new).collect();
+        let rules = metric(name)?;
+        let all: Vec<_> = tallies.iter().map(|t| rules.statistics(protocol, &t.cells)).collect();
+        let runs = tallies
+            .iter()
+            .zip(&all)
+            .zip(&names)
+            .map(|((tally, all), model)| {
+                let find = |statistic: &&Statistic| -> Result<&tally::Statistic> {
+                    all.iter().find(|known| known.name == statistic.name).ok_or_else(|| {
+                        let message = format!("has no statistic {:?}", statistic.name);
+                        Error::invalid(file(model), "", message)
+                    })
+                };
+                Ok((tally, shown.iter().map(find).collect::<Result<Vec<_>>>()?))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let drawn = Resampled::new(&runs, resamples, 0);
+        drop(runs);
+        Ok(Self { baseline, default, items, drawn, names })
+    }
+
+    fn place(&self, name: &str) -> usize {
+        self.names.iter().position(|known| known == name).unwrap_or_default()
+    }
+
+    /// A model's statistic, and its differences from baseline and default.
+    fn score(&self, model: usize, statistic: usize) -> Score {
+        let against = |other: usize| {
+            (other != model).then(|| {
+                let (difference, p) = self.drawn.difference(&[model], &[other], statistic);
+                Difference { difference, p, p_holm: None }
+            })
+        };
+        let count = |better: bool| {
+            let pairs = self.items[self.baseline].iter().zip(&self.items[model]);
+            let changed = pairs.filter(|(a, b)| a.score != b.score);
+            changed.filter(|(a, b)| (b.score > a.score) == better).count() as u64
+        };
+        Score {
+            value: Some(self.drawn.score(model, statistic)),
+            baseline: against(self.baseline),
+            default: against(self.default),
+            changed: [count(true), count(false)],
+        }
+    }
+}
+
+/// From the grid's differences to the baseline.
+fn power(models: &[ModelResult], plan: &Plan, i: usize) -> Power {
+    let grid = |model: &&ModelResult| plan.cells.iter().any(|cell| cell.model == model.name);
+    let stderr = |model: &ModelResult| model.scores[i].baseline?.difference.stderr;
+    Power::of(models.iter().filter(grid).filter_map(stderr).collect())
 }
 
 /// Holm's adjustment of each statistic's tests, over the models that answer for cells.
@@ -304,6 +365,10 @@ fn adjust(models: &mut [ModelResult], plan: &Plan) {
                 .collect();
             tests.sort_by(|a, b| a.p.unwrap_or(1.0).total_cmp(&b.p.unwrap_or(1.0)));
             let (n, mut least) = (tests.len(), 0f64);
+            // A family of one has nothing to adjust.
+            if n < 2 {
+                continue;
+            }
             for (rank, test) in tests.into_iter().enumerate() {
                 least = least.max((test.p.unwrap_or(1.0) * (n - rank) as f64).min(1.0));
                 test.p_holm = Some(least);
@@ -326,7 +391,7 @@ fn seeds(models: &[ModelResult], plan: &Plan, i: usize) -> Option<Seeds> {
     })
 }
 
-fn notes(plan: &Plan, config: &Config) -> Vec<String> {
+fn notes(plan: &Plan, config: &Config, resamples: u32) -> Vec<String> {
     let trained =
         plan.models.iter().filter(|m| plan.cells.iter().any(|c| c.model == m.name)).count();
     let mut notes = vec![
@@ -337,15 +402,27 @@ fn notes(plan: &Plan, config: &Config) -> Vec<String> {
         "All cells draw from the same candidates, train from the same start in the same order (seed and settings are \
          equal), and answer the same items: differences are paired, and cells are no independent replicates."
             .to_owned(),
-        "Intervals of scores and differences are over the benchmark's images, for one training each; intervals over \
-         seeds are over trainings, for these images."
+        "Intervals of scores and differences are over the benchmark's images, for one training each. Recipes (baseline, \
+         default cell, control, variants) are compared over images and seeds together; the spread over seeds alone is for \
+         these images and says nothing about others."
             .to_owned(),
         format!(
             "p-values are of single tests; p (Holm) is adjusted over the grid's models within a statistic. With {} \
-             statistics beside each other, some differences are expected by chance.",
+             statistics side by side, some differences are expected by chance.",
             statistics_count(config)
         ),
+        format!(
+            "{resamples} resamples: no p-value is below {:.6}. \"Sees\" is the difference that a test would have found with \
+             80 % power: a larger one is unlikely where p is large, a smaller one is not excluded.",
+            floor(resamples)
+        ),
     ];
+    if floor(resamples) * trained as f64 > 0.05 {
+        notes.push(format!(
+            "With so few resamples no p (Holm) over {trained} models can be below 0.05: set eval.resamples to {} or more.",
+            enough(trained)
+        ));
+    }
     if config.ablation.control {
         notes.push(
             "The control is trained on the chosen answers of the default cell alone, for as many steps: what it gains \
@@ -361,6 +438,17 @@ fn notes(plan: &Plan, config: &Config) -> Vec<String> {
         );
     }
     notes
+}
+
+/// How the judges' replies came out, over all models: a line a judged metric.
+fn reply_notes(summaries: &[(Summary, f64)]) -> Vec<String> {
+    let mut all: BTreeMap<&str, Replies> = BTreeMap::new();
+    for row in summaries.iter().flat_map(|(summary, _)| &summary.metrics) {
+        if let Some(replies) = row.replies {
+            *all.entry(&row.metric).or_default() += replies;
+        }
+    }
+    all.iter().map(|(metric, replies)| format!("{metric}, over all models: {replies}.")).collect()
 }
 
 fn statistics_count(config: &Config) -> usize {

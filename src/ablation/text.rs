@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use super::effects::{Difference, Effects, JointTest, Power, Recipes};
 use super::plan::{BASELINE, Kind};
-use super::table::{Ablation, Difference, ModelResult, Score, Seeds, Spread};
+use super::table::{Ablation, ModelResult, Score, Seeds, Spread, Statistic};
+use crate::eval::intervals::{floor, p_text};
 use crate::eval::layout::new_table;
 
 impl ModelResult {
@@ -63,27 +65,31 @@ impl Ablation {
     /// Values, their differences to baseline and default cell, p-values: one row a model and statistic. No times, so that two
     /// runs give the same bytes.
     pub fn csv(&self) -> String {
-        let mut text = "row,model,seed,pairs,metric,statistic,value,low,high,vs_baseline,vs_baseline_p,vs_baseline_p_holm,\
-                        vs_default,vs_default_p,vs_default_p_holm\n"
-            .to_owned();
-        let number = |x: Option<f64>| x.map_or_else(String::new, |x| format!("{x:.6}"));
+        let test = ["", "_low", "_high", "_sees", "_p", "_p_holm"];
+        let heads =
+            ["vs_baseline", "vs_default"].map(|of| test.map(|end| format!("{of}{end}")).join(","));
+        let mut text = format!(
+            "row,model,seed,pairs,metric,statistic,units,value,low,high,{}\n",
+            heads.join(",")
+        );
         for (row, model) in self.rows() {
             for (statistic, score) in self.statistics.iter().zip(&model.scores) {
                 let value = |of: fn(&crate::eval::tally::Estimate) -> Option<f64>| {
                     number(score.value.as_ref().and_then(of))
                 };
                 let test = |difference: &Option<Difference>| match difference {
-                    None => ",,".to_owned(),
-                    Some(d) => [d.difference.value, d.p, d.p_holm].map(number).join(","),
+                    None => ",,,,,".to_owned(),
+                    Some(test) => test_columns(test),
                 };
                 let _ = writeln!(
                     text,
-                    "\"{row}\",{},{},{},{},{},{},{},{},{},{}",
+                    "\"{row}\",{},{},{},{},{},{},{},{},{},{},{}",
                     model.name,
                     model.seed,
                     model.pairs,
                     statistic.metric,
                     statistic.name,
+                    score.value.map_or(0, |value| value.units),
                     value(|e| e.value),
                     value(|e| e.low),
                     value(|e| e.high),
@@ -95,21 +101,57 @@ impl Ablation {
         text
     }
 
+    /// The axes of the grid and the recipes: one row a test and statistic.
+    pub fn tests_csv(&self) -> String {
+        let mut text = "metric,statistic,test,difference,low,high,sees,p,p_holm\n".to_owned();
+        for (i, statistic) in self.statistics.iter().enumerate() {
+            let mut row = |name: String, columns: String| {
+                let Statistic { metric, name: own, .. } = statistic;
+                let _ = writeln!(text, "{metric},{own},{name},{columns}");
+            };
+            if let Some(effects) = self.effects.get(i) {
+                if let Some(test) = &effects.threshold {
+                    row("threshold (.01 more)".to_owned(), test_columns(test));
+                }
+                for (name, test) in
+                    [("encoder", effects.encoder), ("interaction", effects.interaction)]
+                {
+                    if let Some(JointTest { deviation, p }) = test {
+                        row(name.to_owned(), format!("{},,,,{},", number(deviation), number(p)));
+                    }
+                }
+            }
+            for Recipes { a, b, test, .. } in self.recipes.get(i).into_iter().flatten() {
+                row(format!("{a} - {b}"), test_columns(test));
+            }
+        }
+        text
+    }
+
     /// Everything, for people.
     pub fn markdown(&self) -> String {
         let mut text = format!("# Ablation on {}\n\n", self.data);
         for note in &self.notes {
             let _ = writeln!(text, "- {note}");
         }
+        text.push_str("\n## Recipes over images and seeds\n\nMean over seeds, difference [95 % interval] p, sees.\n\n");
+        text.push_str(&table_markdown(&self.recipe_heads(), &self.recipe_rows()));
+        text.push_str("\n## Threshold and encoder\n\n");
+        text.push_str(&table_markdown(&EFFECT_HEADS.map(str::to_owned), &self.effect_rows()));
+        text.push_str("\n## What this run can see\n\n");
+        text.push_str(&table_markdown(&POWER_HEADS.map(str::to_owned), &self.power_rows()));
         text.push_str("\n## Scores\n\nValue [95 % interval].\n\n");
         self.rows_into(&mut text, |score| score.value.map_or_else(dash, |e| e.to_string()));
         text.push_str(
-            "\n## Difference to the baseline\n\nDifference [95 % interval] p (Holm).\n\n",
+            "\n## Difference to the baseline\n\nDifference [95 % interval] p (Holm), sees.\n\n",
         );
+        let test = |test: &Difference| self.test(test);
         self.rows_into(&mut text, |score| score.baseline.as_ref().map_or_else(dash, test));
         let _ = writeln!(text, "\n## Difference to {}\n", self.default);
         self.rows_into(&mut text, |score| score.default.as_ref().map_or_else(dash, test));
-        text.push_str("\n## Over seeds\n\nMean [95 % interval over trainings].\n\n");
+        text.push_str(
+            "\n## Over seeds alone\n\nMean [95 % interval over trainings, for these images].\n\n",
+        );
         text.push_str(&self.seeds_markdown());
         text.push_str("\n## Cost\n\n| model | pairs | left out | reference s | train s | judge s |\n|---|---|---|---|---|---|\n");
         for model in &self.models {
@@ -156,12 +198,70 @@ impl Ablation {
         self.heads().into_iter().zip(&self.seeds).map(row).collect()
     }
 
+    /// Titles of [`Ablation::recipe_rows`].
+    pub fn recipe_heads(&self) -> Vec<String> {
+        let pairs = self.recipes.first().into_iter().flatten();
+        let head = |Recipes { a, b, seeds: [n, m], .. }: &Recipes| format!("{a} ({n}) - {b} ({m})");
+        ["statistic".to_owned()].into_iter().chain(pairs.map(head)).collect()
+    }
+
+    /// Recipes in pairs, a row a statistic.
+    pub fn recipe_rows(&self) -> Vec<Vec<String>> {
+        let row = |(head, pairs): (String, &Vec<Recipes>)| {
+            let tests = pairs.iter().map(|pair| self.test(&pair.test));
+            [head].into_iter().chain(tests).collect()
+        };
+        self.heads().into_iter().zip(&self.recipes).map(row).collect()
+    }
+
+    /// The grid's axes, a row a statistic, in the order of [`EFFECT_HEADS`].
+    pub fn effect_rows(&self) -> Vec<Vec<String>> {
+        let joint = |test: Option<JointTest>| {
+            test.and_then(|test| Some((test.deviation?, test.p?))).map_or_else(dash, |(x, p)| {
+                format!("{x:.2}, p {}", p_text(p, 2 * self.resamples + 1))
+            })
+        };
+        let row = |(head, effects): (String, &Effects)| {
+            let (cells, seeds, ratio) = match &effects.variances {
+                None => (dash(), dash(), dash()),
+                Some(both) => (
+                    format!("{:.3} ({})", both.cells, both.cells_freedom),
+                    both.seeds.map_or_else(dash, |x| format!("{x:.3} ({})", both.seeds_freedom)),
+                    both.ratio().map_or_else(dash, |x| format!("{x:.2}")),
+                ),
+            };
+            let threshold = effects.threshold.as_ref().map_or_else(dash, |test| self.test(test));
+            let (encoder, interaction) = (joint(effects.encoder), joint(effects.interaction));
+            vec![head, threshold, encoder, interaction, cells, seeds, ratio]
+        };
+        self.heads().into_iter().zip(&self.effects).map(row).collect()
+    }
+
+    /// What a test can see, a row a statistic, in the order of [`POWER_HEADS`].
+    pub fn power_rows(&self) -> Vec<Vec<String>> {
+        let row = |(head, power): (String, &Power)| {
+            let numbers = [power.stderr, power.alone, power.holm]
+                .map(|x| x.map_or_else(dash, |x| format!("{x:.2}")));
+            [head].into_iter().chain(numbers).collect()
+        };
+        self.heads().into_iter().zip(&self.power).map(row).collect()
+    }
+
+    /// A difference with its interval, p-values, and what its test sees.
+    fn test(&self, test: &Difference) -> String {
+        let p = |p: f64| p_text(p, self.resamples);
+        // An adjusted p-value at the floor's is only known to be below it, too.
+        let floored = test.p.is_some_and(|p| p <= floor(self.resamples) * (1.0 + 1e-9));
+        let holm = test.p_holm.map_or_else(String::new, |p| match floored && p < 1.0 {
+            true => format!(" (< {:.3})", (p * 1000.0).ceil() / 1000.0),
+            false => format!(" ({p:.3})"),
+        });
+        let sees = test.sees().map_or_else(String::new, |sees| format!(", sees {sees:.2}"));
+        format!("{} {}{holm}{sees}", test.difference, test.p.map_or_else(dash, p))
+    }
+
     fn seeds_markdown(&self) -> String {
-        let heads = self.seed_heads();
-        let mut text = format!("| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
-        for row in self.seed_rows() {
-            let _ = writeln!(text, "| {} |", row.join(" | "));
-        }
+        let mut text = table_markdown(&self.seed_heads(), &self.seed_rows());
         if !self.variants.is_empty() {
             text.push_str("\nVariants of the default cell:\n\n");
         }
@@ -193,7 +293,41 @@ fn dash() -> String {
     "–".to_owned()
 }
 
-fn test(difference: &Difference) -> String {
-    let p = |p: Option<f64>| p.map_or_else(dash, |p| format!("{p:.3}"));
-    format!("{} {} ({})", difference.difference, p(difference.p), p(difference.p_holm))
+/// Titles of [`Ablation::effect_rows`].
+pub const EFFECT_HEADS: [&str; 7] = [
+    "statistic",
+    "threshold, for .01 more",
+    "encoders, deviation",
+    "interaction, deviation",
+    "variance between models of cells (degrees of freedom)",
+    "between seeds",
+    "ratio",
+];
+
+/// Titles of [`Ablation::power_rows`].
+pub const POWER_HEADS: [&str; 4] = [
+    "statistic",
+    "standard error of a difference to the baseline",
+    "seen with 80 % power",
+    "seen as the first of the grid (Holm)",
+];
+
+fn table_markdown(heads: &[String], rows: &[Vec<String>]) -> String {
+    let mut text = format!("| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
+    for row in rows {
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+    }
+    text
+}
+
+fn number(x: Option<f64>) -> String {
+    x.map_or_else(String::new, |x| format!("{x:.6}"))
+}
+
+/// Difference, interval, what the test sees, p-values.
+fn test_columns(test: &Difference) -> String {
+    let Difference { difference, p, p_holm } = test;
+    [difference.value, difference.low, difference.high, test.sees(), *p, *p_holm]
+        .map(number)
+        .join(",")
 }

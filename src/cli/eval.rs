@@ -20,9 +20,10 @@ use crate::{
     engine::{Answering, Images},
     eval::{
         self, Files, Protocol, Settings, Singular, Sources, Unit, compare,
-        judge::{Cost, Judge},
+        judge::{Cost, Endpoint, Judge},
         run::{self, Benchmarks, Callbacks},
     },
+    lock::check_folder,
     models::{Model, Source, device, memory},
 };
 
@@ -112,7 +113,10 @@ struct Run {
     images: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Answering with a model")]
     answer: Answer,
-    #[command(flatten, next_help_heading = "Asking a judge (OPENAI_BASE_URL, OPENAI_API_KEY)")]
+    #[command(
+        flatten,
+        next_help_heading = "Asking a judge (OPENAI_BASE_URL or OPENAI_API_BASE, OPENAI_API_KEY)"
+    )]
     judge: Ask,
 }
 
@@ -194,6 +198,9 @@ struct Ask {
     /// Tries of one request
     #[arg(long = "judge-tries", value_name = "N", default_value_t = Judge::TRIES)]
     judge_tries: u32,
+    /// Most tokens of a reply [default: the protocol's]; for models that think before they answer
+    #[arg(long = "judge-max-tokens", value_name = "N")]
+    judge_max_tokens: Option<u32>,
     /// Seconds for one request
     #[arg(long = "judge-timeout", value_name = "S", default_value_t = Judge::TIMEOUT)]
     judge_timeout: f64,
@@ -238,11 +245,13 @@ impl Ask {
             tries: self.judge_tries,
             backoff: seconds("--judge-backoff", self.judge_backoff)?,
             timeout: seconds("--judge-timeout", self.judge_timeout)?,
+            max_tokens: self.judge_max_tokens,
             accept_model: self.judge_accept.clone(),
             detail: self.judge_detail.clone(),
             prices: self.judge_prices,
             ..named
         };
+        judge.validate()?;
         Ok(Asked { judge, service })
     }
 }
@@ -274,13 +283,14 @@ struct All {
     answer: Answer,
     #[command(
         flatten,
-        next_help_heading = "Asking a judge (OPENAI_BASE_URL, OPENAI_API_KEY) [default: demo-judge for the demo's benchmarks]"
+        next_help_heading = "Asking a judge (OPENAI_BASE_URL or OPENAI_API_BASE, OPENAI_API_KEY) [default: demo-judge for the demo's benchmarks]"
     )]
     judge: Ask,
 }
 
 impl All {
     fn run(&self, global: &Global) -> Result<()> {
+        check_folder(&self.out)?;
         let demo = is_embedded(&self.data);
         let data = resolve(&self.data)?;
         let bars = Bars::new(global);
@@ -317,10 +327,12 @@ impl All {
 impl Asked {
     /// Tells what the judge will cost, or has cost, unless it is ours.
     fn tell(asked: Option<&Self>) -> impl Fn(bool, Cost) + use<> {
-        let ours = asked.is_some_and(|asked| asked.service.is_some());
+        let other = asked.filter(|asked| asked.service.is_none());
+        let endpoint = other.map(|asked| asked.judge.endpoint.clone());
         move |before, cost| {
-            if !ours {
-                eprintln!("judge, {}: {cost}", if before { "about" } else { "now" });
+            if let Some(Endpoint { base_url, model, .. }) = &endpoint {
+                let when = if before { "about" } else { "now" };
+                eprintln!("judge {model} at {base_url}, {when}: {cost}");
             }
         }
     }
@@ -333,8 +345,11 @@ struct Compare {
     a: PathBuf,
     /// Another one, of the same metric and protocol
     b: PathBuf,
+    /// Compare in spite of another judge, prompt, unit or data; what differs is listed
+    #[arg(long)]
+    allow_different: bool,
     /// Bootstrap resamples
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
     resamples: u32,
     /// Key of the bootstrap's draws
     #[arg(long, value_name = "S", default_value_t = 0)]
@@ -349,6 +364,20 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 impl Eval {
+    /// Whether answers and replies are kept as they come.
+    pub(super) fn resumes(&self) -> bool {
+        match &self.what {
+            What::All(_) => true,
+            What::Compare(_) => false,
+            What::Pope(run) | What::Mmhal(run) | What::Mmhalv(run) | What::Llavaw(run) => {
+                run.out.is_some()
+            }
+            What::Vqat(run) | What::Gqa(run) | What::Mmvet(run) | What::RecallCoco(run) => {
+                run.out.is_some()
+            }
+        }
+    }
+
     pub(super) fn run(&self, global: &Global) -> Result<()> {
         let (name, run) = match &self.what {
             What::Compare(compare) => return compare.run(global),
@@ -373,6 +402,9 @@ impl Run {
         if let (None, Some(adapter)) = (&self.model, &self.answer.adapter) {
             let expected = "a --model beside it";
             return Err(Error::argument("eval", "--adapter", adapter.display(), expected));
+        }
+        if let Some(out) = &self.out {
+            check_folder(out)?;
         }
         let bars = Bars::new(global);
         let load = |model| self.answer.load(model, global, &bars);
@@ -421,6 +453,18 @@ impl Compare {
         let (a, b) = (compare::read(&self.a)?, compare::read(&self.b)?);
         let names = [self.a.as_path(), self.b.as_path()];
         let comparison = compare::compare(&a, b, names, self.resamples, self.seed)?;
+        if let (false, Some((name, values))) =
+            (self.allow_different, comparison.cautions.iter().next())
+        {
+            let message = format!(
+                "{name} is {}, but {} has {}: the results differ by more than the model; score both alike, or compare \
+                 in spite of it with --allow-different",
+                values[1],
+                self.a.display(),
+                values[0]
+            );
+            return Err(Error::invalid(&self.b, "", message));
+        }
         if global.json { print_json(&comparison) } else { print_text(&comparison.table()) }
     }
 }

@@ -25,7 +25,7 @@ use crate::{Error, Result, models::device};
 /// Exit codes, also in `bdhs --help`.
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad input (file, field or \
     tensor named), 4 reading or writing failed, 5 the run folder does not fit this run, \
-    130 interrupted (the same command resumes).";
+    130 interrupted (the same command resumes sweep, sample, train, and eval with --out).";
 
 /// Bias-Driven Hallucination Sampling: rejected answers for DPO, written by the model's own language prior.
 #[derive(Parser)]
@@ -61,6 +61,18 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Measure how fast this machine is, beside what it gives at most
     Bench(bench::Bench),
+}
+
+impl Command {
+    /// Whether the same command goes on from what it had finished when it was interrupted.
+    fn resumes(&self) -> bool {
+        match self {
+            Self::Sweep(_) | Self::Sample(_) | Self::Train(_) => true,
+            Self::Eval(eval) => eval.resumes(),
+            Self::Embed(_) | Self::Score(_) | Self::Merge(_) | Self::Demo(_) => false,
+            Self::Report(_) | Self::Doctor(_) | Self::Bench(_) => false,
+        }
+    }
 }
 
 /// Options that every command takes.
@@ -126,6 +138,7 @@ pub fn main() -> ExitCode {
         // SAFETY: nothing has started a thread yet; candle reads the variable for its own products.
         unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
     }
+    ui::resumes(cli.command.resumes());
     let done = match &cli.command {
         Command::Sweep(command) => command.run(&cli.global),
         Command::Sample(command) => command.run(&cli.global),
@@ -142,7 +155,11 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            let text = match error {
+                Error::Interrupted => ui::interrupted().to_owned(),
+                _ => error.to_string(),
+            };
+            eprintln!("error: {}", ui::printable(&text));
             ExitCode::from(exit_code(&error))
         }
     }

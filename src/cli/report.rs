@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     Global,
-    ui::{Bars, print_json, print_text},
+    ui::{Bars, print_json, print_text, printable},
 };
 use crate::{
     Result,
@@ -48,7 +48,7 @@ impl Report {
             return print_json(&written);
         }
         for missing in &written.missing {
-            eprintln!("warning: not in the report: {missing}");
+            eprintln!("warning: not in the report: {}", printable(missing));
         }
         print_text(&format!(
             "{}: {} sections, {} pairs, {} kB",

@@ -101,6 +101,7 @@ impl Sweep {
         }
         let devices = global.devices()?;
         config.validate()?;
+        config.check_folder()?;
         let config = config.resolved(&bars)?;
         // Told before hours of sampling, not after.
         config.model.source()?.unadapted()?;
@@ -202,6 +203,7 @@ pub(super) fn finish(config: &Config, shard: Shard, global: &Global, bars: &Bars
     }
     // Before anything is fetched.
     config.validate()?;
+    config.check_folder()?;
     let config = &config.clone().resolved(bars)?;
     let device = generate(config, &devices, shard, bars)?;
     let summary = run_all(config, &Options { device, shard }, bars)?;

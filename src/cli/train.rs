@@ -13,6 +13,7 @@ use crate::{
     Result,
     config::{self, Config, named},
     demo::embedded::is_embedded,
+    lock::check_folder,
     sampling::acceptance::PAPER_THRESHOLD,
     train::{self, Loss, Online, Options},
 };
@@ -109,6 +110,7 @@ impl Train {
             settings.online = Some(Online { encoder: encoder.clone(), threshold, gamma });
         }
         settings.projector |= self.projector_learning_rate.is_some();
+        check_folder(&self.out)?;
         let device = global.device()?;
         let bars = Bars::new(global);
         config.model.path = named::model(&config.model.path, &bars)?;

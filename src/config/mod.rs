@@ -276,6 +276,31 @@ impl Config {
         Ok(Self { model, ..self.clone() })
     }
 
+    /// Names of files that the JSON and databases of a run could not hold.
+    fn check_names(&self) -> Result<()> {
+        let mut odd = None;
+        self.clone().visit_paths(&mut |path, _| {
+            if path.to_str().is_none() {
+                odd.get_or_insert(path.clone());
+            }
+        });
+        match odd {
+            None => Ok(()),
+            Some(path) => {
+                let message = "is no UTF-8 text, which run.json could not hold; use a name that is";
+                Err(Error::invalid(path, "", message))
+            }
+        }
+    }
+
+    /// Checks that the run folder can hold a run, and makes it. Called before models are fetched or read.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to, or whose file system has no locks; the message says what to do.
+    pub fn check_folder(&self) -> Result<()> {
+        crate::lock::check_folder(&self.run.out)
+    }
+
     /// Checks everything that can be checked without opening other files.
     ///
     /// # Errors
@@ -284,6 +309,7 @@ impl Config {
         let invalid = |field: &str, message: String| {
             Err(Error::invalid("configuration", format!("field {field}"), message))
         };
+        self.check_names()?;
         for (field, path) in [("model.path", &self.model.path), ("data.file", &self.data.file)] {
             if path.as_os_str().is_empty() {
                 return invalid(
@@ -356,12 +382,16 @@ pub fn check_thresholds(thresholds: &[f64]) -> Result<()> {
                 format!("is {threshold}, expected a cosine in [-1, 1]"),
             ));
         }
-        if thresholds[..i].contains(&threshold) {
-            return Err(Error::invalid(
-                "configuration",
-                field(i),
-                format!("{threshold} is given twice"),
-            ));
+        let text = threshold_text(threshold);
+        if let Some(other) = thresholds[..i].iter().find(|other| threshold_text(**other) == text) {
+            let message = match *other == threshold {
+                true => format!("{threshold} is given twice"),
+                false => format!(
+                    "is {threshold}, and {other} is there already: both are {text} in the names of cells, which \
+                     have four decimals; leave one out"
+                ),
+            };
+            return Err(Error::invalid("configuration", field(i), message));
         }
     }
     Ok(())
@@ -369,9 +399,13 @@ pub fn check_thresholds(thresholds: &[f64]) -> Result<()> {
 
 /// The name of a cell: of its folder in `cells`, and in tables.
 pub(crate) fn label(encoder: &str, threshold: f64) -> String {
+    format!("{}__{}", safe_name(encoder), threshold_text(threshold))
+}
+
+/// An encoder's name as folders have it: other characters than letters, digits and `._-` become `_`.
+pub(crate) fn safe_name(encoder: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
-    let name: String = encoder.chars().map(safe).collect();
-    format!("{name}__{}", threshold_text(threshold))
+    encoder.chars().map(safe).collect()
 }
 
 /// Two to four decimals: 0.90, 0.975, 0.9725.

@@ -57,10 +57,10 @@ fn place(path: &Path, kind: Kind, progress: &dyn Progress) -> Result<PathBuf> {
 /// a service of this process, any other is a model at `OPENAI_BASE_URL`.
 ///
 /// # Errors
-/// As [`Service::start`].
+/// As [`Service::start`] and [`Endpoint::from_env`].
 pub fn judge(model: &str) -> Result<(Judge, Option<Service>)> {
     if model != judge::MODEL {
-        return Ok((Judge::new(Endpoint::from_env(model)), None));
+        return Ok((Judge::new(Endpoint::from_env(model)?), None));
     }
     let service = Service::start(0)?;
     Ok((Judge::new(Endpoint::new(service.url(), model, None)), Some(service)))

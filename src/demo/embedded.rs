@@ -1,9 +1,11 @@
 //! The demo's checkpoints and scenes as files: unpacked once into the user's cache, then like any other.
 
+#[cfg(feature = "demo")]
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 #[cfg(feature = "demo")]
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 
 #[cfg(feature = "demo")]
 use include_dir::{Dir, include_dir};
@@ -57,7 +59,8 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(models()?.join(path))
 }
 
-/// Where the user's caches lie: `BDHS_CACHE`, else `bdhs` in `XDG_CACHE_HOME` or `~/.cache`, else in the temporary folder.
+/// Where the user's caches lie: `BDHS_CACHE`, else `bdhs` in `XDG_CACHE_HOME` or `~/.cache`, else in the temporary folder, where other
+/// users can make a folder of that name: [`made_once`] looks whose it is.
 fn cache() -> PathBuf {
     let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     folder("BDHS_CACHE")
@@ -86,14 +89,40 @@ fn models() -> Result<PathBuf> {
 /// The folder that holds the demo's five checkpoints.
 #[cfg(feature = "demo")]
 fn models() -> Result<PathBuf> {
-    made_once(&cache().join(format!("demo-models-{}", *MODELS_HASH)), |dir| {
+    let dir = made_once(&cache().join(format!("demo-models-{}", *MODELS_HASH)), |dir| {
         for (path, content) in files(&MODELS) {
             let path = dir.join(path);
             folder::create(path.parent().unwrap_or(dir))?;
             fs::write(&path, content).map_err(Error::io(&path))?;
         }
         Ok(())
-    })
+    })?;
+    // Once a process.
+    static CHECKED: LazyLock<Mutex<BTreeSet<PathBuf>>> = LazyLock::new(Mutex::default);
+    let known = |dir: &PathBuf| CHECKED.lock().is_ok_and(|known| known.contains(dir));
+    if !known(&dir) {
+        check(&dir, &files(&MODELS))?;
+        if let Ok(mut known) = CHECKED.lock() {
+            known.insert(dir.clone());
+        }
+    }
+    Ok(dir)
+}
+
+/// Checks that a cached folder holds these files, byte for byte.
+#[cfg(feature = "demo")]
+fn check(dir: &Path, wanted: &[(&Path, &[u8])]) -> Result<()> {
+    for (path, content) in wanted {
+        let path = dir.join(path);
+        if fs::read(&path).ok().as_deref() != Some(*content) {
+            let message = format!(
+                "is not the file that this program holds; delete the folder {}, which is then made again",
+                dir.display()
+            );
+            return Err(Error::invalid(path, "", message));
+        }
+    }
+    Ok(())
 }
 
 /// Every file below a folder, with its content.
@@ -180,7 +209,7 @@ fn yes_no(scene: &Scene, dice: &mut Dice) -> (String, String) {
 /// Fills a folder under another name and gives it its own when it is whole, so that it is never seen in part.
 fn made_once(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     if dir.is_dir() {
-        return Ok(dir.to_owned());
+        return own(dir);
     }
     let part = dir.with_extension(format!("part-{}", std::process::id()));
     fill(&part)?;
@@ -189,8 +218,63 @@ fn made_once(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathB
         // Another process was quicker; its folder has the same content.
         Err(_) if dir.is_dir() => {
             fs::remove_dir_all(&part).map_err(Error::io(&part))?;
-            Ok(dir.to_owned())
+            own(dir)
         }
         Err(error) => Err(Error::io(dir)(error)),
+    }
+}
+
+/// A cached folder that this user or the administrator has made.
+#[cfg(unix)]
+fn own(dir: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::metadata(dir).map_err(Error::io(dir))?;
+    // SAFETY: the call has no precondition and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    if ![user, 0].contains(&found.uid()) && user != 0 {
+        let message = "belongs to another user, expected a folder of your own; name another cache with BDHS_CACHE";
+        return Err(Error::invalid(dir, "", message));
+    }
+    Ok(dir.to_owned())
+}
+
+#[cfg(not(unix))]
+fn own(dir: &Path) -> Result<PathBuf> {
+    Ok(dir.to_owned())
+}
+
+#[cfg(all(test, feature = "demo"))]
+mod tests {
+    use std::fs;
+
+    use super::{MODELS, check, files, made_once};
+
+    /// A cached file that was changed, cut or removed is named.
+    #[test]
+    fn a_cache_is_what_this_program_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("cache");
+        let wanted = files(&MODELS);
+        made_once(&cache, |dir| {
+            for (path, content) in &wanted {
+                fs::create_dir_all(dir.join(path).parent().unwrap()).unwrap();
+                fs::write(dir.join(path), content).unwrap();
+            }
+            Ok(())
+        })
+        .unwrap();
+        check(&cache, &wanted).unwrap();
+        let (path, content) =
+            wanted.iter().find(|(path, _)| path.ends_with("config.json")).unwrap();
+        let mut other = content.to_vec();
+        other[3] ^= 1;
+        for changed in [Some(other), Some(content[..9].to_vec()), None] {
+            match changed {
+                Some(bytes) => fs::write(cache.join(path), bytes).unwrap(),
+                None => fs::remove_file(cache.join(path)).unwrap(),
+            }
+            let text = check(&cache, &wanted).unwrap_err().to_string();
+            assert!(text.contains("config.json") && text.contains("delete the folder"), "{text}");
+        }
     }
 }

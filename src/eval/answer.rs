@@ -9,8 +9,6 @@
 use std::{
     cell::RefCell,
     collections::{HashMap, HashSet},
-    fs::File,
-    io::{Seek, Write},
     path::{Path, PathBuf},
 };
 
@@ -19,11 +17,12 @@ use serde_json::{Value, json};
 use super::{
     Files, Metric, Settings,
     evaluate::open,
-    folder::{IMAGES, append, claim, find_image},
+    folder::{IMAGES, claim, find_image},
 };
 use crate::{
     Error, Result,
-    engine::{Answerer, Answering, Images, Progress, Question},
+    append::AppendFile,
+    engine::{Answer, Answerer, Answering, Images, Progress, Question},
     files::write_file,
     models::Model,
 };
@@ -77,16 +76,18 @@ pub fn answer_items(
         "seed": answering.seed,
         IMAGES: images,
     });
-    claim(&out.join("run.json"), &run)?;
     let path = out.join("predictions.jsonl");
-    let (mut file, known) = reopen(&path)?;
-    let open = |i: usize| !known.contains(&items[i].id);
+    // A second process that answers the same questions hears of it here.
+    let (mut file, rows) = AppendFile::open(&path)?;
+    claim(&out.join("run.json"), &run)?;
+    let known: HashSet<&str> =
+        rows.iter().filter_map(|(_, row)| row["question_id"].as_str()).collect();
+    let open = |i: usize| !known.contains(items[i].id.as_str());
     let answerer = Answerer { model, answering, images: &mut features.borrow_mut() };
     answerer.answer(&questions, &open, progress, |answers| {
-        let mut rows = String::new();
-        for answer in answers {
+        let row = |answer: &Answer| {
             let item = &items[answer.question];
-            let row = json!({
+            json!({
                 "question_id": item.id,
                 "image": item.image,
                 "prompt": item.prompt,
@@ -94,10 +95,10 @@ pub fn answer_items(
                 "model_id": name,
                 "tokens": answer.tokens,
                 "stop": answer.stop,
-            });
-            rows.push_str(&format!("{row}\n"));
-        }
-        file.write_all(rows.as_bytes()).and_then(|()| file.sync_data()).map_err(Error::io(&path))
+            })
+        };
+        let rows: Vec<Value> = answers.iter().map(row).collect();
+        file.append(&rows)
     })?;
     in_order(&path, items.iter().map(|item| item.id.as_str()))?;
     Ok(path)
@@ -122,22 +123,4 @@ fn in_order<'a>(path: &Path, ids: impl Iterator<Item = &'a str>) -> Result<()> {
     rows.sort_by_key(|(place, _)| *place);
     let sorted: String = rows.into_iter().map(|(_, line)| format!("{line}\n")).collect();
     write_file(path, sorted.as_bytes())
-}
-
-/// Opens a file of rows to go on with, and the ids it has. A last row without its line end was cut off and is dropped.
-fn reopen(path: &Path) -> Result<(File, HashSet<String>)> {
-    let mut file = append(path)?;
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let whole = text.rfind('\n').map_or(0, |end| end + 1);
-    file.set_len(whole as u64)
-        .and_then(|()| file.seek(std::io::SeekFrom::End(0)))
-        .map_err(Error::io(path))?;
-    let mut known = HashSet::new();
-    for (row, line) in text[..whole].lines().zip(1..) {
-        let value: Value = serde_json::from_str(row).map_err(|error| {
-            Error::invalid(path, format!("line {line}"), format!("is not valid JSON: {error}"))
-        })?;
-        known.extend(value["question_id"].as_str().map(str::to_owned));
-    }
-    Ok((file, known))
 }

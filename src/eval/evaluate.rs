@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Benchmark, Files, Given, Item, ItemScore, Metric, Protocol, Scored, Settings, Unit,
+    Benchmark, Files, Given, Item, ItemScore, Metric, Protocol, Replies, Scored, Settings, Unit,
     folder::find_image,
     join,
     judge::{self, Cost, Judge, Work},
@@ -31,6 +31,13 @@ pub struct Outcome {
     pub details: Map<String, Value>,
     /// Every item, in the benchmark's order.
     pub items: Vec<ItemScore>,
+}
+
+impl Outcome {
+    /// How the judge's replies came out; none for metrics without a judge.
+    pub fn replies(&self) -> Option<Replies> {
+        serde_json::from_value(self.details.get("replies")?.clone()).ok()
+    }
 }
 
 /// Where answers and replies come from.
@@ -81,10 +88,32 @@ pub fn evaluate(
         scored.details.insert("data".into(), label.as_str().into());
     }
     if metric.spec().judged {
+        let replies = Replies::of(&given, &scored);
+        some_grade(&replies, &given, &sources.replies[0])?;
+        scored.details.insert("unparsed".into(), replies.no_grade.into());
+        scored.details.insert("replies".into(), json!(replies));
         scored.details.insert("judge_models".into(), judges(&given));
         scored.details.insert("official_prompt".into(), benchmark.official_prompt().into());
     }
     outcome(metric, settings, scored, counts)
+}
+
+/// A score of replies of which none holds a grade would say nothing about the answers.
+fn some_grade(replies: &Replies, given: &Given, path: &Path) -> Result<()> {
+    if replies.total == 0 || replies.no_grade < replies.total {
+        return Ok(());
+    }
+    let first = given.replies.iter().flatten().flatten().next();
+    let first: String = first.map_or("", |reply| &reply.content).chars().take(100).collect();
+    let what = if replies.cut > 0 {
+        "where a model thinks before it answers, give it more tokens (--judge-max-tokens N, with another --out)"
+    } else {
+        "the model does not answer in the form that the prompt asks for; ask another one (with another --out), or choose another --protocol"
+    };
+    let message = format!(
+        "no reply holds a grade, so there is no score: {replies}; the first reads {first:?}; {what}"
+    );
+    Err(Error::invalid(path, "", message))
 }
 
 /// Asks a judge about a prediction file's answers; returns the file of replies and what it has cost. Images of vision judges are
@@ -168,7 +197,8 @@ fn gather(
         let expected = "a file of the judge's replies";
         return Err(Error::argument(spec.name, "--judge-replies", "not given", expected));
     }
-    given.replies = replies::read(&sources.replies, items)?;
+    let found = replies::read(&sources.replies, items)?;
+    (given.replies, given.failed) = (found.runs, found.failed);
     for (run, replies) in given.replies.iter().enumerate() {
         let absent: Vec<&str> = items
             .iter()

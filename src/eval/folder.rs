@@ -1,6 +1,5 @@
-//! The files of a folder of answers or replies: what it was made with, rows that are appended, images by name.
+//! The files of a folder of answers or replies: what it was made with, images by name.
 
-use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -31,12 +30,6 @@ pub(super) fn claim(path: &Path, run: &Value) -> Result<()> {
             Err(Error::Store { path: path.into(), message })
         }
     }
-}
-
-/// Opens a file for appending; it is made if it is missing.
-pub(super) fn append(path: &Path) -> Result<File> {
-    let open = OpenOptions::new().create(true).append(true).read(true).open(path);
-    open.map_err(Error::io(path))
 }
 
 /// The file of an image that a benchmark names by file name, address or id.

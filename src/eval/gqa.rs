@@ -11,7 +11,7 @@
 //! binary.
 
 use serde::Deserialize;
-use serde_json::{Map, json};
+use serde_json::json;
 
 use super::{
     Benchmark, Files, Given, Input, Item, ItemScore, Metric, Protocol, Scored, Settings, Spec,
@@ -151,12 +151,14 @@ impl Metric for Gqa {
     }
 
     fn statistics(&self, _protocol: Protocol, cells: &Cells) -> Vec<Statistic> {
-        let mut list = vec![Statistic::ratio("accuracy", cells, ("right", "n"), 100.0)];
+        let mut list =
+            vec![Statistic::ratio("accuracy", cells, ("right", "n"), 100.0).within(0.0, 100.0)];
         for axis in ["kind", "structural", "semantic"] {
             for group in cells.groups(axis, "n") {
                 let names = (format!("{axis}/{group}/right"), format!("{axis}/{group}/n"));
                 let name = format!("accuracy/{axis}/{group}");
-                list.push(Statistic::ratio(name, cells, (&names.0, &names.1), 100.0));
+                let ratio = Statistic::ratio(name, cells, (&names.0, &names.1), 100.0);
+                list.push(ratio.within(0.0, 100.0));
             }
         }
         list
@@ -203,6 +205,6 @@ impl Benchmark for Questions {
                 }
             })
             .collect();
-        Ok(Scored { items, details: Map::new() })
+        Ok(Scored { items, ..Scored::default() })
     }
 }

@@ -9,7 +9,12 @@ use std::path::Path;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde_json::{Map, Value, json};
 
-use super::{Outcome, compare::Comparison, summary::Summary};
+use super::{
+    Outcome, Unit,
+    compare::Comparison,
+    intervals::{p_text, seen},
+    summary::Summary,
+};
 use crate::{Error, Result, files::AtomicFile};
 
 /// lmms-eval's task of a metric, and its names for statistics with what our values are divided by.
@@ -168,8 +173,9 @@ impl Outcome {
             .map(|(name, count)| format!("{} {count}", name.replace('_', " ")))
             .collect();
         let data = self.details.get("data").and_then(Value::as_str);
+        let replies = self.replies().map_or(String::new(), |replies| format!("\njudge: {replies}"));
         format!(
-            "{} under {}{}\n{}\n{}, {} resampled units",
+            "{} under {}{}\n{}\n{}, {} resampled units{replies}",
             self.metric,
             self.protocol,
             data.map_or(String::new(), |data| format!(", on {data}")),
@@ -202,14 +208,19 @@ impl Summary {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        format!("{} on {}, rho {}\n{table}", self.model, self.data, self.rho)
+        let replies: String = self
+            .metrics
+            .iter()
+            .filter_map(|row| Some(format!("\n{}: {}", row.metric, row.replies?)))
+            .collect();
+        format!("{} on {}, rho {}\n{table}{replies}", self.model, self.data, self.rho)
     }
 }
 
 impl Comparison {
     /// Statistics of both and their difference, for people.
     pub fn table(&self) -> String {
-        let mut table = new_table(&["score", "a", "b", "b - a", "95 % low", "high", "p"]);
+        let mut table = new_table(&["score", "a", "b", "b - a", "95 % low", "high", "p", "sees"]);
         for (name, change) in &self.scores {
             let difference = |field: &str| number(&change["difference"][field]);
             table.add_row([
@@ -219,12 +230,41 @@ impl Comparison {
                 difference("value"),
                 difference("low"),
                 difference("high"),
-                number(&change["p"]),
+                change["p"].as_f64().map_or("-".to_owned(), |p| p_text(p, self.resamples)),
+                change["difference"]["stderr"]
+                    .as_f64()
+                    .map_or("-".to_owned(), |stderr| format!("{:.2}", seen(stderr, 1))),
             ]);
         }
-        let mut text = format!("{} under {}\n{}\n", self.metric, self.protocol, align(table, 7));
-        for (name, values) in &self.settings {
+        let mut text = format!("{} under {}\n{}\n", self.metric, self.protocol, align(table, 8));
+        for (name, values) in
+            self.settings.iter().filter(|(name, _)| !self.cautions.contains_key(*name))
+        {
             text.push_str(&format!("setting {name} differs: {} and {}\n", values[0], values[1]));
+        }
+        for (name, values) in &self.cautions {
+            let both = format!("{} and {}", values[0], values[1]);
+            text.push_str(&format!(
+                "caution: {name} differs, which is no difference of the models: {both}\n"
+            ));
+        }
+        let unit = match self.unit {
+            Unit::Image => "images, each with all its questions",
+            Unit::Item => {
+                "single items; where items share an image, p-values are too small (--unit image)"
+            }
+        };
+        let first = self.scores.keys().next().map_or("", String::as_str);
+        let tests = self.scores.len();
+        text.push_str(&format!(
+            "{} units: {unit}; {} resamples; sees: the difference that this many units show with 80 % power\n",
+            self.units, self.resamples
+        ));
+        if tests > 1 {
+            text.push_str(&format!(
+                "{tests} tests side by side: some p-values below 0.05 are expected by chance; {first} is the score, the \
+                 others describe it\n"
+            ));
         }
         text.push_str(&format!("{} of {} items differ", self.differing.len(), self.items));
         text

@@ -338,7 +338,7 @@ impl Benchmark for Questions {
     }
 
     fn score(&self, given: &Given) -> Result<Scored> {
-        let mut unparsed = 0u64;
+        let mut ungraded = Vec::new();
         let mut items = Vec::with_capacity(self.items.len());
         for (i, item) in self.items.iter().enumerate() {
             let mut cells = Additions::default();
@@ -346,7 +346,8 @@ impl Benchmark for Questions {
             for (run, replies) in given.replies.iter().enumerate() {
                 let reply = Given::reply(replies, i);
                 let found = self.read(item, run, reply)?;
-                unparsed += u64::from(matches!(found, None | Some([-1.0, -1.0])));
+                let none = matches!(found, None | Some([-1.0, -1.0]));
+                ungraded.extend(none.then_some((i, run)));
                 pairs.push(found);
                 let Some([reference, model]) = found else { continue };
                 for group in ["all", &item.category] {
@@ -366,9 +367,8 @@ impl Benchmark for Questions {
             });
         }
         let mut details = Map::new();
-        details.insert("unparsed".into(), unparsed.into());
         details.insert("runs".into(), self.runs(&items, given.replies.len()));
-        Ok(Scored { items, details })
+        Ok(Scored { items, ungraded, details })
     }
 }
 

@@ -12,7 +12,7 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{
     Benchmark, Files, Given, Input, Item, ItemScore, Metric, Protocol, Scored, Settings, Spec,
@@ -180,18 +180,21 @@ impl Metric for MmHal {
 
     fn statistics(&self, _protocol: Protocol, cells: &Cells) -> Vec<Statistic> {
         let mut list = vec![
-            Statistic::ratio("rating", cells, ("sum", "n"), 1.0),
-            Statistic::ratio("hallucination_rate", cells, ("hallucinated", "n"), 1.0),
-            Statistic::ratio("informativeness", cells, ("informative", "n"), 100.0 / 3.0),
-            Statistic::ratio("helpfulness", cells, ("informative", "n"), 1.0),
+            Statistic::ratio("rating", cells, ("sum", "n"), 1.0).within(0.0, 6.0),
+            Statistic::ratio("hallucination_rate", cells, ("hallucinated", "n"), 1.0)
+                .within(0.0, 1.0),
+            Statistic::ratio("informativeness", cells, ("informative", "n"), 100.0 / 3.0)
+                .within(0.0, 100.0),
+            Statistic::ratio("helpfulness", cells, ("informative", "n"), 1.0).within(0.0, 3.0),
         ];
         for group in cells.groups("type", "n") {
             let names = ["sum", "hallucinated", "n"].map(|cell| format!("type/{group}/{cell}"));
             let mean = (names[0].as_str(), names[2].as_str());
             let rate = (names[1].as_str(), names[2].as_str());
-            list.push(Statistic::ratio(format!("rating/{group}"), cells, mean, 1.0));
+            let rating = Statistic::ratio(format!("rating/{group}"), cells, mean, 1.0);
+            list.push(rating.within(0.0, 6.0));
             let name = format!("hallucination_rate/{group}");
-            list.push(Statistic::ratio(name, cells, rate, 1.0));
+            list.push(Statistic::ratio(name, cells, rate, 1.0).within(0.0, 1.0));
         }
         list
     }
@@ -253,18 +256,18 @@ impl Benchmark for Questions {
     }
 
     fn score(&self, given: &Given) -> Result<Scored> {
-        let mut unparsed = 0u64;
+        let mut ungraded = Vec::new();
         let mut items = Vec::with_capacity(self.items.len());
         for (i, item) in self.items.iter().enumerate() {
             let mut cells = Additions::default();
             let (mut ratings, mut known) = (Vec::new(), Vec::new());
-            for replies in &given.replies {
+            for (run, replies) in given.replies.iter().enumerate() {
                 let reply = Given::reply(replies, i);
                 let found = match self.protocol {
                     Protocol::Strict => strict(reply),
                     _ => rating(reply),
                 };
-                unparsed += u64::from(found.is_none());
+                ungraded.extend(found.is_none().then_some((i, run)));
                 ratings.push(found);
                 if found.is_none() && self.protocol == Protocol::Strict {
                     continue;
@@ -294,8 +297,6 @@ impl Benchmark for Questions {
                 ..ItemScore::of(item, given, i)
             });
         }
-        let mut details = Map::new();
-        details.insert("unparsed".into(), unparsed.into());
-        Ok(Scored { items, details })
+        Ok(Scored { items, ungraded, ..Scored::default() })
     }
 }

@@ -183,6 +183,7 @@ impl Metric for MmVet {
                 let totals = pairs.iter().map(|[sum, n]| 100.0 * at(sums, *sum) / at(sums, *n));
                 totals.sum::<f64>() / pairs.len() as f64
             })
+            .within(0.0, 100.0)
         };
         let runs_of = |prefix: &str| {
             let mut found: Vec<String> = Vec::new();
@@ -273,7 +274,7 @@ impl Benchmark for Questions {
     }
 
     fn score(&self, given: &Given) -> Result<Scored> {
-        let mut unparsed = 0u64;
+        let mut ungraded = Vec::new();
         let mut items = Vec::with_capacity(self.items.len());
         for (i, item) in self.items.iter().enumerate() {
             let mut cells = Additions::default();
@@ -292,7 +293,7 @@ impl Benchmark for Questions {
                     );
                     return Err(Error::invalid("replies", format!("item {}", item.id), message));
                 }
-                unparsed += u64::from(found.is_none());
+                ungraded.extend(found.is_none().then_some((i, run)));
                 grades.push(found);
                 let value = match (found, self.protocol) {
                     (None, Protocol::Strict) => continue,
@@ -314,9 +315,8 @@ impl Benchmark for Questions {
             });
         }
         let mut details = Map::new();
-        details.insert("unparsed".into(), unparsed.into());
         details.insert("reported".into(), reported(&items, given.replies.len()));
-        Ok(Scored { items, details })
+        Ok(Scored { items, ungraded, details })
     }
 }
 

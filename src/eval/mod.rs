@@ -14,6 +14,7 @@ mod evaluate;
 mod files;
 pub mod folder;
 pub mod gqa;
+pub mod intervals;
 pub mod join;
 pub mod judge;
 pub mod layout;
@@ -23,7 +24,7 @@ pub mod mmvet;
 pub mod pope;
 mod python;
 pub mod recall_coco;
-mod replies;
+pub mod replies;
 mod rows;
 pub mod run;
 mod settings;
@@ -36,7 +37,7 @@ use serde_json::{Map, Value};
 
 pub use evaluate::{Outcome, Sources, ask_judge, evaluate};
 pub use files::{Files, Input};
-pub use replies::Reply;
+pub use replies::{Replies, Reply};
 pub use settings::{Protocol, Settings, Singular, Unit};
 
 use crate::{Error, Result};
@@ -108,6 +109,8 @@ impl ItemScore {
 pub struct Scored {
     /// In the benchmark's order.
     pub items: Vec<ItemScore>,
+    /// For judged sets: item and run of each reply in which the protocol finds no grade.
+    pub ungraded: Vec<(usize, usize)>,
     /// What the metric reports beside its statistics.
     pub details: Map<String, Value>,
 }
@@ -119,6 +122,8 @@ pub struct Given {
     pub answers: Vec<Option<String>>,
     /// For judged sets: a list an item for each run of the judge.
     pub replies: Vec<Vec<Option<Reply>>>,
+    /// Requests that were no reply, as the files of replies know them.
+    pub failed: u64,
 }
 
 impl Given {

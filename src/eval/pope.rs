@@ -101,13 +101,13 @@ impl Metric for Pope {
         let mut list = Vec::new();
         let over_all = |name: &str, value: Share| {
             let total = total.clone();
-            Statistic::new(name, move |sums| 100.0 * value(total(sums)))
+            Statistic::new(name, move |sums| 100.0 * value(total(sums))).within(0.0, 100.0)
         };
         if pooled {
             list.push(over_all("f1_pooled", f1));
-            list.push(Statistic::new("f1", mean));
+            list.push(Statistic::new("f1", mean).within(0.0, 100.0));
         } else {
-            list.push(Statistic::new("f1", mean));
+            list.push(Statistic::new("f1", mean).within(0.0, 100.0));
             list.push(over_all("f1_pooled", f1));
         }
         list.push(over_all("accuracy", accuracy));
@@ -123,9 +123,9 @@ impl Metric for Pope {
                 ("yes_ratio", yes_ratio),
             ];
             for (name, value) in each {
-                list.push(Statistic::new(format!("{name}/{split}"), move |sums| {
-                    100.0 * value(counts.sums(sums))
-                }));
+                let share = move |sums: &[f64]| 100.0 * value(counts.sums(sums));
+                let statistic = Statistic::new(format!("{name}/{split}"), share);
+                list.push(statistic.within(0.0, 100.0));
             }
         }
         list
@@ -417,7 +417,7 @@ impl Benchmark for Questions {
         let mut details = Map::new();
         details.insert("unparsed".into(), unparsed.into());
         details.insert("splits".into(), confusion(&items));
-        Ok(Scored { items, details })
+        Ok(Scored { items, details, ..Scored::default() })
     }
 }
 

@@ -9,10 +9,12 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Item,
+    Given, Item, Scored,
+    judge::{graded, text_of},
     rows::{self, Rows},
 };
 use crate::{
@@ -20,30 +22,108 @@ use crate::{
     data::json::{Object, kind},
 };
 
+/// Why a reply ended that reached its limit of tokens.
+const LENGTH: &str = "length";
+
 /// What a judge wrote about one answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
-    /// The text, unchanged.
+    /// What rules read: the text without its thoughts and fence ([`graded`]), otherwise unchanged.
     pub content: String,
     /// The model that the service named.
     pub model: Option<String>,
+    /// It ended because its limit of tokens was reached.
+    pub cut: bool,
+    /// It was asked for without a temperature, which the service does not take.
+    pub no_temperature: bool,
+}
+
+/// How a judge's replies came out: what stands next to every judged score.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replies {
+    /// One an item and run.
+    pub total: u64,
+    /// Of these, in which the protocol finds no grade.
+    pub no_grade: u64,
+    /// Of those without a grade, cut by their limit of tokens.
+    pub cut: u64,
+    /// Requests that failed; they were asked again.
+    pub failed: u64,
+    /// Replies to requests without a temperature, since the service takes none.
+    pub no_temperature: u64,
+}
+
+impl Replies {
+    /// Counts what was scored.
+    pub(super) fn of(given: &Given, scored: &Scored) -> Self {
+        let reply = |&(item, run): &(usize, usize)| given.replies[run][item].as_ref();
+        let all = || given.replies.iter().flatten().flatten();
+        Self {
+            total: all().count() as u64,
+            no_grade: scored.ungraded.len() as u64,
+            cut: scored.ungraded.iter().filter_map(reply).filter(|reply| reply.cut).count() as u64,
+            failed: given.failed,
+            no_temperature: all().filter(|reply| reply.no_temperature).count() as u64,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Replies {
+    fn add_assign(&mut self, more: Self) {
+        self.total = self.total.saturating_add(more.total);
+        self.no_grade = self.no_grade.saturating_add(more.no_grade);
+        self.cut = self.cut.saturating_add(more.cut);
+        self.failed = self.failed.saturating_add(more.failed);
+        self.no_temperature = self.no_temperature.saturating_add(more.no_temperature);
+    }
+}
+
+impl std::fmt::Display for Replies {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { total, no_grade, cut, failed, no_temperature } = *self;
+        write!(f, "{total} replies, {no_grade} without a grade")?;
+        if cut > 0 {
+            write!(f, " ({cut} cut by their limit of tokens)")?;
+        }
+        write!(f, ", {failed} failed requests")?;
+        if no_temperature > 0 {
+            write!(f, ", {no_temperature} asked without a temperature, which the service refuses")?;
+        }
+        Ok(())
+    }
+}
+
+/// What reply files hold.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Runs, each with a reply an item.
+    pub runs: Vec<Vec<Option<Reply>>>,
+    /// Rows of requests that failed.
+    pub failed: u64,
 }
 
 /// Reads reply files. A file may hold several runs; the runs of several files follow one another.
 ///
 /// # Errors
 /// If a file cannot be read or is of none of the kinds, a reply is for no item or there twice; the message names line and id.
-pub(super) fn read(paths: &[PathBuf], items: &[Item]) -> Result<Vec<Vec<Option<Reply>>>> {
-    let mut runs = Vec::new();
+pub(super) fn read(paths: &[PathBuf], items: &[Item]) -> Result<Found> {
+    let mut found = Found::default();
     for path in paths {
-        runs.extend(read_file(path, items)?);
+        let more = read_file(path, items)?;
+        found.runs.extend(more.runs);
+        found.failed += more.failed;
     }
-    Ok(runs)
+    Ok(found)
 }
 
-fn read_file(path: &Path, items: &[Item]) -> Result<Vec<Vec<Option<Reply>>>> {
-    let mut store =
-        Store { items, path, runs: Vec::new(), places: HashMap::new(), attempts: HashMap::new() };
+fn read_file(path: &Path, items: &[Item]) -> Result<Found> {
+    let mut store = Store {
+        items,
+        path,
+        found: Found::default(),
+        places: HashMap::new(),
+        attempts: HashMap::new(),
+    };
     for (i, item) in items.iter().enumerate() {
         store.places.insert(&item.id, i);
     }
@@ -62,16 +142,16 @@ fn read_file(path: &Path, items: &[Item]) -> Result<Vec<Vec<Option<Reply>>>> {
             }
         }
     }
-    if store.runs.is_empty() {
+    if store.found.runs.is_empty() {
         return Err(Error::invalid(path, "", "has no replies, expected one an item"));
     }
-    Ok(store.runs)
+    Ok(store.found)
 }
 
 struct Store<'a> {
     items: &'a [Item],
     path: &'a Path,
-    runs: Vec<Vec<Option<Reply>>>,
+    found: Found,
     places: HashMap<&'a str, usize>,
     /// The last attempt read of each item and run, where rows number them.
     attempts: HashMap<(String, usize), u64>,
@@ -87,10 +167,11 @@ impl Store<'_> {
             let message = format!("field run is {run}, expected below 1000");
             return Err(Error::invalid(self.path, at, message));
         }
-        while self.runs.len() <= run {
-            self.runs.push(vec![None; self.items.len()]);
+        let runs = &mut self.found.runs;
+        while runs.len() <= run {
+            runs.push(vec![None; self.items.len()]);
         }
-        if self.runs[run][place].replace(reply).is_some() {
+        if runs[run][place].replace(reply).is_some() {
             let message = format!("is a second reply about {id:?} in run {run}, expected one");
             return Err(Error::invalid(self.path, at, message));
         }
@@ -99,7 +180,8 @@ impl Store<'_> {
 
     /// A row of ours or of LLaVA's reviews.
     fn row(&mut self, object: &Object) -> Result<()> {
-        if object.get("kind").is_some_and(|kind| kind != "reply") {
+        if let Some(kind) = object.get("kind").filter(|kind| *kind != "reply") {
+            self.found.failed += u64::from(kind == "failure");
             return Ok(());
         }
         let field = if object.get("question_id").is_some() { "question_id" } else { "id" };
@@ -129,11 +211,17 @@ impl Store<'_> {
             if attempt > *last {
                 *last = attempt;
                 if let Some(&place) = self.places.get(id.as_str()) {
-                    self.runs[run][place] = None;
+                    self.found.runs[run][place] = None;
                 }
             }
         }
-        self.put(format!("line {}", object.line), &id, run, Reply { content, model })
+        let reply = Reply {
+            content: graded(&content).to_owned(),
+            model,
+            cut: object.get("finish").is_some_and(|finish| finish == LENGTH),
+            no_temperature: object.fields().get("temperature").is_some_and(Value::is_null),
+        };
+        self.put(format!("line {}", object.line), &id, run, reply)
     }
 
     /// One item's lists of MM-Vet's grade file.
@@ -149,7 +237,11 @@ impl Store<'_> {
                 return Err(Error::invalid(self.path, at, message));
             };
             let model = entry.get("model").and_then(|models| models.get(run)?.as_str());
-            let reply = Reply { content: text.to_owned(), model: model.map(str::to_owned) };
+            let reply = Reply {
+                content: graded(text).to_owned(),
+                model: model.map(str::to_owned),
+                ..Reply::default()
+            };
             self.put(at.clone(), id, run, reply)?;
         }
         Ok(())
@@ -166,14 +258,19 @@ impl Store<'_> {
             return Err(Error::invalid(self.path, "", message));
         }
         for (item, object) in self.items.iter().zip(objects) {
-            let message = object.get("choices").and_then(|choices| choices.get(0)?.get("message"));
-            let Some(message) = message else {
+            let choice = object.get("choices").and_then(|choices| choices.get(0));
+            let Some(message) = choice.and_then(|choice| choice.get("message")) else {
                 return Err(object.error("choices[0].message", "is missing, expected the reply"));
             };
             // A refusal has no content; it is a reply that no rule finds a score in.
-            let content = message.get("content").and_then(Value::as_str).unwrap_or_default();
-            let model = object.get("model").and_then(Value::as_str).map(str::to_owned);
-            let reply = Reply { content: content.to_owned(), model };
+            let content = text_of(&message["content"])
+                .map_err(|reason| object.error("choices[0].message.content", reason))?;
+            let reply = Reply {
+                content: graded(&content).to_owned(),
+                model: object.get("model").and_then(Value::as_str).map(str::to_owned),
+                cut: choice.is_some_and(|choice| choice["finish_reason"] == LENGTH),
+                no_temperature: false,
+            };
             self.put(format!("line {}", object.line), &item.id, 0, reply)?;
         }
         Ok(())

@@ -86,6 +86,9 @@ impl Run<'_> {
             sources.replies = vec![path];
         }
         let outcome = evaluate(metric, files, settings, &sources)?;
+        if let Some(replies) = outcome.replies().filter(|replies| replies.no_grade > 0) {
+            callbacks.progress.warn(&format!("{name}: {replies}"));
+        }
         if let Some(folder) = self.out {
             let stem = || sources.predictions.as_deref().and_then(Path::file_stem);
             let named = self.model.map(|(model, _)| model.dir().file_name());
@@ -198,6 +201,7 @@ impl Outcome {
             name: name.clone(),
             score: serde_json::from_value(score.clone()).ok()?,
             items: self.items.len() as u64,
+            replies: self.replies(),
         })
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Protocol, tally::Estimate};
+use super::{Protocol, Replies, tally::Estimate};
 
 /// One model on several metrics.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct Headline {
     pub score: Estimate,
     /// Items.
     pub items: u64,
+    /// How the judge's replies came out; absent for metrics without a judge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replies: Option<Replies>,
 }
 
 /// Name of a [`Summary`] in the folder of its run.

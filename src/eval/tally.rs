@@ -8,12 +8,16 @@
 //! `floor(w n / 2^32)` with w the Philox word of (seed, sample r, [`Purpose::Bootstrap`], index i); so intervals do not depend
 //! on threads, and two runs over the same items can be resampled alike ([`paired`]).
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::ItemScore;
+pub use super::intervals::{Estimate, quantile};
+use super::{
+    ItemScore,
+    intervals::{self, Bounds},
+};
 use crate::{
     data::json::Entries,
     ops::philox::{Draws, Purpose},
@@ -101,15 +105,22 @@ pub struct Statistic {
     pub name: String,
     /// Its value; not a number where it is not defined.
     pub value: Box<Formula>,
+    /// The least and the largest value that it can have, where there are bounds.
+    pub scale: Option<[f64; 2]>,
 }
 
 impl Statistic {
-    /// A statistic.
+    /// A statistic without bounds.
     pub fn new(
         name: impl Into<String>,
         value: impl Fn(&[f64]) -> f64 + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), value: Box::new(value) }
+        Self { name: name.into(), value: Box::new(value), scale: None }
+    }
+
+    /// The same with bounds, on which its intervals near them depend.
+    pub fn within(self, low: f64, high: f64) -> Self {
+        Self { scale: Some([low, high]), ..self }
     }
 
     /// `scale * sum of one cell / sum of another`; not a number where the latter is 0.
@@ -176,12 +187,6 @@ impl Tally {
         }
         sums
     }
-
-    fn add(&self, unit: usize, sums: &mut [f64]) {
-        for &(cell, value) in &self.additions[self.starts[unit]..self.starts[unit + 1]] {
-            sums[cell as usize] += value;
-        }
-    }
 }
 
 /// Adds up what goes to the same cell, in order of first use.
@@ -196,29 +201,6 @@ fn merge(additions: Vec<(u32, f64)>) -> Vec<(u32, f64)> {
     merged
 }
 
-/// A statistic with its 95 % interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
-    /// On all items; null if not defined.
-    pub value: Option<f64>,
-    /// 2.5 % quantile over the resamples where the statistic is defined; null without resamples.
-    pub low: Option<f64>,
-    /// 97.5 % quantile.
-    pub high: Option<f64>,
-    /// Standard deviation over the resamples; null with fewer than two.
-    pub stderr: Option<f64>,
-}
-
-impl fmt::Display for Estimate {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match (self.value, self.low, self.high) {
-            (Some(value), Some(low), Some(high)) => write!(f, "{value:.2} [{low:.2}, {high:.2}]"),
-            (Some(value), ..) => write!(f, "{value:.2}"),
-            _ => f.write_str("–"),
-        }
-    }
-}
-
 /// Every statistic with its interval, in order.
 pub fn estimates(
     tally: &Tally,
@@ -226,15 +208,9 @@ pub fn estimates(
     resamples: u32,
     seed: u64,
 ) -> Vec<Estimate> {
-    let sums = tally.sums();
-    let drawn = resampled(&[tally], resamples, seed);
-    statistics
-        .iter()
-        .map(|statistic| {
-            let values = drawn.iter().map(|sums| (statistic.value)(&sums[0])).collect();
-            estimate((statistic.value)(&sums), values)
-        })
-        .collect()
+    let all: Vec<&Statistic> = statistics.iter().collect();
+    let drawn = Resampled::new(&[(tally, all)], resamples, seed);
+    (0..statistics.len()).map(|i| drawn.score(0, i)).collect()
 }
 
 /// Differences `b - a` of the statistics of two runs over the same units, resampled alike; with each its
@@ -245,79 +221,221 @@ pub fn paired(
     resamples: u32,
     seed: u64,
 ) -> Vec<(Estimate, Option<f64>)> {
-    let (whole_a, whole_b) = (a.0.sums(), b.0.sums());
-    let drawn = resampled(&[a.0, b.0], resamples, seed);
-    a.1.iter()
-        .zip(b.1)
-        .map(|(of_a, of_b)| {
-            let difference = |x: &[f64], y: &[f64]| (of_b.value)(y) - (of_a.value)(x);
-            let values: Vec<f64> =
-                drawn.iter().map(|sums| difference(&sums[0], &sums[1])).collect();
-            let whole = difference(&whole_a, &whole_b);
-            let p = two_sided(&values);
-            (estimate(whole, values), p)
-        })
-        .collect()
+    let runs = [a, b].map(|(tally, statistics)| (tally, statistics.iter().collect()));
+    let drawn = Resampled::new(&runs, resamples, seed);
+    (0..a.1.len().min(b.1.len())).map(|i| drawn.difference(&[1], &[0], i)).collect()
 }
 
-/// Twice the smaller share of differences on one side of 0, at most 1; ties count on both sides. With k of n on that side the
-/// value is 2 (k + 1) / (n + 1), which is never 0.
-fn two_sided(values: &[f64]) -> Option<f64> {
-    let n = values.iter().filter(|value| !value.is_nan()).count();
-    let below = values.iter().filter(|value| **value <= 0.0).count();
-    let above = values.iter().filter(|value| **value >= 0.0).count();
-    let p = 2.0 * (below.min(above) + 1) as f64 / (n + 1) as f64;
-    (n > 0).then_some(p.min(1.0))
-}
-
-/// For each resample, the sums of each tally.
-fn resampled(tallies: &[&Tally], resamples: u32, seed: u64) -> Vec<Vec<Vec<f64>>> {
-    let n = tallies[0].units();
-    if n == 0 {
-        return Vec::new();
-    }
-    (0..resamples)
-        .into_par_iter()
-        .map_init(
-            || vec![0u32; n],
-            |words, sample| {
-                let draws = Draws { seed, sample, attempt: 0 };
-                draws.fill(Purpose::Bootstrap, 0, words);
-                let mut sums: Vec<Vec<f64>> =
-                    tallies.iter().map(|tally| vec![0.0; tally.cells.names.len()]).collect();
-                for &word in words.iter() {
-                    let unit = ((u64::from(word) * n as u64) >> 32) as usize;
-                    for (tally, sums) in tallies.iter().zip(&mut sums) {
-                        tally.add(unit, sums);
-                    }
-                }
-                sums
-            },
-        )
-        .collect()
-}
-
-fn estimate(value: f64, mut values: Vec<f64>) -> Estimate {
-    let finite = |value: f64| value.is_finite().then_some(value);
-    values.retain(|value| value.is_finite());
-    values.sort_by(f64::total_cmp);
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    Estimate {
-        value: finite(value),
-        low: quantile(&values, 0.025),
-        high: quantile(&values, 0.975),
-        stderr: if values.len() > 1 { finite(variance.sqrt()) } else { None },
+/// Draws of one resample. The resample is a count for each unit, since one and the same unit adds the same each time.
+fn counts(units: usize, seed: u64, sample: u32, words: &mut [u32], counts: &mut [u32]) {
+    let draws = Draws { seed, sample, attempt: 0 };
+    draws.fill(Purpose::Bootstrap, 0, words);
+    counts.fill(0);
+    for &word in words.iter() {
+        counts[((u64::from(word) * units as u64) >> 32) as usize] += 1;
     }
 }
 
-/// The quantile of sorted values by linear interpolation at position (n - 1) q: NumPy's default. None without values.
-pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
-    let position = (sorted.len().checked_sub(1)? as f64) * q;
-    let below = position.floor();
-    let (a, b) = (sorted[below as usize], sorted[position.ceil() as usize]);
-    let t = position - below;
-    // From the nearer end, as NumPy does, so that t = 1 gives exactly b.
-    Some(if t < 0.5 { a + (b - a) * t } else { b - (b - a) * (1.0 - t) })
+impl Tally {
+    /// Sums over the units, each as often as it was drawn.
+    fn weighted(&self, counts: &[u32], sums: &mut [f64]) {
+        for (unit, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let weight = f64::from(count);
+            for &(cell, value) in &self.additions[self.starts[unit]..self.starts[unit + 1]] {
+                sums[cell as usize] += weight * value;
+            }
+        }
+    }
+
+    /// How many units a statistic is about: those that add to a sum on which it depends.
+    fn units_of(&self, statistic: &Statistic) -> u64 {
+        // Sums of no special values; one that matters changes the value when it is doubled.
+        let mut sums: Vec<f64> =
+            (0..self.cells.names.len()).map(|cell| 3.0 + (0.618 * cell as f64).fract()).collect();
+        let value = (statistic.value)(&sums);
+        let matters: Vec<bool> = (0..sums.len())
+            .map(|cell| {
+                let kept = sums[cell];
+                sums[cell] *= 2.0;
+                let changed = (statistic.value)(&sums);
+                sums[cell] = kept;
+                changed != value
+            })
+            .collect();
+        let about = |unit: usize| {
+            let additions = &self.additions[self.starts[unit]..self.starts[unit + 1]];
+            additions.iter().any(|&(cell, _)| matters[cell as usize])
+        };
+        (0..self.units()).filter(|&unit| about(unit)).count() as u64
+    }
+}
+
+/// Statistics of several runs over the same units, on all items and on each of the same resamples: whatever is compared is
+/// compared on the same images.
+pub struct Resampled {
+    statistics: usize,
+    /// Key of the draws.
+    seed: u64,
+    /// `[run][statistic]` of all items.
+    whole: Vec<f64>,
+    /// The same of each resample.
+    drawn: Vec<Vec<f64>>,
+    /// Units that each statistic of each run is about.
+    units: Vec<u64>,
+    /// Bounds of each statistic.
+    scales: Vec<Option<[f64; 2]>>,
+}
+
+impl Resampled {
+    /// Resamples runs whose tallies have the same units in the same order. All have the same statistics.
+    pub fn new(runs: &[(&Tally, Vec<&Statistic>)], resamples: u32, seed: u64) -> Self {
+        let statistics = runs.first().map_or(0, |(_, statistics)| statistics.len());
+        let units = runs.first().map_or(0, |(tally, _)| tally.units());
+        let values = |sums: &[Vec<f64>]| -> Vec<f64> {
+            let run = |((_, statistics), sums): (&(&Tally, Vec<&Statistic>), &Vec<f64>)| {
+                statistics.iter().map(|statistic| (statistic.value)(sums)).collect::<Vec<f64>>()
+            };
+            runs.iter().zip(sums).flat_map(run).collect()
+        };
+        let drawn = (0..if units == 0 { 0 } else { resamples })
+            .into_par_iter()
+            .map_init(
+                || (vec![0u32; units], vec![0u32; units]),
+                |(words, drawn), sample| {
+                    counts(units, seed, sample, words, drawn);
+                    let sums: Vec<Vec<f64>> = runs
+                        .iter()
+                        .map(|(tally, _)| {
+                            let mut sums = vec![0.0; tally.cells.names.len()];
+                            tally.weighted(drawn, &mut sums);
+                            sums
+                        })
+                        .collect();
+                    values(&sums)
+                },
+            )
+            .collect();
+        let whole: Vec<Vec<f64>> = runs.iter().map(|(tally, _)| tally.sums()).collect();
+        Self {
+            statistics,
+            seed,
+            whole: values(&whole),
+            drawn,
+            units: runs
+                .par_iter()
+                .flat_map_iter(|(tally, all)| {
+                    all.iter().map(move |statistic| tally.units_of(statistic))
+                })
+                .collect(),
+            scales: runs.first().map_or_else(Vec::new, |(_, all)| {
+                all.iter().map(|statistic| statistic.scale).collect()
+            }),
+        }
+    }
+
+    /// A statistic of a run on all items.
+    pub fn value(&self, run: usize, statistic: usize) -> f64 {
+        self.whole[run * self.statistics + statistic]
+    }
+
+    /// A statistic of a run, with its interval.
+    pub fn score(&self, run: usize, statistic: usize) -> Estimate {
+        let place = run * self.statistics + statistic;
+        let drawn = self.drawn.iter().map(|row| row[place]).collect();
+        let bounds = self.scales[statistic].map(Bounds::Score);
+        intervals::estimate(self.whole[place], drawn, self.units[place], bounds)
+    }
+
+    /// The mean of some runs minus that of others, with its two-sided p-value.
+    ///
+    /// Runs of one side are trainings of one recipe, a seed each. Where a side has several, they are drawn with replacement in each
+    /// resample of the images, so that the interval is about other images *and* other seeds. Sides of equally many runs are drawn
+    /// alike: run k of both has the same seed. The deviation that a draw of n seeds brings is scaled by sqrt(n / (n - 1)), as a
+    /// resample varies by too little otherwise.
+    pub fn difference(
+        &self,
+        runs: &[usize],
+        minus: &[usize],
+        statistic: usize,
+    ) -> (Estimate, Option<f64>) {
+        let place = |run: &usize| run * self.statistics + statistic;
+        let side = |row: &[f64], side: &[usize], words: &[u32]| {
+            let n = side.len();
+            let mean = side.iter().map(|run| row[place(run)]).sum::<f64>() / n as f64;
+            if n < 2 {
+                return mean;
+            }
+            let pick =
+                |word: &u32| row[place(&side[((u64::from(*word) * n as u64) >> 32) as usize])];
+            let drawn = words.iter().take(n).map(pick).sum::<f64>() / n as f64;
+            mean + (drawn - mean) * (n as f64 / (n as f64 - 1.0)).sqrt()
+        };
+        let mut words = vec![0; runs.len().max(minus.len())];
+        let drawn = (0u32..)
+            .zip(&self.drawn)
+            .map(|(sample, row)| {
+                // Images are drawn as attempt 0.
+                Draws { seed: self.seed, sample, attempt: 1 }.fill(
+                    Purpose::Bootstrap,
+                    0,
+                    &mut words,
+                );
+                side(row, runs, &words) - side(row, minus, &words)
+            })
+            .collect();
+        let mean = |runs: &[usize]| {
+            runs.iter().map(|run| self.whole[place(run)]).sum::<f64>() / runs.len() as f64
+        };
+        let units = runs.iter().chain(minus).map(|run| self.units[place(run)]).min().unwrap_or(0);
+        let bounds = self.scales[statistic].map(|[low, high]| Bounds::Difference(high - low));
+        self.test(mean(runs) - mean(minus), drawn, units, bounds)
+    }
+
+    /// A linear function of the runs' statistic whose weights sum to 0, with its two-sided p-value.
+    pub fn contrast(&self, weights: &[(usize, f64)], statistic: usize) -> (Estimate, Option<f64>) {
+        let of = |row: &[f64]| dot(row, weights, self.statistics, statistic);
+        let units = weights.iter().map(|(run, _)| self.units[run * self.statistics + statistic]);
+        let drawn = self.drawn.iter().map(|row| of(row)).collect();
+        self.test(of(&self.whole), drawn, units.min().unwrap_or(0), None)
+    }
+
+    fn test(
+        &self,
+        value: f64,
+        drawn: Vec<f64>,
+        units: u64,
+        bounds: Option<Bounds>,
+    ) -> (Estimate, Option<f64>) {
+        let p = intervals::two_sided(&drawn);
+        (intervals::estimate(value, drawn, units, bounds), p)
+    }
+
+    /// Whether several contrasts are all 0: the root of the mean of their squares, and the p-value of so large a one. Under no
+    /// effect the contrasts of resamples scatter about those of all items as these do about 0.
+    pub fn spread(
+        &self,
+        contrasts: &[Vec<(usize, f64)>],
+        statistic: usize,
+    ) -> (Option<f64>, Option<f64>) {
+        let all = |row: &[f64]| -> Vec<f64> {
+            contrasts.iter().map(|weights| dot(row, weights, self.statistics, statistic)).collect()
+        };
+        let whole = all(&self.whole);
+        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+        let found = square(&mut whole.iter().copied());
+        let (mut defined, mut larger) = (0, 0);
+        for row in &self.drawn {
+            let drawn = square(&mut all(row).into_iter().zip(&whole).map(|(x, centre)| x - centre));
+            defined += usize::from(drawn.is_finite());
+            larger += usize::from(drawn >= found);
+        }
+        let p =
+            (defined > 0 && found.is_finite()).then(|| (larger + 1) as f64 / (defined + 1) as f64);
+        let root = (found / contrasts.len().max(1) as f64).sqrt();
+        (root.is_finite().then_some(root), p)
+    }
+}
+
+fn dot(row: &[f64], weights: &[(usize, f64)], statistics: usize, statistic: usize) -> f64 {
+    weights.iter().map(|(run, weight)| weight * row[run * statistics + statistic]).sum()
 }

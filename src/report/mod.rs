@@ -19,11 +19,14 @@ mod run;
 mod sections;
 mod texts;
 
-use std::path::{Path, PathBuf};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
-use crate::{Result, files::write_file};
+use crate::{Error, Result, files::write_file};
 
 pub use gallery::diff::{Marked, Span, mark_changes};
 
@@ -74,9 +77,21 @@ pub struct SectionName {
 /// Writes the report of a run folder.
 ///
 /// # Errors
-/// A folder without a finished run; a store, summary or export that cannot be read; a file that cannot be written.
+/// A folder without a finished run; a store, summary or export that cannot be read; a file that cannot be written; a fault of
+/// the code that draws the page, which costs the page alone.
 /// Missing pictures, data and models are no errors.
 pub fn write(folder: &Path, options: &Options) -> Result<Written> {
+    catch_unwind(AssertUnwindSafe(|| drawn(folder, options))).unwrap_or_else(|fault| {
+        let text = fault.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(fault.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        let message = format!(
+            "the page could not be drawn ({text}): a fault of this program, or a folder that was changed; the pairs are whole"
+        );
+        Err(Error::invalid(folder, "", message))
+    })
+}
+
+fn drawn(folder: &Path, options: &Options) -> Result<Written> {
     let mut run = run::Run::load(folder, options)?;
     let pairs = gallery::pairs(&mut run, options.pairs)?;
     let (html, sections) = page::render(&run, &pairs)?;

@@ -17,7 +17,7 @@ use crate::{
     data::json::read_document,
     models::PatchMap,
     sampling::{
-        SamplingConfig,
+        MOST_ATTEMPTS, SamplingConfig,
         acceptance::{PAPER_THRESHOLD, nearest_to_paper},
     },
     store::{EncoderInfo, Manifest, Store, Wave},
@@ -66,6 +66,7 @@ impl Run {
     pub fn load(folder: &Path, options: &Options) -> Result<Self> {
         let summary = Summary::read(folder)?;
         let store = Store::open(folder.join("store.db"))?;
+        check_counts(folder, &summary, &store)?;
         let manifest = store.manifest().clone();
         let saved = SavedRun::read(folder)?;
         let mut missing = Vec::new();
@@ -177,6 +178,35 @@ impl Run {
     pub fn main_threshold(&self) -> f64 {
         nearest_to_paper(&self.thresholds).map_or(PAPER_THRESHOLD, |i| self.thresholds[i])
     }
+}
+
+/// Counts that decide how much memory the page takes must be those of the store.
+fn check_counts(folder: &Path, summary: &Summary, store: &Store) -> Result<()> {
+    let path = folder.join("summary.json");
+    let stored = store.samples()?;
+    if summary.samples != stored {
+        let message =
+            format!("is {}, but store.db has candidates of {stored} samples", summary.samples);
+        return Err(Error::invalid(path, "field samples", message));
+    }
+    if !(1..=MOST_ATTEMPTS).contains(&summary.attempts) {
+        let message = format!("is {}, expected between 1 and {MOST_ATTEMPTS}", summary.attempts);
+        return Err(Error::invalid(path, "field attempts", message));
+    }
+    for (i, cell) in summary.cells.iter().enumerate() {
+        let field = format!("field cells[{i}]");
+        if cell.accepted_by_attempt.len() != summary.attempts as usize {
+            let (found, wanted) = (cell.accepted_by_attempt.len(), summary.attempts);
+            let message = format!("has {found} counts in accepted_by_attempt, expected {wanted}");
+            return Err(Error::invalid(path, field, message));
+        }
+        if !(-1.0..=1.0).contains(&cell.threshold) {
+            let message =
+                format!("has the threshold {}, expected a cosine in [-1, 1]", cell.threshold);
+            return Err(Error::invalid(path, field, message));
+        }
+    }
+    Ok(())
 }
 
 /// Encoders and thresholds in the summary's order.

@@ -67,6 +67,9 @@ pub enum Newlines {
     Exempt,
 }
 
+/// Most attempts at a sample.
+pub const MOST_ATTEMPTS: u32 = 1000;
+
 /// The settings of the method. Read from TOML or JSON; unknown fields are errors, missing ones take the default.
 ///
 /// [`SETTINGS`] lists each with its default, its `paper` value and its meaning.
@@ -234,7 +237,7 @@ impl SamplingConfig {
         check(
             "attempts",
             self.attempts,
-            (1..=1000).contains(&self.attempts),
+            (1..=MOST_ATTEMPTS).contains(&self.attempts),
             "between 1 and 1000",
         )?;
         let tokens = "between 1 and 1000000";

@@ -13,7 +13,8 @@ pub(crate) use attempts::add_part;
 pub use attempts::{Attempt, CandidateKey};
 pub use candidate::{Candidate, Flag, Part, Stop};
 pub use config::{
-    CutUnit, MaskScheme, Newlines, Positions, SETTINGS, SamplingConfig, Setting, YesNoRule,
+    CutUnit, MOST_ATTEMPTS, MaskScheme, Newlines, Positions, SETTINGS, SamplingConfig, Setting,
+    YesNoRule,
 };
 pub use cuts::Fragment;
 pub use sentences::{End, SentenceRule};

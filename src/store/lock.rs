@@ -6,7 +6,7 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::{Error, Result};
+use crate::{Error, Result, lock::try_lock};
 
 /// Held as long as a store is open for writing. The system drops the lock when the process ends, however it
 /// ends, so that a killed run never blocks the next one. The lock file itself stays: deleting it would let two
@@ -27,23 +27,19 @@ impl WriterLock {
             .truncate(false)
             .open(&path)
             .map_err(Error::io(&path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // Only for the message: an unreadable process number is no reason to fail differently.
-                let _ = file.read_to_string(&mut holder);
-                let holder = holder.trim();
-                let holder =
-                    if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
-                return Err(Error::Store {
-                    path: store.into(),
-                    message: format!(
-                        "another writer{holder} has this store open; wait for it, or use another run folder"
-                    ),
-                });
-            }
-            Err(TryLockError::Error(source)) => return Err(Error::Io { path, source }),
+        if !try_lock(&file, &path)? {
+            let mut holder = String::new();
+            // Only for the message: an unreadable process number is no reason to fail differently.
+            let _ = file.read_to_string(&mut holder);
+            let holder = holder.trim();
+            let holder =
+                if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
+            return Err(Error::Store {
+                path: store.into(),
+                message: format!(
+                    "another writer{holder} has this store open; wait for it, or use another run folder"
+                ),
+            });
         }
         file.set_len(0)
             .and_then(|()| file.rewind())

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
 use super::failure::sql;
+use super::schema::file;
 use super::{Key, Manifest, Shard, Store, store_error};
 use crate::{Error, Result};
 
@@ -44,8 +45,11 @@ pub fn merge(into: impl AsRef<Path>, shards: &[PathBuf]) -> Result<MergeSummary>
         fitting.check_shard(Store::open(shard)?.manifest(), shard)?;
     }
     let mut target = if Store::is_begun(into)? {
-        let target = Store::open_writable(into)?;
-        target.manifest().check_shard(&fitting, first)?;
+        let mut target = Store::open_writable(into)?;
+        match target.samples()? {
+            0 => target.begin_anew(&fitting)?,
+            _ => target.manifest().check_shard(&fitting, first)?,
+        }
         target
     } else {
         Store::create(into, &fitting)?
@@ -64,7 +68,8 @@ fn same_file(a: &Path, b: &Path) -> bool {
 
 fn add_shard(target: &mut Store, shard: &Path, summary: &mut MergeSummary) -> Result<()> {
     let Store { connection, path, .. } = target;
-    let Some(name) = shard.to_str() else {
+    let file = file(shard)?;
+    let Some(name) = file.to_str() else {
         return Err(store_error(shard, "the path is not valid UTF-8"));
     };
     connection.execute("ATTACH DATABASE ?1 AS shard", [name]).map_err(sql(shard))?;

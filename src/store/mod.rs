@@ -69,7 +69,8 @@ impl Store {
     /// Opens the store of a run for writing, or makes it.
     ///
     /// An existing store must fit: bdhs and schema version, model, settings, seed, dataset, plan and shard. Each
-    /// field that does not is named with the value stored and the value wanted, and nothing is changed. The token
+    /// field that does not is named with the value stored and the value wanted, and nothing is changed. A store that holds no
+    /// candidate, as a run leaves it that was refused before it generated one, fits every run and becomes this one's. The token
     /// budget, the model's path and the time of creation are the store's: read them from [`Store::manifest`].
     pub fn open_or_create(path: impl AsRef<Path>, wanted: &Manifest) -> Result<Self> {
         let path = path.as_ref();
@@ -77,9 +78,23 @@ impl Store {
         if schema::is_blank(&connection, path)? {
             return Self::initialise(connection, path, wanted, lock);
         }
-        let store = Self::existing(connection, path, Some(lock))?;
-        store.manifest.check_run(wanted, path)?;
+        let mut store = Self::existing(connection, path, Some(lock))?;
+        match store.samples()? {
+            0 => store.begin_anew(wanted)?,
+            _ => store.manifest.check_run(wanted, path)?,
+        }
         Ok(store)
+    }
+
+    /// Gives a store without candidates to another run.
+    fn begin_anew(&mut self, wanted: &Manifest) -> Result<()> {
+        let (transaction, path) = self.begin()?;
+        let text = "DELETE FROM encoders; DELETE FROM budget_changes; DELETE FROM waves; DELETE FROM manifest";
+        transaction.execute_batch(text).map_err(sql(path))?;
+        wanted.insert(&transaction, path)?;
+        transaction.commit().map_err(sql(path))?;
+        self.manifest = Manifest::read(&self.connection, &self.path)?;
+        Ok(())
     }
 
     /// Whether a file holds a store: not one that is missing, or whose creation was cut short.
@@ -89,6 +104,15 @@ impl Store {
     pub fn is_begun(path: impl AsRef<Path>) -> Result<bool> {
         let path = path.as_ref();
         Ok(path.exists() && !schema::is_blank(&schema::connect(path, false)?, path)?)
+    }
+
+    /// Whether a file holds a candidate: not one that is missing, and none that a run left which was refused before it generated.
+    ///
+    /// # Errors
+    /// A file that is no store.
+    pub fn has_candidates(path: impl AsRef<Path>) -> Result<bool> {
+        let path = path.as_ref();
+        Ok(Self::is_begun(path)? && Self::open(path)?.samples()? > 0)
     }
 
     /// Waits until no process has the store open for writing, at most so long: for whom a killed run's processes are about to end.

@@ -7,7 +7,7 @@ use std::path::Path;
 use rusqlite::{OptionalExtension, Params, Row};
 
 use super::failure::sql;
-use super::{EncoderInfo, Key, Score, Store, WaveRecord};
+use super::{EncoderInfo, Key, Score, Store, WaveRecord, store_error};
 use crate::sampling::Candidate;
 use crate::{Error, Result};
 
@@ -226,25 +226,46 @@ impl Store {
     /// What one encoder says of one candidate, if it has scored it.
     pub fn score(&self, encoder: &str, candidate: &Key) -> Result<Option<Score>> {
         let id = self.encoder_id(encoder)?;
-        let rows = self.rows(
-            &format!("{SCORES} WHERE key = ?2"),
-            (id, candidate.as_bytes().as_slice()),
-            read_score,
-        )?;
+        let text = format!("{SCORES} WHERE key = ?2");
+        let rows = self.checked_scores(&text, (id, candidate.as_bytes().as_slice()))?;
         Ok(rows.first().map(|row| row.score))
     }
 
     /// The scores of one encoder, in candidate order.
     pub fn score_rows(&self, encoder: &str) -> Result<Vec<ScoreRow>> {
         let id = self.encoder_id(encoder)?;
-        self.rows(&format!("{SCORES} {ORDER}"), [id], read_score)
+        self.checked_scores(&format!("{SCORES} {ORDER}"), [id])
     }
 
     /// The scores of one encoder for some samples, in candidate order.
     pub fn score_rows_of(&self, encoder: &str, samples: Range<u32>) -> Result<Vec<ScoreRow>> {
         let id = self.encoder_id(encoder)?;
         let text = format!("{SCORES} WHERE sample >= ?2 AND sample < ?3 {ORDER}");
-        self.rows(&text, (id, samples.start, samples.end), read_score)
+        self.checked_scores(&text, (id, samples.start, samples.end))
+    }
+
+    /// Scores, none of which is outside its range, as a file that was changed by other means may have them.
+    fn checked_scores(&self, text: &str, params: impl Params) -> Result<Vec<ScoreRow>> {
+        let rows = self.rows(text, params, read_score)?;
+        let wrong = rows.iter().find(|row| row.score.phi.abs() > 1.0);
+        match wrong {
+            None => Ok(rows),
+            Some(ScoreRow { sample, attempt, score, .. }) => {
+                let message = format!(
+                    "the phi of sample {sample}, attempt {attempt} is {}, expected a number in [-1, 1]; the database was \
+                     changed, restore a copy",
+                    score.phi
+                );
+                Err(store_error(&self.path, message))
+            }
+        }
+    }
+
+    /// How many samples have a candidate.
+    pub fn samples(&self) -> Result<u64> {
+        let text = "SELECT count(DISTINCT sample) FROM candidates";
+        let count = self.connection.query_row(text, [], |row| row.get::<_, u32>(0));
+        count.map(u64::from).map_err(sql(&self.path))
     }
 
     /// The candidates that one encoder has yet to score.

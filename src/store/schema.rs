@@ -1,9 +1,9 @@
 //! The tables of a store, and how a connection to one is set up. `docs/store.md` explains each column.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::failure::sql;
 use crate::{Error, Result};
@@ -81,7 +81,7 @@ CREATE TABLE encoders (
 CREATE TABLE scores (
   encoder INTEGER NOT NULL REFERENCES encoders (id),
   candidate BLOB NOT NULL REFERENCES candidates (key),
-  phi REAL,
+  phi REAL CHECK (phi BETWEEN -1 AND 1),
   candidate_tokens INTEGER NOT NULL CHECK (candidate_tokens >= 0),
   reference_tokens INTEGER NOT NULL CHECK (reference_tokens >= 0),
   candidate_truncated INTEGER NOT NULL CHECK (candidate_truncated IN (0, 1)),
@@ -101,7 +101,7 @@ pub(super) fn connect(path: &Path, create: bool) -> Result<Connection> {
     if create {
         flags |= OpenFlags::SQLITE_OPEN_CREATE;
     }
-    let connection = Connection::open_with_flags(path, flags).map_err(sql(path))?;
+    let connection = Connection::open_with_flags(file(path)?, flags).map_err(sql(path))?;
     connection.busy_timeout(BUSY_WAIT).map_err(sql(path))?;
     // The rollback journal keeps a store in one file, works on network file systems and lets a copy of the file
     // be a backup, none of which the write-ahead log does; a wave takes seconds, so its extra syncs cost nothing.
@@ -113,6 +113,14 @@ pub(super) fn connect(path: &Path, create: bool) -> Result<Connection> {
         )
         .map_err(sql(path))?;
     Ok(connection)
+}
+
+/// A store's path as SQLite is given it: from the root, since it takes a name that begins with `file:` for an address.
+///
+/// # Errors
+/// If the present folder is not known.
+pub(super) fn file(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(Error::io(path))
 }
 
 /// Whether the file holds no table yet: a new one, or one whose creation was cut short.
@@ -145,6 +153,7 @@ pub(super) fn check(connection: &Connection, path: &Path) -> Result<()> {
             ),
         });
     }
+    check_objects(connection, path)?;
     let health: String =
         connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(sql(path))?;
     if health != "ok" {
@@ -154,6 +163,43 @@ pub(super) fn check(connection: &Connection, path: &Path) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Refuses a file that holds something else than the tables of a store: a view or a trigger of one of their names could compute
+/// anything, for ever.
+fn check_objects(connection: &Connection, path: &Path) -> Result<()> {
+    let names: Vec<&str> = TABLES
+        .split("CREATE TABLE ")
+        .skip(1)
+        .filter_map(|table| table.split_whitespace().next())
+        .collect();
+    let mut statement = connection
+        .prepare("SELECT type, name, strict FROM pragma_table_list WHERE schema = 'main'")
+        .map_err(sql(path))?;
+    let found = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .and_then(Iterator::collect::<rusqlite::Result<Vec<(String, String, bool)>>>)
+        .map_err(sql(path))?;
+    let refuse = |message: String| {
+        let advice = "expected the tables of a store; restore a copy, or use another run folder";
+        Err(Error::Store { path: path.into(), message: format!("{message}; {advice}") })
+    };
+    for (kind, name, strict) in found.iter().filter(|(_, name, _)| !name.starts_with("sqlite_")) {
+        if kind != "table" || !strict || !names.contains(&name.as_str()) {
+            return refuse(format!("the database has the {kind} {name:?}"));
+        }
+    }
+    let triggers: Option<String> = connection
+        .query_row("SELECT name FROM sqlite_schema WHERE type = 'trigger'", [], |row| row.get(0))
+        .optional()
+        .map_err(sql(path))?;
+    if let Some(name) = triggers {
+        return refuse(format!("the database has the trigger {name:?}"));
+    }
+    match names.iter().find(|name| !found.iter().any(|(_, other, _)| other == *name)) {
+        Some(name) => refuse(format!("the database has no table {name:?}")),
+        None => Ok(()),
+    }
 }
 
 fn pragma(connection: &Connection, path: &Path, name: &str) -> Result<i64> {

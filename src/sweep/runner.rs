@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::seconds::{self, Seconds};
 use crate::{
     Error, Result,
-    config::{Config, Grid, Model},
+    config::{Config, Grid, Model, safe_name},
     data::{Dataset, DatasetOptions, Sample, image},
     engine::{Arena, Engine, Progress, Request},
     models::{self, device, encoder::SentenceEncoder, hub::Origin, memory},
@@ -145,21 +145,26 @@ fn open_dataset(config: &Config) -> Result<Dataset> {
     Ok(dataset)
 }
 
-/// Loads the encoders of a grid. Two of one name would share their cells' names and are refused.
+/// Loads the encoders of a grid. Two whose cells would have one name are refused.
+///
+/// # Errors
+/// As [`SentenceEncoder::load`], and two encoders of one name.
 pub fn load_encoders(grid: &Grid, device: &Device) -> Result<Vec<SentenceEncoder>> {
     let dtype = device::dtype(&grid.dtype)?;
     let mut encoders: Vec<SentenceEncoder> = Vec::new();
     for (i, path) in grid.encoders.iter().enumerate() {
         let encoder = SentenceEncoder::load(path, device, dtype)?;
-        if encoders.iter().any(|known| known.name() == encoder.name()) {
-            return Err(Error::invalid(
-                "configuration",
-                format!("field grid.encoders[{i}]"),
-                format!(
-                    "{:?} is the name of two encoders, and so of their cells; give one as a folder or link of another name",
-                    encoder.name()
-                ),
-            ));
+        let named = |known: &&SentenceEncoder| safe_name(known.name()) == safe_name(encoder.name());
+        if let Some(known) = encoders.iter().find(named) {
+            let message = format!(
+                "{:?} and {:?} give cells of one name ({}), after the folders that they are read from; copy one \
+                 folder to another name",
+                known.name(),
+                encoder.name(),
+                safe_name(encoder.name())
+            );
+            let field = format!("field grid.encoders[{i}]");
+            return Err(Error::invalid("configuration", field, message));
         }
         encoders.push(encoder);
     }
@@ -234,9 +239,9 @@ pub(super) fn parts(config: &Config) -> Result<Vec<PathBuf>> {
         .filter(is_part)
         .collect();
     parts.sort();
-    // Nothing is in one that was killed as it was made.
-    let begun = parts.iter().map(Store::is_begun).collect::<Result<Vec<bool>>>()?;
-    Ok(parts.into_iter().zip(begun).filter_map(|(part, begun)| begun.then_some(part)).collect())
+    // Nothing is in one that was killed as it was made, or whose run was refused before it generated.
+    let holds = parts.iter().map(Store::has_candidates).collect::<Result<Vec<bool>>>()?;
+    Ok(parts.into_iter().zip(holds).filter_map(|(part, holds)| holds.then_some(part)).collect())
 }
 
 /// Before a run goes on in `count` parts: what parts of another division hold is put into the whole run's store, which every
@@ -268,7 +273,7 @@ fn token_budget(config: &Config, options: &Options) -> Result<u32> {
         stores.extend(parts(config)?);
     }
     for path in stores {
-        if Store::is_begun(&path)? {
+        if Store::has_candidates(&path)? {
             return Ok(Store::open(path)?.manifest().token_budget);
         }
     }
@@ -288,7 +293,7 @@ fn open_store(config: &Config, wanted: &Manifest) -> Result<Store> {
         }
         return Store::open_or_create(&path, wanted);
     }
-    if !Store::is_begun(&whole)? {
+    if !Store::has_candidates(&whole)? {
         return Store::open_or_create(&path, wanted);
     }
     let token_budget = Store::open(&whole)?.manifest().token_budget;

@@ -94,28 +94,36 @@ fn aligned(references: &(&Path, Vec<TextRow>), path: &Path) -> Result<Vec<String
     }
 }
 
+/// Rows that are embedded between two looks at the progress bar.
+const CHUNK: usize = 1024;
+
 fn score_rows(
     encoder: &SentenceEncoder,
     references: &[TextRow],
     attempts: &[Vec<String>],
     progress: &dyn Progress,
 ) -> Result<Vec<ScoreRow>> {
-    progress.begin(encoder.name(), Some(attempts.len() as u64 + 1));
-    let texts: Vec<&str> = references.iter().map(|row| row.text.as_str()).collect();
-    let known = encoder.embed(&texts)?;
-    progress.advance(1);
+    progress.begin(encoder.name(), Some(references.len() as u64));
     let mut rows = Vec::new();
-    for (attempt, texts) in (1u32..).zip(attempts) {
+    for start in (0..references.len()).step_by(CHUNK) {
+        let range = start..references.len().min(start + CHUNK);
         checkpoint(progress)?;
-        let embedded = encoder.embed(texts)?;
-        let phis = cosine::rows_f64(&embedded.vectors, &known.vectors)?;
-        rows.extend(phis.iter().enumerate().map(|(i, &phi)| ScoreRow {
-            sample: i as u32,
-            attempt,
-            guided: attempt < attempts.len() as u32 || attempts.len() == 1,
-            score: entry(i, phi, &texts[i], &embedded, &known),
-        }));
-        progress.advance(1);
+        let texts: Vec<&str> =
+            references[range.clone()].iter().map(|row| row.text.as_str()).collect();
+        let known = encoder.embed(&texts)?;
+        for (attempt, texts) in (1u32..).zip(attempts) {
+            checkpoint(progress)?;
+            let texts = &texts[range.clone()];
+            let embedded = encoder.embed(texts)?;
+            let phis = cosine::rows_f64(&embedded.vectors, &known.vectors)?;
+            rows.extend(phis.iter().enumerate().map(|(i, &phi)| ScoreRow {
+                sample: (start + i) as u32,
+                attempt,
+                guided: attempt < attempts.len() as u32 || attempts.len() == 1,
+                score: entry(i, phi, &texts[i], &embedded, &known),
+            }));
+        }
+        progress.advance(range.len() as u64);
     }
     rows.sort_by_key(|row| (row.sample, row.attempt));
     Ok(rows)

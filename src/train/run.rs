@@ -280,7 +280,7 @@ impl<'a> Run<'a> {
 
     fn train(&mut self, progress: &dyn Progress) -> Result<()> {
         let pairs = self.examples.len();
-        let steps = self.settings.steps(pairs);
+        let steps = self.settings.steps(pairs)?;
         let each = pairs.div_ceil(self.settings.batch) as u32;
         progress.begin("training", Some(u64::from(steps)));
         progress.advance(u64::from(self.trainer.adam.step));

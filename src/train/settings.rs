@@ -175,8 +175,21 @@ impl Settings {
     }
 
     /// Optimiser steps for so many pairs: the last batch of an epoch may be smaller.
-    pub fn steps(&self, pairs: usize) -> u32 {
-        self.epochs * pairs.div_ceil(self.batch) as u32
+    ///
+    /// # Errors
+    /// More than a billion of them.
+    pub fn steps(&self, pairs: usize) -> Result<u32> {
+        let steps = (pairs.div_ceil(self.batch) as u64).checked_mul(u64::from(self.epochs));
+        match steps {
+            Some(steps @ 0..=1_000_000_000) => Ok(steps as u32),
+            _ => {
+                let (epochs, each) = (self.epochs, pairs.div_ceil(self.batch));
+                let message = format!(
+                    "is {epochs}, and with {each} steps each there are more than 1000000000 steps; take fewer epochs"
+                );
+                Err(Error::invalid("configuration", "field train.epochs", message))
+            }
+        }
     }
 
     /// The share of the highest learning rate in step `step` of `steps`, from 0: a rise from 0 over the warm-up, then half a

@@ -95,6 +95,14 @@ fn a_model_answers_and_a_stopped_run_goes_on() {
     let mut scored = eval("pope", dir.path());
     scored.arg("--predictions").arg(&path).args(["--resamples", "50", "--json"]);
     assert_eq!(common::json(&succeed(&mut scored))["score"], again["score"]);
+    // While a process answers, a second one says so and changes nothing.
+    let held = std::fs::File::open(&path).unwrap();
+    held.lock().unwrap();
+    let output = answered(dir.path(), "whole").output().unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("in use by another process"));
+    drop(held);
+    assert_eq!(lines(&path).len(), 8);
     // Another setting is another run.
     let mut other = answered(dir.path(), "whole");
     other.args(["--rho", "1"]);
@@ -187,6 +195,72 @@ fn a_killed_judge_run_goes_on() {
     assert_eq!((ids.len(), stored.len()), (8, 8));
     assert!(server.seen.lock().unwrap().len() <= 8 + 2 * kills);
     let shown = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(shown.contains("judge, about: ") && shown.contains("judge, now: "), "{shown}");
+    for when in ["about: ", "now: "] {
+        assert!(shown.contains(&format!("judge gpt-x at {}, {when}", server.url)), "{shown}");
+    }
     assert!(!shown.contains("sk-secret"));
+}
+
+/// A judge that does not answer for a minute: whoever waits for it ends within ten seconds of being asked to, by any of the
+/// three signals, and says that it can be started again.
+#[test]
+#[cfg(unix)]
+fn a_stop_is_heard_whatever_is_waited_for() {
+    let dirs: Vec<tempfile::TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let server = serve(|_, _| {
+        std::thread::sleep(Duration::from_secs(60));
+        Act::Reply("Rating: 4".into())
+    });
+    let children: Vec<_> = ["TERM", "HUP", "INT"]
+        .into_iter()
+        .zip(&dirs)
+        .map(|(signal, dir)| {
+            mmhal(dir.path());
+            let mut command = judged(dir.path(), &server.url);
+            let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            (signal, child)
+        })
+        .collect();
+    let begun = Instant::now();
+    while server.seen.lock().unwrap().len() < 6 && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let begun = Instant::now();
+    for (signal, child) in &children {
+        let sent =
+            Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+    for (signal, child) in children {
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(130), "{signal}: {text}");
+        assert!(text.contains("the same command resumes"), "{signal}: {text}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{signal}: {:?}", begun.elapsed());
+    }
+}
+
+/// Under `nohup` the end of the terminal ends nothing.
+#[test]
+#[cfg(unix)]
+fn an_ignored_hangup_stays_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    mmhal(dir.path());
+    let server = serve(|_, _| {
+        std::thread::sleep(Duration::from_millis(300));
+        Act::Reply("Rating: 4".into())
+    });
+    let inner = judged(dir.path(), &server.url);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(inner.get_program());
+    command.args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while server.seen.lock().unwrap().is_empty() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let sent = Command::new("kill").args(["-HUP".to_owned(), child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    assert!(child.wait_with_output().unwrap().status.success());
+    assert!(dir.path().join("out/result.json").exists());
 }

@@ -252,12 +252,22 @@ fn judge_replies() {
         let message = error.unwrap_err().to_string();
         assert!(message.contains(wanted), "{name}: {message:?} lacks {wanted:?}");
     }
-    // A refusal and an empty reply have no scores: -1 each under llava.
+    // A refusal and an empty reply have no scores, -1 each under llava: with another one, 100 * 1.5 / 3.5.
+    for none in ["I'm sorry, I cannot.", ""] {
+        let text = [reply(0, none), reply(1, "8 4")].join("\n");
+        let path = write(dir.path(), "replies.jsonl", &text);
+        let outcome =
+            run("llavaw", &folder(dir.path()), &protocol("llava"), &replies(&[path])).unwrap();
+        assert_eq!((outcome.score, &outcome.details["unparsed"]), (Some(42.9), &json!(1)));
+    }
+    // Two of them would give 100, of which nothing follows.
     let text = [reply(0, "I'm sorry, I cannot."), reply(1, "")].join("\n");
     let path = write(dir.path(), "replies.jsonl", &text);
-    let outcome =
-        run("llavaw", &folder(dir.path()), &protocol("llava"), &replies(&[path])).unwrap();
-    assert_eq!((outcome.score, &outcome.details["unparsed"]), (Some(100.0), &json!(2)));
+    for name in ["llava", "lmms-eval", "vlmevalkit", "strict"] {
+        let replies = replies(&[path.clone()]);
+        let error = run("llavaw", &folder(dir.path()), &protocol(name), &replies).unwrap_err();
+        assert!(error.to_string().contains("no reply holds a grade"), "{name}: {error}");
+    }
     let refusal = json!([
         {"model": "m", "choices": [{"message": {"content": null, "refusal": "no"}}]},
         {"model": "m", "choices": [{"message": {"content": "8 4"}}]},

@@ -114,7 +114,7 @@ fn answer(
 }
 
 /// A judge at this server that does not wait long.
-fn judge(url: &str) -> Judge {
+pub fn judge(url: &str) -> Judge {
     Judge {
         endpoint: Endpoint::new(url, "gpt-x", Some("sk-secret".into())),
         runs: 1,
@@ -122,6 +122,7 @@ fn judge(url: &str) -> Judge {
         tries: 4,
         backoff: Duration::from_millis(5),
         timeout: Duration::from_millis(1500),
+        max_tokens: None,
         accept_model: None,
         detail: "low".into(),
         prices: Some((10.0, 30.0)),
@@ -152,9 +153,9 @@ pub fn mmhal(dir: &Path) -> PathBuf {
     write(dir, "answers.jsonl", &rows.join("\n"))
 }
 
-type Asked = bdhs::Result<(PathBuf, Cost)>;
+pub type Asked = bdhs::Result<(PathBuf, Cost)>;
 
-fn ask(dir: &Path, name: &str, judge: &Judge) -> Asked {
+pub fn ask(dir: &Path, name: &str, judge: &Judge) -> Asked {
     let answers = dir.join("answers.jsonl");
     let (images, out) = (dir.join("images"), dir.join("out"));
     let places = (answers.as_path(), Some(images.as_path()), out.as_path());
@@ -162,7 +163,7 @@ fn ask(dir: &Path, name: &str, judge: &Judge) -> Asked {
     ask_judge(metric(name)?, &files, &Settings::default(), places, judge, (&(), &|_| {}))
 }
 
-fn scored(dir: &Path, name: &str, replies: PathBuf) -> Outcome {
+pub fn scored(dir: &Path, name: &str, replies: PathBuf) -> Outcome {
     let sources = Sources { predictions: Some(dir.join("answers.jsonl")), replies: vec![replies] };
     let settings = Settings { resamples: 0, ..Settings::default() };
     evaluate(metric(name).unwrap(), &folder(dir), &settings, &sources).unwrap()
@@ -363,11 +364,16 @@ fn refusals_are_replies_without_a_score() {
     let dir = tempfile::tempdir().unwrap();
     mmhal(dir.path());
     let refusal = json!({"model": "gpt-x", "choices": [{"message": {"content": null, "refusal": "I cannot."}}]});
-    let server = serve(move |_, _| Act::Status(200, "", refusal.to_string()));
-    let (replies, _) = ask(dir.path(), "mmhal", &judge(&server.url)).unwrap();
+    let server = serve(move |number, _| match number {
+        0..6 => Act::Status(200, "", refusal.to_string()),
+        _ => Act::Reply("Rating: 4".into()),
+    });
+    let mut judge = judge(&server.url);
+    judge.threads = 1;
+    let (replies, _) = ask(dir.path(), "mmhal", &judge).unwrap();
     assert_eq!(server.seen.lock().unwrap().len(), 8);
     let outcome = scored(dir.path(), "mmhal", replies.clone());
-    assert_eq!((outcome.score, &outcome.details["unparsed"]), (Some(0.0), &json!(8)));
+    assert_eq!((outcome.score, &outcome.details["unparsed"]), (Some(1.0), &json!(6)));
     assert_eq!(lines(&replies)[0]["raw"]["choices"][0]["message"]["refusal"], "I cannot.");
 }
 
@@ -376,11 +382,13 @@ fn refusals_are_replies_without_a_score() {
 fn stores_belong_to_one_run() {
     let dir = tempfile::tempdir().unwrap();
     mmhal(dir.path());
-    let server = serve(|_, _| Act::Reply("Rating: 2".into()));
+    let server = serve(|_, _| Act::Reply("Rating: 2 caf\u{e9}".into()));
     let judge = judge(&server.url);
     let (replies, _) = ask(dir.path(), "mmhal", &judge).unwrap();
-    let text = std::fs::read_to_string(&replies).unwrap();
-    std::fs::write(&replies, &text[..text.len() - 20]).unwrap();
+    // Cut within the last row's last character of two bytes.
+    let bytes = std::fs::read(&replies).unwrap();
+    let cut = bytes.iter().rposition(|&byte| byte == 0xc3).unwrap() + 1;
+    std::fs::write(&replies, &bytes[..cut]).unwrap();
     let (_, cost) = ask(dir.path(), "mmhal", &judge).unwrap();
     assert_eq!((cost.requests, lines(&replies).len()), (1, 8));
     let mut other = judge.clone();

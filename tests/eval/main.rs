@@ -7,6 +7,8 @@ mod common;
 mod golden;
 mod input;
 mod judge;
+mod judges_of_today;
+mod nulls;
 mod quirks;
 mod statistics;
 

@@ -149,7 +149,11 @@ fn a_run_does_not_differ_from_itself() {
     let names = [Path::new("a"), Path::new("b")];
     let found = compare(&outcome, outcome.clone(), names, 500, 0).unwrap();
     let f1 = &found.scores["f1"];
-    assert_eq!(f1["difference"], json!({"value": 0.0, "low": 0.0, "high": 0.0, "stderr": 0.0}));
+    // Ten images that are answered alike leave open what others would show.
+    let open = 100.0 * 3.8415 / 13.8415;
+    let bound = |name: &str| f1["difference"][name].as_f64().unwrap();
+    assert!((bound("high") - open).abs() < 1e-2 && (bound("low") + open).abs() < 1e-2, "{f1}");
+    assert_eq!((&f1["difference"]["value"], &f1["difference"]["units"]), (&json!(0.0), &json!(10)));
     assert_eq!(f1["p"], 1.0);
     assert!(found.differing.is_empty() && found.settings.is_empty());
 }
@@ -194,4 +198,50 @@ fn results_that_do_not_fit_are_not_compared() {
     other.items[0].id = "x".into();
     let error = compare(&outcome, other, names, 10, 0).unwrap_err().to_string();
     assert!(error.contains("has no item \"1\""), "{error}");
+}
+
+/// Results of other questions, images or truths are refused, though their ids are the same; those of other judges, prompts or units
+/// are named, and drawn by image if one of them is.
+#[test]
+fn results_of_something_else_are_not_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = pope(dir.path(), 40, |i| i % 7 == 0);
+    let names = [Path::new("first.json"), Path::new("second.json")];
+    type Change = fn(&mut bdhs::eval::ItemScore);
+    let changes: [(Change, &str); 3] = [
+        (|item| item.question = "Is it night?".into(), "question \"Is it night?\""),
+        (|item| item.image = Some("z.jpg".into()), "image \"z.jpg\""),
+        (|item| item.target = json!("other"), "truth"),
+    ];
+    for (change, wanted) in changes {
+        let mut other = outcome.clone();
+        change(&mut other.items[3]);
+        let error = compare(&outcome, other, names, 10, 0).unwrap_err().to_string();
+        assert!(error.contains(wanted) && error.contains("item \"4\""), "{error}");
+    }
+    for (name, value) in [
+        ("judge_models", json!({"gpt-4o": 40})),
+        ("official_prompt", json!(true)),
+        ("data", json!("demo-benchmarks")),
+    ] {
+        let mut other = outcome.clone();
+        other.details.insert(name.into(), value);
+        let found = compare(&outcome, other, names, 10, 0).unwrap();
+        assert_eq!(found.cautions.len(), 1, "{name}");
+        assert!(found.table().contains("caution:"), "{}", found.table());
+    }
+    let answers = predictions(&dir.path().join("answers.jsonl"));
+    let settings = Settings { unit: Unit::Item, suffix: Some("?".into()), ..Settings::default() };
+    let by_item = run("pope", &folder(dir.path()), &settings, &answers).unwrap();
+    for (a, b) in [(&outcome, &by_item), (&by_item, &outcome)] {
+        let found = compare(a, b.clone(), names, 10, 0).unwrap();
+        assert_eq!((found.units, found.unit), (10, Unit::Image));
+        let names: Vec<&String> = found.cautions.keys().collect();
+        assert_eq!(names, ["suffix", "unit"]);
+    }
+    let found = compare(&by_item, by_item.clone(), names, 10, 0).unwrap();
+    assert!(
+        found.table().contains("p-values are too small")
+            && found.table().contains("tests side by side")
+    );
 }

@@ -185,6 +185,7 @@ fn judge(service: &Service) -> Judge {
         tries: 1,
         backoff: Duration::ZERO,
         timeout: Duration::from_secs(20),
+        max_tokens: None,
         accept_model: None,
         detail: "auto".into(),
         prices: None,

@@ -362,6 +362,84 @@ fn a_failed_report_does_not_lose_the_run() {
     assert!(String::from_utf8_lossy(&done.stderr).contains("report.html was not written"));
 }
 
+/// Counts and scores that were changed by other means are named, and take no memory; the run stays what it is.
+#[test]
+fn changed_folders_are_refused_by_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = run(dir.path(), 2);
+    let path = out.join("summary.json");
+    let whole: Value = serde_json::from_str(&read(&path)).unwrap();
+    let refused = |wanted: &str| {
+        let done = report(&out).output().unwrap();
+        let text = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(matches!(done.status.code(), Some(3 | 5)), "{wanted}: {:?} {text}", done.status);
+        assert!(text.contains(wanted), "{text}");
+    };
+    for (pointer, value, wanted) in [
+        ("/samples", Value::from(4_294_967_295u64), "field samples: is 4294967295"),
+        ("/samples", Value::from(u64::MAX), "field samples"),
+        ("/attempts", Value::from(4_294_967_295u64), "field attempts"),
+        ("/cells/0/accepted_by_attempt", serde_json::json!([1]), "field cells[0]"),
+        ("/cells/0/threshold", Value::from(1e300), "threshold"),
+    ] {
+        let mut changed = whole.clone();
+        *changed.pointer_mut(pointer).unwrap() = value;
+        fs::write(&path, changed.to_string()).unwrap();
+        refused(wanted);
+    }
+    fs::write(&path, whole.to_string()).unwrap();
+    let connection = rusqlite::Connection::open(out.join("store.db")).unwrap();
+    let change = |sql: &str| connection.execute_batch(sql);
+    assert!(change("UPDATE scores SET phi = 2").is_err(), "the table itself refuses it");
+    change("PRAGMA ignore_check_constraints = ON; UPDATE scores SET phi = -9.2e18").unwrap();
+    refused("store.db");
+    change("PRAGMA ignore_check_constraints = ON; UPDATE scores SET phi = 0.5").unwrap();
+    // A view in place of a table could compute for ever.
+    change(
+        "PRAGMA foreign_keys = OFF; ALTER TABLE waves RENAME TO old; CREATE VIEW waves AS WITH RECURSIVE r(i) AS \
+         (SELECT 1 UNION ALL SELECT i + 1 FROM r) SELECT * FROM r",
+    )
+    .unwrap();
+    refused("store.db");
+}
+
+/// A copied run may name any file as a picture; only those in the folder of pictures are shown.
+#[test]
+fn pictures_outside_the_folder_are_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = run(dir.path(), 2);
+    let outside = dir.path().join("private.png");
+    common::picture(30, 30, 9).save(&outside).unwrap();
+    // The folder of pictures of this run is that of its data, so another one is named.
+    let images = dir.path().join("pictures");
+    fs::create_dir(&images).unwrap();
+    fs::rename(dir.path().join("images"), images.join("images")).unwrap();
+    let html = |name: &str| {
+        for entry in fs::read_dir(out.join("cells")).unwrap() {
+            let path = entry.unwrap().path().join("pairs.jsonl");
+            let rows: Vec<String> = read(&path)
+                .lines()
+                .map(|line| {
+                    let mut row: Value = serde_json::from_str(line).unwrap();
+                    row["images"] = serde_json::json!([name]);
+                    format!("{row}\n")
+                })
+                .collect();
+            fs::write(&path, rows.concat()).unwrap();
+        }
+        succeed(report(&out).arg("--images").arg(&images));
+        read(&out.join("report.html"))
+    };
+    assert!(html("images/0.png").contains("data:image/"));
+    for name in [outside.to_str().unwrap(), "../private.png"] {
+        let page = html(name);
+        assert!(
+            !page.contains("data:image/") && page.contains("lies outside the folder"),
+            "{name}"
+        );
+    }
+}
+
 #[test]
 fn a_folder_without_a_finished_run_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -96,3 +96,83 @@ fn job_arrays_give_the_table_of_one_process_though_jobs_are_cancelled_and_requeu
     assert_eq!(after["trained"], after["models"]);
     assert_eq!(table(&run), table(&plain));
 }
+
+/// A folder with stand-ins for `sbatch`, which counts its calls, and `squeue`.
+fn stand_ins(dir: &std::path::Path, sbatch: &str, squeue: Option<&str>) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let bin = dir.join("bin");
+    let _ = std::fs::remove_dir_all(&bin);
+    std::fs::create_dir(&bin).unwrap();
+    let program = |name: &str, body: &str| {
+        let path = bin.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let count = format!(
+        "[ \"$1\" = --version ] && exit 0\necho \"$@\" >> '{0}/calls'\nn=$((100 + $(wc -l < '{0}/calls')))",
+        dir.display()
+    );
+    program("sbatch", &format!("{count}\n{sbatch}"));
+    if let Some(squeue) = squeue {
+        program("squeue", squeue);
+    }
+    bin
+}
+
+/// Whatever `sbatch` prints, no job is queued twice: its number is found, a job that is still there is not submitted again, and one
+/// that may be there is named.
+#[test]
+#[cfg(unix)]
+fn no_job_is_queued_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = configuration(dir.path());
+    let run = dir.path().join("run");
+    let calls =
+        || std::fs::read_to_string(dir.path().join("calls")).unwrap_or_default().lines().count();
+    let submit = |bin: &std::path::Path, more: &[&str]| {
+        let mut command = bdhs();
+        command.arg("sweep").arg(&config).arg("--out").arg(&run).arg("--slurm").args(more);
+        command.env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    // Without sbatch nothing is written.
+    let mut command = bdhs();
+    command.arg("sweep").arg(&config).arg("--out").arg(&run).arg("--slurm").env("PATH", dir.path());
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(3) && text.contains("no sbatch"), "{text}");
+    assert!(!run.exists());
+    // One that refuses leaves no job behind; the reason is told.
+    let refuses = stand_ins(dir.path(), "echo Invalid partition >&2; exit 1", None);
+    let (code, text) = submit(&refuses, &[]);
+    assert!(code == Some(3) && text.contains("did not take it: Invalid partition"), "{text}");
+    // One that speaks: the first stage is there, and the second is refused.
+    let speaks =
+        stand_ins(dir.path(), "echo 'INFO: 12 hours left'\necho \"$n;alpha\"\necho done", None);
+    let (code, text) = submit(&speaks, &[]);
+    assert!(
+        code == Some(0) && text.contains("generate  job 102") && text.contains("decide    job 103"),
+        "{text}"
+    );
+    assert_eq!(calls(), 3);
+    // Nobody can say whether they are still there.
+    let (code, text) = submit(&speaks, &[]);
+    assert!(code == Some(3) && text.contains("squeue") && text.contains("job 102"), "{text}");
+    // They are; so nothing is submitted, and another division is refused.
+    let there = stand_ins(dir.path(), "echo $n", Some("shift 2; echo $2"));
+    let (code, text) = submit(&there, &[]);
+    assert!(code == Some(0) && text.contains("generate  job 102"), "{text}");
+    let (code, text) = submit(&there, &["--shards", "2"]);
+    assert!(code == Some(3) && text.contains("scancel 102"), "{text}");
+    assert_eq!(calls(), 3);
+    // They are gone, and submitted again. Now sbatch says nothing of a number, once, and then no command submits any more.
+    let gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1";
+    let silent = stand_ins(dir.path(), "echo thank you", Some(gone));
+    for _ in 0..2 {
+        let (code, text) = submit(&silent, &[]);
+        assert!(code == Some(3) && text.contains("scancel --me --name=bdhs-generate"), "{text}");
+        assert_eq!(calls(), 4);
+    }
+}

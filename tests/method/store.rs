@@ -316,6 +316,60 @@ fn another_run_is_refused_field_by_field() {
     assert_eq!((store.manifest().token_budget, store.candidates().unwrap().len()), (4096, 4));
 }
 
+/// What a run leaves that was refused before it generated: settings and encoders of nothing.
+#[test]
+fn a_store_without_candidates_fits_every_run() {
+    let folder = folder();
+    let path = folder.path().join("store.db");
+    let mut store = Store::create(&path, &shard(0, 2)).unwrap();
+    store.add_encoder(&encoder("mini")).unwrap();
+    drop(store);
+    assert!(Store::is_begun(&path).unwrap() && !Store::has_candidates(&path).unwrap());
+    let other = Manifest { seed: 3, token_budget: 7, sampling: "{}".into(), ..manifest() };
+    let store = Store::open_or_create(&path, &other).unwrap();
+    let found = store.manifest();
+    assert_eq!((found.seed, found.token_budget, found.shard), (3, 7, Shard::WHOLE));
+    assert!(store.encoders().unwrap().is_empty());
+    drop(store);
+    // So does one that shards are merged into.
+    let part = folder.path().join("part.db");
+    filled(&part, &shard(0, 2), &[0]);
+    merge(&path, &[part]).unwrap();
+    assert_eq!(Store::open(&path).unwrap().manifest().seed, u64::MAX);
+    assert!(Store::has_candidates(&path).unwrap());
+}
+
+/// Rows that no bdhs has written are refused when they are read, and so is everything that is no table of a store.
+#[test]
+fn what_was_changed_by_other_means_is_refused() {
+    let folder = folder();
+    let path = folder.path().join("store.db");
+    let changed = |sql: &str| {
+        let _ = fs::remove_file(&path);
+        filled(&path, &manifest(), &[0, 1]);
+        Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        path.clone()
+    };
+    for phi in ["-9.2e18", "1.0000001", "9e999"] {
+        let sql = format!("PRAGMA ignore_check_constraints = ON; UPDATE scores SET phi = {phi}");
+        let result = Store::open(changed(&sql)).and_then(|store| store.score_rows("fp-mini"));
+        assert_says(&message(result), &["store.db"]);
+    }
+    for (sql, wanted) in [
+        ("CREATE VIEW extra AS SELECT 1", "the view \"extra\""),
+        ("CREATE TABLE extra (a)", "the table \"extra\""),
+        ("DROP TABLE budget_changes", "no table \"budget_changes\""),
+        ("DROP TABLE budget_changes; CREATE VIEW budget_changes AS SELECT 1", "the view"),
+        ("DROP TABLE budget_changes; CREATE TABLE budget_changes (a)", "the table"),
+        ("CREATE TRIGGER t AFTER INSERT ON waves BEGIN SELECT 1; END", "the trigger \"t\""),
+    ] {
+        let path = changed(&format!("PRAGMA foreign_keys = OFF; {sql}"));
+        assert_says(&message(Store::open(path)), &[wanted, "store.db"]);
+    }
+    // An index of one's own changes no answer.
+    Store::open(changed("CREATE INDEX mine ON candidates (text)")).unwrap();
+}
+
 #[test]
 fn create_never_overwrites() {
     let folder = folder();

@@ -6,17 +6,27 @@
 //!
 //! # Rows
 //! `{"kind": "reply", "id", "run", "attempt", "model", "content", "finish", "prompt_tokens", "completion_tokens",
-//! "temperature", "raw"}`, `raw` being the service's document. `kind` is `other_model` for a reply of another model than asked,
-//! which is kept (it was paid for) but not used, and `failure` for what was no reply: `status` and the body's beginning.
+//! "temperature", "raw"}`, `raw` being the service's document. `temperature` is null where the service takes none. `kind` is
+//! `other_model` for a reply of another model than asked, which is kept (it was paid for) but not used, and `failure` for what was
+//! no reply: `status` and the body's beginning.
+//!
+//! # What services of today want
+//! `max_tokens` is sent as `max_completion_tokens`, and no temperature is sent, once the service has refused them by name. Content
+//! may be a list of parts. Rules look for a grade in what follows a reply's thoughts ([`graded`]); a reply without text whose
+//! `finish` is `length` was cut by its limit, which [`Judge::max_tokens`] raises.
 //!
 //! # Failures
 //! 408, 409, 429, 5xx, time-outs, broken connections and bodies that are no chat completion (HTML, half a JSON) are tried again, with
 //! waits that double from [`Judge::backoff`] up to a minute, or, after a 429, as long as its `Retry-After` asks, which holds all threads back. Other
-//! statuses end the run at once. A refusal is a reply without text, and no rule finds a score in it.
+//! statuses, redirections and a content that is no text end the run at once. A refusal is a reply without text, and no rule finds a
+//! score in it.
 //!
-//! The key comes from the environment, is sent to the endpoint, and appears nowhere else: bodies that repeat it are redacted.
+//! The key comes from the environment, is sent to the endpoint, and appears nowhere else: bodies that repeat it are redacted, however
+//! they escape it. A service on this machine is asked without a proxy.
 
 mod client;
+mod endpoint;
+mod graded;
 mod store;
 
 use std::{
@@ -31,10 +41,12 @@ use std::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-pub use client::Endpoint;
+pub use endpoint::Endpoint;
+pub use graded::graded;
+pub(super) use graded::text_of;
 
 use self::{
-    client::{Client, Reply},
+    client::{Client, Failure, Reply},
     store::Store,
 };
 use super::{Benchmark, Item, folder::claim};
@@ -98,8 +110,10 @@ pub struct Judge {
     pub tries: u32,
     /// First wait after a failure; doubles up to a minute.
     pub backoff: Duration,
-    /// Longest time for one request.
+    /// Longest time for one request, at most a day.
     pub timeout: Duration,
+    /// Most tokens of a reply, in place of the protocol's: for models that think before they answer.
+    pub max_tokens: Option<u32>,
     /// A model name that replies may have besides the one asked for.
     pub accept_model: Option<String>,
     /// Detail level of images: auto, low or high.
@@ -107,6 +121,9 @@ pub struct Judge {
     /// Price of a million prompt tokens and of a million reply tokens.
     pub prices: Option<(f64, f64)>,
 }
+
+/// Longest time for a request, and longest first wait.
+const DAY: Duration = Duration::from_secs(86_400);
 
 impl Judge {
     /// Runs over all items.
@@ -131,9 +148,35 @@ impl Judge {
             tries: Self::TRIES,
             backoff: Duration::from_secs_f64(Self::BACKOFF),
             timeout: Duration::from_secs_f64(Self::TIMEOUT),
+            max_tokens: None,
             accept_model: None,
             detail: Self::DETAIL.to_owned(),
             prices: None,
+        }
+    }
+
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// The first one outside its range.
+    pub fn validate(&self) -> Result<()> {
+        self.endpoint.validate()?;
+        let refuse =
+            |what, got: String, expected| Err(Error::argument("judge", what, got, expected));
+        let seconds = |time: Duration| format!("{} s", time.as_secs_f64());
+        match self {
+            _ if self.timeout.is_zero() || self.timeout > DAY => {
+                refuse("timeout", seconds(self.timeout), "more than 0 and at most 86400 s")
+            }
+            _ if self.backoff > DAY => refuse("backoff", seconds(self.backoff), "at most 86400 s"),
+            _ if !(1..=999).contains(&self.runs) => {
+                refuse("runs", self.runs.to_string(), "between 1 and 999")
+            }
+            _ if !(1..=1024).contains(&self.threads) => {
+                refuse("threads", self.threads.to_string(), "between 1 and 1024")
+            }
+            _ if self.max_tokens == Some(0) => refuse("max_tokens", "0".into(), "1 or more"),
+            _ => Ok(()),
         }
     }
 
@@ -205,11 +248,14 @@ pub fn run(
     progress: &dyn Progress,
     estimate: &dyn Fn(Cost),
 ) -> Result<(PathBuf, Cost)> {
+    judge.validate()?;
     let items = work.benchmark.items();
     let first: Vec<Ask> = (0..items.len())
-        .map(|i| work.benchmark.ask(i, work.answers[i].as_deref().unwrap_or("")))
+        .map(|i| {
+            let ask = work.benchmark.ask(i, work.answers[i].as_deref().unwrap_or(""))?;
+            Ok(Ask { max_tokens: judge.max_tokens.or(ask.max_tokens), ..ask })
+        })
         .collect::<Result<_>>()?;
-    std::fs::create_dir_all(work.out).map_err(Error::io(work.out))?;
     let path = work.out.join("replies.jsonl");
     let store = Store::open(&path, |model| judge.accepts(model))?;
     claim(&work.out.join("judge.json"), &manifest(judge, work, &first))?;
@@ -335,18 +381,19 @@ impl Shared<'_> {
     ) -> Result<String> {
         let it = &self.work.benchmark.items()[item];
         let image = if ask.image { Some((self.work.image)(it)?) } else { None };
-        let body = client::body(self.judge, ask, image.as_deref())?;
+        let messages = client::messages(self.judge, ask, image.as_deref())?;
         let place = json!({"id": it.id, "run": run, "attempt": attempt});
         let (mut last, mut tried) = (String::new(), 0);
         for number in 0..self.judge.tries.max(1) {
             self.client.wait(number, self.judge.backoff, progress)?;
             tried = number + 1;
-            match self.client.post(&body) {
-                Ok(reply) => return self.keep(&place, ask, reply),
+            match self.client.ask(ask, &messages) {
+                Ok(reply) => return self.keep(&place, reply),
                 Err(failure) => {
                     last = failure.message.clone();
-                    let row = json!({"kind": "failure", "status": failure.status, "message": failure.message});
-                    self.locked()?.append(merged(row, &place))?;
+                    let Failure { status, message, .. } = &failure;
+                    let row = json!({"kind": "failure", "status": status, "message": message});
+                    self.locked()?.append(&merged(row, &place))?;
                     if failure.fatal {
                         break;
                     }
@@ -357,10 +404,10 @@ impl Shared<'_> {
             "the judge gave no reply about item {} in {tried} tries; the last: {last}",
             it.id
         );
-        Err(Error::Unsupported { what: format!("judge {}", self.judge.endpoint.model), message })
+        Err(Error::invalid(self.judge.endpoint.url(), "", message))
     }
 
-    fn keep(&self, place: &Value, ask: &Ask, reply: Reply) -> Result<String> {
+    fn keep(&self, place: &Value, reply: Reply) -> Result<String> {
         let wanted = &self.judge.endpoint.model;
         let ours = self.judge.accepts(&reply.model);
         let row = json!({
@@ -370,24 +417,25 @@ impl Shared<'_> {
             "finish": reply.finish,
             "prompt_tokens": reply.prompt_tokens,
             "completion_tokens": reply.completion_tokens,
-            "temperature": ask.temperature,
+            "temperature": reply.temperature,
             "raw": reply.raw,
         });
-        self.locked()?.append(merged(row, place))?;
+        self.locked()?.append(&merged(row, place))?;
         if let Ok(mut cost) = self.cost.lock() {
+            // A service may claim any number.
             cost.requests += 1;
-            cost.prompt_tokens += reply.prompt_tokens;
-            cost.completion_tokens += reply.completion_tokens;
+            cost.prompt_tokens = cost.prompt_tokens.saturating_add(reply.prompt_tokens);
+            cost.completion_tokens = cost.completion_tokens.saturating_add(reply.completion_tokens);
         }
         if ours {
-            return Ok(reply.content);
+            return Ok(graded(&reply.content).to_owned());
         }
         let message = format!(
             "the reply names {:?}; it is kept in {}, but not used. Ask for that model, or accept it by name",
             reply.model,
             self.path.display()
         );
-        Err(Error::Unsupported { what: format!("judge {wanted}"), message })
+        Err(Error::invalid(self.judge.endpoint.url(), format!("judge {wanted}"), message))
     }
 }
 

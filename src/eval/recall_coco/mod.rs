@@ -155,9 +155,10 @@ impl Metric for RecallCoco {
 
     fn statistics(&self, _protocol: Protocol, cells: &Cells) -> Vec<Statistic> {
         vec![
-            Statistic::ratio("recall", cells, ("recalled", "objects"), 100.0),
-            Statistic::ratio("chair_i", cells, ("made_up", "mentions"), 100.0),
-            Statistic::ratio("chair_s", cells, ("captions_made_up", "captions"), 100.0),
+            Statistic::ratio("recall", cells, ("recalled", "objects"), 100.0).within(0.0, 100.0),
+            Statistic::ratio("chair_i", cells, ("made_up", "mentions"), 100.0).within(0.0, 100.0),
+            Statistic::ratio("chair_s", cells, ("captions_made_up", "captions"), 100.0)
+                .within(0.0, 100.0),
         ]
     }
 }
@@ -256,7 +257,7 @@ impl Benchmark for Questions {
         }
         let mut details = Map::new();
         details.insert("totals".into(), totals.into());
-        Ok(Scored { items, details })
+        Ok(Scored { items, details, ..Scored::default() })
     }
 }
 

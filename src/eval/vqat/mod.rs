@@ -28,7 +28,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 pub use normalise::{delete_punctuation, evalai, strict, vlmevalkit};
 
@@ -196,7 +196,7 @@ impl Metric for Vqat {
     }
 
     fn statistics(&self, _protocol: Protocol, cells: &Cells) -> Vec<Statistic> {
-        vec![Statistic::ratio("accuracy", cells, ("sum", "n"), 100.0)]
+        vec![Statistic::ratio("accuracy", cells, ("sum", "n"), 100.0).within(0.0, 100.0)]
     }
 }
 
@@ -297,6 +297,6 @@ impl Benchmark for Questions {
         };
         use rayon::prelude::*;
         let items = (0..self.items.len()).into_par_iter().map(one).collect();
-        Ok(Scored { items, details: Map::new() })
+        Ok(Scored { items, ..Scored::default() })
     }
 }

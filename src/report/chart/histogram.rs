@@ -19,6 +19,8 @@ impl Axis {
     pub fn of(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = values
             .filter(|x| x.is_finite())
+            // Cosines: nothing else decides how many bins there are.
+            .map(|x| x.clamp(-1.0, 1.0))
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
         if low > high {
             return Self { low: 0.0, high: 1.0, bins: 20 };

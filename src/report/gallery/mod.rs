@@ -4,6 +4,8 @@ pub(super) mod diff;
 mod picture;
 mod select;
 
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 
 use super::{number, run::Run, texts::Text};
@@ -213,17 +215,30 @@ fn lines(run: &Run, key: &Key, candidate: &Candidate) -> Result<Vec<ScoreLine>> 
 /// The picture of a pair; none for a sample without one, a reason where it cannot be had.
 fn load(run: &Run, candidate: &Candidate, text: &Text) -> Result<Option<Picture>, String> {
     let Some(name) = text.images.first() else { return Ok(None) };
-    let path = match &run.images {
-        Some(folder) => folder.join(name),
-        None if name.is_absolute() => name.clone(),
-        None => {
-            let message = "the folder is not known, name it with --images";
-            return Err(format!("{}: {message}", name.display()));
-        }
+    let Some(folder) = &run.images else {
+        let message = "the folder is not known, name it with --images";
+        return Err(format!("{}: {message}", name.display()));
     };
+    let path = inside(folder, name)?;
     picture::load(&path, candidate, run.patches.as_ref(), text.images.len())
         .map(Some)
         .map_err(|error| error.to_string())
+}
+
+/// The file of a picture that lies in the run's folder of pictures. A name that leads elsewhere, as a copied run may have it, is
+/// not followed: the page would hold a file that its reader did not mean to show.
+fn inside(folder: &Path, name: &Path) -> Result<PathBuf, String> {
+    let path = folder.join(name);
+    let real =
+        |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
+    match real(&path)?.starts_with(real(folder)?) {
+        true => Ok(path),
+        false => Err(format!(
+            "{}: lies outside the folder of pictures {}; name the folder that holds it with --images",
+            name.display(),
+            folder.display()
+        )),
+    }
 }
 
 /// What a flag says.

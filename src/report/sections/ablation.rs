@@ -14,7 +14,7 @@ use super::super::{
 };
 use crate::{
     Result,
-    ablation::{Ablation, BASELINE, Difference, ModelResult},
+    ablation::{Ablation, BASELINE, Difference, EFFECT_HEADS, ModelResult, POWER_HEADS},
     config::threshold_text,
     train,
 };
@@ -33,6 +33,9 @@ pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
         cells => ablation.cells.len(),
         spent => duration(spent),
         maps => value(maps),
+        recipes => (!ablation.recipes.is_empty()).then(|| value(recipes(ablation))),
+        effects => (!ablation.effects.is_empty()).then(|| value(effects(ablation))),
+        power => (!ablation.power.is_empty()).then(|| value(power(ablation))),
         seeds => value(seeds(ablation)),
         variants => (!ablation.variants.is_empty()).then(|| value(variants(ablation))),
         tests => value(tests(ablation)),
@@ -74,9 +77,25 @@ fn map(run: &Run, ablation: &Ablation, i: usize) -> HeatMap {
     }
 }
 
+fn recipes(ablation: &Ablation) -> Table {
+    let caption = "Recipes, means over seeds: difference [95 % interval over images and seeds] p, and what the test sees";
+    Table::new(caption, ablation.recipe_heads(), ablation.recipe_rows())
+}
+
+fn effects(ablation: &Ablation) -> Table {
+    let caption = "Threshold and encoder over the grid, and how cells vary beside seeds";
+    Table::new(caption, EFFECT_HEADS, ablation.effect_rows())
+}
+
+fn power(ablation: &Ablation) -> Table {
+    Table::new("Differences that this run can see", POWER_HEADS, ablation.power_rows())
+}
+
 fn seeds(ablation: &Ablation) -> Table {
     let trainings = ablation.seeds.first().map_or(0, |seeds| seeds.default.values.len());
-    let caption = format!("Means over {trainings} trainings, 95 % intervals over trainings");
+    let caption = format!(
+        "Means over {trainings} trainings, 95 % intervals over trainings, for these images"
+    );
     Table::new(caption, ablation.seed_heads(), ablation.seed_rows())
 }
 

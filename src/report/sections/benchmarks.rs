@@ -14,10 +14,12 @@ use super::super::{
 use crate::{
     Result,
     eval::{
-        METRICS, Outcome,
+        METRICS, Outcome, Replies,
         compare::{Comparison, Differing, compare},
         folder::find_image,
+        intervals::p_text,
         metric,
+        summary::Headline,
         tally::Estimate,
     },
 };
@@ -55,6 +57,7 @@ pub(super) fn content(run: &Run, _: &[Pair]) -> Result<Option<Value>> {
     let data: Vec<&str> = run.evaluations.iter().map(|e| e.summary.data.as_str()).collect();
     Ok(Some(context! {
         scores => value(scores(&run.evaluations)),
+        replies => replies(&run.evaluations).map(value),
         changes => value(changes),
         first => first.name.clone(),
         data => data[0],
@@ -88,6 +91,30 @@ fn scores(evaluations: &[Evaluation]) -> Table {
     Table::new("Scores with 95 % intervals", head, rows)
 }
 
+/// How the judges' replies came out, a row a judged score; none without a judge.
+fn replies(evaluations: &[Evaluation]) -> Option<Table> {
+    let row = |evaluation: &Evaluation, row: &Headline| {
+        let Replies { total, no_grade, cut, failed, no_temperature } = row.replies?;
+        let counts = [total, no_grade, cut, failed, no_temperature].map(count);
+        let names = [evaluation.name.clone(), row.metric.clone()];
+        Some(names.into_iter().chain(counts).collect::<Vec<_>>())
+    };
+    let rows: Vec<Vec<String>> = evaluations
+        .iter()
+        .flat_map(|own| own.summary.metrics.iter().filter_map(move |headline| row(own, headline)))
+        .collect();
+    let head = [
+        "evaluation",
+        "metric",
+        "replies",
+        "without a grade",
+        "of these cut by their limit",
+        "failed requests",
+        "asked without a temperature",
+    ];
+    (!rows.is_empty()).then(|| Table::new("Replies of the judge", head, rows))
+}
+
 /// What changes from the first evaluation to another, if they have a metric in common.
 fn change(first: &Evaluation, other: &Evaluation, number: usize) -> Result<Option<Change>> {
     let (mut rows, mut items) = (Vec::new(), Vec::new());
@@ -98,7 +125,16 @@ fn change(first: &Evaluation, other: &Evaluation, number: usize) -> Result<Optio
         let settings = |outcome: &Outcome, name: &str| outcome.details["settings"][name].as_u64();
         let resamples = settings(&a, "resamples").unwrap_or(0) as u32;
         let names = [first.folder.as_path(), other.folder.as_path()];
-        let comparison = compare(&a, b, names, resamples, settings(&a, "seed").unwrap_or(0))?;
+        let seed = settings(&a, "seed").unwrap_or(0);
+        let comparison = match compare(&a, b, names, resamples, seed) {
+            Ok(comparison) => comparison,
+            // Answers to other questions: nothing to compare, and no reason to leave the rest out.
+            Err(error) => {
+                let dash = || "–".to_owned();
+                rows.push(vec![row.metric.clone(), error.to_string(), dash(), dash(), dash()]);
+                continue;
+            }
+        };
         rows.push(difference(&comparison, &row.name));
         let differing = pick(&comparison.differing);
         let shown = differing.iter().enumerate().map(|(i, item)| {
@@ -120,7 +156,7 @@ fn difference(comparison: &Comparison, name: &str) -> Vec<String> {
     vec![
         comparison.metric.clone(),
         read(&change["difference"]).map_or_else(|| "–".to_owned(), |e| e.to_string()),
-        change["p"].as_f64().map_or_else(|| "–".to_owned(), |p| format!("{p:.3}")),
+        change["p"].as_f64().map_or_else(|| "–".to_owned(), |p| p_text(p, comparison.resamples)),
         count(better as u64),
         count((comparison.differing.len() - better) as u64),
     ]
