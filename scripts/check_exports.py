@@ -2,8 +2,8 @@
 
     python scripts/check_exports.py CELL_FOLDER IMAGE_FOLDER [--step]
 
-With --step, the tiny LLaVA of golden_llava.py makes one step of TRL's DPOTrainer on the Parquet file, as it is loaded (needs trl, peft
-and torch). CELL_FOLDER holds pairs.parquet and pairs.jsonl. Needs `datasets` and `pillow`; with `trl` installed, every row also goes
+With --step, the tiny LLaVA of golden_llava.py makes one step of TRL's DPOTrainer on the Parquet file and one on the JSON lines, as they
+are loaded (needs trl, peft and torch). CELL_FOLDER holds pairs.parquet and pairs.jsonl. Needs `datasets` and `pillow`; with `trl` installed, every row also goes
 through TRL's own preparation of multimodal messages. `cargo test --test method export::` leaves an example in
 target/tmp/export/out/cells/mini__0.90 (images: target/tmp/export/images).
 """
@@ -97,10 +97,11 @@ def main():
     trl = "TRL's preparation accepts them" if prepare_multimodal_messages else "TRL is not installed"
     print(f"{parquet.num_rows} pairs: Parquet and JSONL agree, images decode, {trl}")
     if sys.argv[3:] == ["--step"]:
-        loss = step(parquet)
-        # A fresh adapter is its base, so every margin is 0.
-        assert abs(loss - math.log(2)) < 1e-3, loss
-        print(f"one step of TRL's DPOTrainer: loss {loss:.4f}")
+        for name, rows in [("Parquet", parquet), ("JSON lines", lines)]:
+            loss = step(rows)
+            # A fresh adapter is its base, so every margin is 0.
+            assert abs(loss - math.log(2)) < 1e-3, loss
+            print(f"one step of TRL's DPOTrainer on the {name}: loss {loss:.4f}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::config::{Config, label};
 use crate::sampling::SamplingConfig;
-use crate::train::{Loss, Pair, Settings, read_pairs};
+use crate::train::{Loss, Pair, Settings, read_exported};
 
 /// What a model of the ablation is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ impl Training {
     }
 
     fn read(&self) -> Result<Vec<Pair>> {
-        read_pairs(&self.pairs, Some(&self.images))
+        read_exported(&self.pairs, &self.images)
     }
 
     /// The control: the chosen answers alone.

@@ -209,7 +209,7 @@ fn train(
     progress: &dyn Progress,
 ) -> Result<()> {
     let Some(training) = &model.training else { return Ok(()) };
-    let pairs = train::read_pairs(&training.pairs, Some(&training.images))?;
+    let pairs = train::read_exported(&training.pairs, &training.images)?;
     let reference = config.run.out.join("reference.jsonl");
     let options = train::Options {
         model: &config.model.path,

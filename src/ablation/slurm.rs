@@ -15,6 +15,7 @@ use super::run::done;
 use super::table::Ablation;
 use super::{RESULT, plan};
 use crate::config::{Config, SavedRun};
+use crate::data::Described;
 use crate::data::json::read_document;
 use crate::files::{write_file, write_json};
 use crate::store::Store;
@@ -144,7 +145,7 @@ pub fn submit(config: &Config, cluster: &Cluster) -> Result<Vec<Submitted>> {
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
     let path = folder.join("jobs.json");
     let mut known = still_there(&path)?;
-    SavedRun::of(config).write(&run)?;
+    SavedRun::of(config, Described::default()).write(&run)?;
     let program = std::env::current_exe().map_err(Error::io("this program"))?;
     let mut submitted: Vec<Submitted> = Vec::new();
     for job in jobs(config, cluster) {

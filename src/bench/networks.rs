@@ -120,10 +120,14 @@ fn attempts(model: &Model, name: &str, clock: &Clock) -> Result<[Row; 2]> {
 /// The first of the demo's scenes.
 fn samples(count: usize) -> Result<Vec<Sample>> {
     let data = config::demo().data;
-    let options = DatasetOptions { image_folder: data.images, turn: data.turn };
-    let mut samples = Dataset::open(&embedded::resolve(&data.file)?, &options)?.samples;
-    samples.truncate(count);
-    Ok(samples)
+    let options = DatasetOptions {
+        image_folder: data.images,
+        turn: data.turn,
+        limit: Some(count),
+        ..DatasetOptions::default()
+    };
+    let dataset = Dataset::open(&embedded::resolve(Path::new(embedded::SCENES))?, &options)?;
+    dataset.read(0..dataset.len())
 }
 
 /// Weights of the dense layers that a token is multiplied by, without the output layer.

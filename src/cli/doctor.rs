@@ -7,23 +7,27 @@ use serde::Serialize;
 
 use super::{
     Global,
-    sweep::PixelArgs,
+    sweep::{PixelArgs, ReadingArgs},
     ui::{Bars, print_json, print_text},
 };
 use crate::{
     Error, Result,
-    config::named,
+    config::{Data, Files, named},
+    data::{Dataset, Described},
+    demo::embedded::is_embedded,
+    engine::Progress,
     models::{
         Source, device,
-        hub::Origin,
+        hub::{self, Kind, Name, Origin},
         outline::{Memory, Outline},
     },
+    sweep::survey,
 };
 
 /// Arguments of `bdhs doctor`.
 #[derive(Args)]
 pub(super) struct Doctor {
-    /// Also check a model folder (docs/models.md), or its name on the hub, all but the values of its weights: sizes, memory, what fits here
+    /// Also check a model folder (docs/models.md), or its name on the hub, all but the values of its weights, which are not fetched
     #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
     /// With --model: a LoRA adapter's folder that changes it
@@ -31,6 +35,11 @@ pub(super) struct Doctor {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     pixels: PixelArgs,
+    /// Also read data: its shape, its rows, and those of no use
+    #[arg(long, value_name = "FILE|DIR")]
+    data: Vec<PathBuf>,
+    #[command(flatten)]
+    reading: ReadingArgs,
     /// Key-value slots of one wave, for the memory that --model needs
     #[arg(long, value_name = "N", default_value_t = 16_384)]
     token_budget: usize,
@@ -53,6 +62,8 @@ struct Report {
     model: Option<Outline>,
     /// Where that is from, if it is from the hub.
     origin: Option<Origin>,
+    /// What --data names.
+    data: Option<Described>,
     /// Memory that is free now.
     free_gib: Option<f64>,
 }
@@ -83,13 +94,35 @@ impl Doctor {
         let mut report = report(global);
         if let Some(model) = &self.model {
             let bars = Bars::new(global);
-            let folder = named::model(model, &bars)?;
+            let headers = match model.to_str().and_then(|text| Name::parse(text, Kind::Model)) {
+                Some(name) if !model.is_dir() && !is_embedded(model) => hub::headers(&name, &bars)?,
+                _ => None,
+            };
+            let folder = match &headers {
+                Some(headers) => headers.folder().to_owned(),
+                None => named::model(model, &bars)?,
+            };
             let adapter = self.adapter.as_deref().map(|path| named::adapter(path, &bars));
             bars.clear();
             let source = Source::new(&folder, adapter.transpose()?.as_deref())?;
             let source = source.with_pixels(self.pixels.bounds());
             report.model = Some(Outline::read(&source, self.token_budget)?);
-            report.origin = Origin::of(&folder);
+            report.origin = match &headers {
+                Some(headers) => Some(headers.origin.clone()),
+                None => Origin::of(&folder),
+            };
+        }
+        if !self.data.is_empty() {
+            let mut data = Data { file: Files(self.data.clone()), ..Data::default() };
+            self.reading.apply(&mut data);
+            let bars = Bars::new(global);
+            bars.begin("reading data", None);
+            let dataset = Dataset::list(&data.file.0, &data.options(true))?;
+            bars.clear();
+            if !data.skip_bad {
+                dataset.check(survey::ADVICE)?;
+            }
+            report.data = Some(dataset.described());
         }
         if global.json {
             print_json(&report)?
@@ -145,6 +178,7 @@ fn report(global: &Global) -> Report {
         device,
         model: None,
         origin: None,
+        data: None,
         free_gib: memory_gib("MemAvailable:"),
     }
 }
@@ -229,7 +263,11 @@ fn human(report: &Report) -> String {
         report.device.name,
         if report.device.usable { "usable" } else { "not usable" },
         report.device.message,
-    ) + &report.model.as_ref().map_or(String::new(), |model| outline(model, report))
+    ) + &report
+        .data
+        .as_ref()
+        .map_or(String::new(), |data| format!("\ndata          {}", data.text()))
+        + &report.model.as_ref().map_or(String::new(), |model| outline(model, report))
 }
 
 /// A checkpoint, for people.

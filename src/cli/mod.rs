@@ -7,6 +7,7 @@ mod doctor;
 mod embed;
 mod eval;
 mod merge;
+mod prompts;
 mod report;
 mod sample;
 mod score;
@@ -43,6 +44,8 @@ enum Command {
     Sweep(sweep::Sweep),
     /// Make pairs for one encoder and one threshold
     Sample(sample::Sample),
+    /// Write what another engine has to complete, for `sweep --candidates`
+    Prompts(prompts::Prompts),
     /// Embed texts with a sentence-transformers model
     Embed(embed::Embed),
     /// Decide the grid for given references and candidates, without generating
@@ -142,6 +145,7 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Sweep(command) => command.run(&cli.global),
         Command::Sample(command) => command.run(&cli.global),
+        Command::Prompts(command) => command.run(&cli.global),
         Command::Embed(command) => command.run(&cli.global),
         Command::Score(command) => command.run(&cli.global),
         Command::Train(command) => command.run(&cli.global),

@@ -9,7 +9,10 @@ use super::{
     sweep::{RunArgs, finish},
     ui::Bars,
 };
-use crate::{Result, sampling::acceptance::PAPER_THRESHOLD, store::Shard};
+use crate::{
+    Error, Result, config::Config, sampling::acceptance::PAPER_THRESHOLD, store::Shard,
+    sweep::summary::Summary,
+};
 
 /// Arguments of `bdhs sample`.
 #[derive(Args)]
@@ -27,6 +30,7 @@ pub(super) struct Sample {
 impl Sample {
     pub(super) fn run(&self, global: &Global) -> Result<()> {
         let mut config = self.run.config()?;
+        self.own_folder(&mut config)?;
         match &self.encoder {
             Some(encoder) => config.grid.encoders = vec![encoder.clone()],
             None => config.grid.encoders.truncate(1),
@@ -34,5 +38,27 @@ impl Sample {
         config.grid.thresholds = vec![self.threshold];
         config.variants.clear();
         finish(&config, Shard::WHOLE, global, &Bars::new(global))
+    }
+
+    /// Where no folder was asked for, one that no sweep uses by default. The summary of a sweep is not replaced.
+    fn own_folder(&self, config: &mut Config) -> Result<()> {
+        let out = &mut config.run.out;
+        if !self.run.chose_folder() {
+            let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = if name == "sweep" { "sample".to_owned() } else { format!("{name}-sample") };
+            out.set_file_name(name);
+        }
+        match Summary::read(out) {
+            Ok(summary) if summary.cells.len() > 1 => {
+                let message = format!(
+                    "holds a sweep of {} cells, whose summary and page would be replaced by those of one: give another --out, \
+                     or take the cell's pairs from {}",
+                    summary.cells.len(),
+                    out.join("cells").display()
+                );
+                Err(Error::Store { path: out.clone(), message })
+            }
+            _ => Ok(()),
+        }
     }
 }

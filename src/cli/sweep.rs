@@ -15,7 +15,7 @@ use super::{
 use crate::{
     Error, Result,
     ablation::{self, Share, Stage, slurm},
-    config::{self, Config, Model, SavedRun},
+    config::{self, Config, Data, Files, Model, SavedRun},
     models::{Bounds, device},
     store::Shard,
     sweep::{self, Options, parse_shard, summary::Summary},
@@ -89,7 +89,7 @@ impl Sweep {
         }
         if self.slurm {
             config.validate()?;
-            let config = config.resolved(&bars)?;
+            let config = fetched(&config, &bars)?;
             bars.clear();
             if self.train {
                 config.model.source()?.unadapted()?;
@@ -102,7 +102,7 @@ impl Sweep {
         let devices = global.devices()?;
         config.validate()?;
         config.check_folder()?;
-        let config = config.resolved(&bars)?;
+        let config = fetched(&config, &bars)?;
         // Told before hours of sampling, not after.
         config.model.source()?.unadapted()?;
         let device = generate(&config, &devices, Shard::WHOLE, &bars)?;
@@ -195,6 +195,18 @@ fn run_all(config: &Config, options: &Options, bars: &Bars) -> Result<Option<Sum
     sweep::run_all(config, options, bars, &|run| write_page(&run.run.out, bars))
 }
 
+/// A configuration with folders in place of names. Its data is checked before anything is fetched for it.
+fn fetched(config: &Config, bars: &Bars) -> Result<Config> {
+    let local = config.clone().with_data()?;
+    // A run checks its data itself, before it loads models.
+    if !local.is_here() {
+        for run in local.runs()? {
+            sweep::check_data(&run, bars)?;
+        }
+    }
+    local.resolved(bars)
+}
+
 /// Runs a configuration and prints its summary.
 pub(super) fn finish(config: &Config, shard: Shard, global: &Global, bars: &Bars) -> Result<()> {
     let mut devices = global.devices()?;
@@ -204,7 +216,7 @@ pub(super) fn finish(config: &Config, shard: Shard, global: &Global, bars: &Bars
     // Before anything is fetched.
     config.validate()?;
     config.check_folder()?;
-    let config = &config.clone().resolved(bars)?;
+    let config = &fetched(config, bars)?;
     let device = generate(config, &devices, shard, bars)?;
     let summary = run_all(config, &Options { device, shard }, bars)?;
     bars.clear();
@@ -242,6 +254,72 @@ impl PixelArgs {
     }
 }
 
+/// Which data, and how it is read.
+#[derive(Args)]
+pub(super) struct DataArgs {
+    /// Rows of any shape that docs/data.md lists: JSON, JSONL, Parquet, Arrow, CSV, a folder or a pattern, or demo-scenes; repeat for several
+    #[arg(long, value_name = "FILE|DIR")]
+    data: Vec<PathBuf>,
+    #[command(flatten)]
+    reading: ReadingArgs,
+    /// Only the first N samples
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Candidates made elsewhere, in place of the model's own: JSON lines {id, attempt, text}; see docs/data.md
+    #[arg(long, value_name = "FILE")]
+    candidates: Option<PathBuf>,
+}
+
+impl DataArgs {
+    fn apply(&self, data: &mut Data) {
+        if !self.data.is_empty() {
+            data.file = Files(self.data.clone());
+        }
+        self.reading.apply(data);
+        data.limit = self.limit.or(data.limit);
+        if self.candidates.is_some() {
+            data.candidates.clone_from(&self.candidates);
+        }
+    }
+}
+
+/// How rows are read.
+#[derive(Args)]
+pub(super) struct ReadingArgs {
+    /// Folder that image paths are relative to
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Names of the columns where no known shape has them: prompt=question,chosen=answer
+    #[arg(long, value_name = "NAME=COLUMN", value_delimiter = ',', value_parser = column)]
+    columns: Vec<(String, String)>,
+    /// Leave out rows that are of no use, count them, and list them
+    #[arg(long)]
+    skip_bad: bool,
+    /// Follow links that lead out of the image folder
+    #[arg(long)]
+    allow_links: bool,
+}
+
+impl ReadingArgs {
+    pub(super) fn apply(&self, data: &mut Data) {
+        if self.images.is_some() {
+            data.images.clone_from(&self.images);
+        }
+        data.columns.extend(self.columns.iter().cloned());
+        data.skip_bad |= self.skip_bad;
+        data.allow_links |= self.allow_links;
+    }
+}
+
+fn column(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, column)) if !name.is_empty() && !column.is_empty() => {
+            Ok((name.trim().to_owned(), column.trim().to_owned()))
+        }
+        _ => Err("expected NAME=COLUMN, as prompt=question".to_owned()),
+    }
+}
+
 /// Where a run's settings come from: a TOML file, then options that replace its fields.
 #[derive(Args)]
 pub(super) struct RunArgs {
@@ -259,15 +337,8 @@ pub(super) struct RunArgs {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     pixels: PixelArgs,
-    /// Conversations: LLaVA's JSON, or JSONL, or demo-scenes
-    #[arg(long, value_name = "FILE")]
-    data: Option<PathBuf>,
-    /// Folder that image paths are relative to
-    #[arg(long, value_name = "DIR")]
-    images: Option<PathBuf>,
-    /// Only the first N samples
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    #[command(flatten)]
+    data: DataArgs,
     /// The run folder; an interrupted run continues in it
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -298,9 +369,17 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
+    /// Whether the run folder was named, by itself or in a file.
+    pub(super) fn chose_folder(&self) -> bool {
+        let in_file = |path: &PathBuf| {
+            Config::load(path).is_ok_and(|config| config.run.out != Config::default().run.out)
+        };
+        self.out.is_some() || self.from_run.is_some() || self.config.as_ref().is_some_and(in_file)
+    }
+
     pub(super) fn config(&self) -> Result<Config> {
         // Nothing said about what to run: the embedded demo.
-        let demo = self.model.is_none() && self.data.is_none();
+        let demo = self.model.is_none() && self.data.data.is_empty();
         let mut config = match (&self.config, &self.from_run) {
             (Some(path), _) => Config::load(path)?,
             (None, Some(run)) => {
@@ -320,7 +399,6 @@ impl RunArgs {
         }
         set(&mut config.model.path, &self.model);
         set(&mut config.model.dtype, &self.dtype);
-        set(&mut config.data.file, &self.data);
         set(&mut config.run.out, &self.out);
         set(&mut config.run.seed, &self.seed);
         config.run.token_budget = self.token_budget.or(config.run.token_budget);
@@ -331,11 +409,8 @@ impl RunArgs {
         if self.adapter.is_some() {
             config.model.adapter.clone_from(&self.adapter);
         }
-        if self.images.is_some() {
-            config.data.images.clone_from(&self.images);
-        }
         self.pixels.set(&mut config.model);
-        config.data.limit = self.limit.or(config.data.limit);
+        self.data.apply(&mut config.data);
         Ok(config)
     }
 }

@@ -6,16 +6,19 @@ use clap::Args;
 
 use super::{
     Global,
-    sweep::{PixelArgs, set},
+    sweep::{PixelArgs, ReadingArgs, set},
     ui::{Bars, print_json, print_text},
 };
 use crate::{
     Result,
     config::{self, Config, named},
+    data::{Skipped, reasons},
     demo::embedded::is_embedded,
+    engine::Progress,
     lock::check_folder,
     sampling::acceptance::PAPER_THRESHOLD,
-    train::{self, Loss, Online, Options},
+    sweep::survey,
+    train::{self, Loss, Online, Options, PairSource, Pairs},
 };
 
 /// Arguments of `bdhs train`.
@@ -24,12 +27,11 @@ pub(super) struct Train {
     /// Configuration: its [model] and [train]; every field of docs/config.md
     #[arg(value_name = "CONFIG.toml")]
     config: Option<PathBuf>,
-    /// Pairs as JSON or JSONL, in TRL's columns images, prompt, chosen, rejected
-    #[arg(long, value_name = "FILE")]
+    /// Pairs: a run's folder, RUN:CELL, or rows with rejected answers of any shape that docs/data.md lists
+    #[arg(long, value_name = "RUN|FILE")]
     pairs: PathBuf,
-    /// Folder that image paths are relative to [default: the pairs' own]
-    #[arg(long, value_name = "DIR")]
-    images: Option<PathBuf>,
+    #[command(flatten)]
+    reading: ReadingArgs,
     /// Model folder in the Hugging Face layout (docs/models.md), its name on the hub (org/repo[@revision]), or demo-llava
     #[arg(long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
@@ -65,8 +67,8 @@ pub(super) struct Train {
     /// Draw rejected answers from the model in training, accepted by this encoder: a folder, a name on the hub, or demo-*
     #[arg(long, value_name = "DIR|NAME")]
     online: Option<PathBuf>,
-    /// Weight of the drawn answer beside the pair's own; 1 = drawn answers alone
-    #[arg(long, value_name = "G", requires = "online")]
+    /// With --online, weight of the drawn answer beside the pair's own; else of the pair's beside the one that its data came with
+    #[arg(long, value_name = "G")]
     gamma: Option<f64>,
     /// Storage type of the base: f32, f16 or bf16
     #[arg(long, value_name = "TYPE")]
@@ -108,17 +110,30 @@ impl Train {
         if let Some(encoder) = &self.online {
             let (threshold, gamma) = (PAPER_THRESHOLD, self.gamma.unwrap_or(1.0));
             settings.online = Some(Online { encoder: encoder.clone(), threshold, gamma });
+        } else if self.gamma.is_some() {
+            settings.gamma = self.gamma;
         }
         settings.projector |= self.projector_learning_rate.is_some();
         check_folder(&self.out)?;
         let device = global.device()?;
         let bars = Bars::new(global);
+        let pairs_file = PairSource::find(&self.pairs)?;
+        self.reading.apply(&mut config.data);
+        config.train.validate()?;
+        let mut pairs = self.read(&pairs_file, &config, &bars)?;
+        // What follows may fetch gigabytes.
         config.model.path = named::model(&config.model.path, &bars)?;
         let source = config.model.source()?;
         let model = source.unadapted()?;
         config.model.dtype = source.dtype(&config.model.dtype, &device)?.as_str().to_owned();
         if let Some(online) = &mut config.train.online {
             online.encoder = named::encoder(&online.encoder, &bars)?;
+        }
+        if config.data.skip_bad {
+            bars.begin("checking pairs", None);
+            let most = config.data.max_skipped;
+            pairs.leave_out(&source, config.train.loss, &pairs_file.file, most)?;
+            survey::write(&self.out, &pairs.skipped)?;
         }
         let options = Options {
             model,
@@ -127,16 +142,37 @@ impl Train {
             device: &device,
             dtype: &config.model.dtype,
             out: &self.out,
-            file: &self.pairs,
+            file: &pairs_file.file,
             sampling: &config.sampling,
             reference: None,
         };
-        let pairs = train::read_pairs(&self.pairs, self.images.as_deref())?;
-        let outcome = train::run(&pairs, &config.train, &options, &bars)?;
+        let outcome = train::run(&pairs.pairs, &config.train, &options, &bars)?;
         bars.clear();
         match global.json {
             true => print_json(&outcome),
-            false => print_text(&format!("{}\nwritten to {}", outcome.text(), self.out.display())),
+            false => {
+                let left = match pairs.skipped.len() {
+                    0 => String::new(),
+                    count => {
+                        let reasons = reasons(&Skipped::counts(&pairs.skipped));
+                        format!("\n{count} rows left out (skipped.jsonl): {reasons}")
+                    }
+                };
+                print_text(&format!("{}{left}\nwritten to {}", outcome.text(), self.out.display()))
+            }
         }
+    }
+
+    /// Reads the pairs that were asked for.
+    fn read(&self, source: &PairSource, config: &Config, bars: &Bars) -> Result<Pairs> {
+        let mut options = config.data.options(true);
+        options.anywhere = source.own;
+        options.image_folder = options.image_folder.or_else(|| source.images.clone());
+        let most = config.data.skip_bad.then_some(config.data.max_skipped);
+        bars.begin("reading pairs", None);
+        let pairs = train::read_some(&source.files().0, &options, most)?;
+        bars.begin(&format!("reading pairs: {}", pairs.about), None);
+        source.note.iter().chain(&pairs.note).for_each(|note| bars.warn(note));
+        Ok(pairs)
     }
 }

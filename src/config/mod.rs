@@ -7,14 +7,16 @@ pub mod named;
 mod saved;
 mod variant;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     Error, Result,
-    data::TurnChoice,
+    data::{DatasetOptions, TurnChoice, is_column},
     demo::{
         embedded::{self, is_embedded},
         folder, judge,
@@ -122,24 +124,117 @@ impl Model {
 }
 
 /// Images, prompts and preferred answers.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
-    /// Conversations: LLaVA's JSON, or JSONL.
-    pub file: PathBuf,
+    /// Files, folders or patterns of rows, in one of the shapes that `docs/data.md` lists; one, or a list.
+    pub file: Files,
     /// Folder that image paths are relative to; the data file's own folder where absent.
     pub images: Option<PathBuf>,
+    /// Names of the files' columns by the names that are read: `prompt = "question"`.
+    pub columns: BTreeMap<String, String>,
     /// Which turn of a conversation is the reference.
     pub turn: TurnChoice,
     /// Only the first so many samples.
     pub limit: Option<usize>,
+    /// Follow links that lead out of the image folder.
+    pub allow_links: bool,
+    /// Leave out rows that are of no use, count them, and list them in `skipped.jsonl`.
+    pub skip_bad: bool,
+    /// Share of the rows that may be left out, in [0, 1].
+    pub max_skipped: f64,
+    /// Candidates made elsewhere, in place of the model's own.
+    pub candidates: Option<PathBuf>,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            file: Files::default(),
+            images: None,
+            columns: BTreeMap::new(),
+            turn: TurnChoice::default(),
+            limit: None,
+            allow_links: false,
+            skip_bad: false,
+            max_skipped: 0.2,
+            candidates: None,
+        }
+    }
 }
 
 impl Data {
     /// The folder that image paths are relative to, here and in the exports.
     pub fn image_folder(&self) -> &Path {
-        let own = self.file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let first = self.file.0.first().map_or(Path::new(""), PathBuf::as_path);
+        let own = match first.is_dir() {
+            true => Some(first),
+            false => first.parent(),
+        };
+        let own = own.filter(|folder| !folder.as_os_str().is_empty());
         self.images.as_deref().or(own).unwrap_or(Path::new("."))
+    }
+
+    /// How the files are read. `needs_picture`: rows without one are of no use.
+    pub fn options(&self, needs_picture: bool) -> DatasetOptions {
+        DatasetOptions {
+            image_folder: self.images.clone(),
+            turn: self.turn,
+            limit: self.limit,
+            columns: self.columns.clone(),
+            allow_links: self.allow_links,
+            needs_picture,
+            ..DatasetOptions::default()
+        }
+    }
+}
+
+/// Paths of data: in a file one as a string, several as a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Files(pub Vec<PathBuf>);
+
+impl Files {
+    /// Whether none is given.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|path| path.as_os_str().is_empty())
+    }
+}
+
+impl<P: Into<PathBuf>> From<P> for Files {
+    fn from(path: P) -> Self {
+        Self(vec![path.into()])
+    }
+}
+
+impl fmt::Display for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<String> = self.0.iter().map(|path| path.display().to_string()).collect();
+        f.write_str(&all.join(", "))
+    }
+}
+
+impl Serialize for Files {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [] => PathBuf::new().serialize(serializer),
+            [one] => one.serialize(serializer),
+            all => all.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Files {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a path or a list of paths")]
+        enum Either {
+            One(PathBuf),
+            Many(Vec<PathBuf>),
+        }
+        Ok(Self(match Either::deserialize(deserializer)? {
+            Either::One(path) => vec![path],
+            Either::Many(paths) => paths,
+        }))
     }
 }
 
@@ -187,6 +282,18 @@ impl Default for Run {
     }
 }
 
+/// A trainer whose files are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExportFormat {
+    /// `pairs.parquet` and `pairs.jsonl`.
+    Trl,
+    /// `llama_factory.jsonl` and `dataset_info.json`.
+    LlamaFactory,
+    /// `swift.jsonl`.
+    Swift,
+}
+
 /// What the exports hold.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -196,6 +303,8 @@ pub struct Export {
     pub exclude_flagged: bool,
     /// Put the images' bytes into the Parquet files, once a cell; else these hold absolute paths.
     pub embed_images: bool,
+    /// Trainers whose files are written. Those of TRL are always there: report and training read them.
+    pub format: Vec<ExportFormat>,
 }
 
 impl Config {
@@ -237,8 +346,9 @@ impl Config {
         for encoder in self.grid.encoders.iter_mut().chain(online) {
             visit(encoder, Some(Kind::Encoder));
         }
-        let paths = [&mut self.data.file, &mut self.eval.data, &mut self.run.out];
-        for path in paths.into_iter().chain(&mut self.data.images).chain(&mut self.eval.images) {
+        let paths = self.data.file.0.iter_mut().chain([&mut self.eval.data, &mut self.run.out]);
+        let paths = paths.chain(&mut self.data.candidates);
+        for path in paths.chain(&mut self.data.images).chain(&mut self.eval.images) {
             visit(path, None);
         }
         for variant in &mut self.variants {
@@ -250,8 +360,39 @@ impl Config {
     ///
     /// # Errors
     /// As [`named::model`].
-    pub fn resolved(mut self, progress: &dyn Progress) -> Result<Self> {
-        self.data.file = embedded::resolve(&self.data.file)?;
+    pub fn resolved(self, progress: &dyn Progress) -> Result<Self> {
+        let mut resolved = self.with_data()?;
+        resolved.fetch(progress)?;
+        Ok(resolved)
+    }
+
+    /// With the demo's scenes unpacked, if they are the data.
+    ///
+    /// # Errors
+    /// If they cannot be.
+    pub fn with_data(mut self) -> Result<Self> {
+        for file in &mut self.data.file.0 {
+            *file = embedded::resolve(file)?;
+        }
+        Ok(self)
+    }
+
+    /// Whether models and encoders are here, so that nothing has to be fetched.
+    pub fn is_here(&self) -> bool {
+        let mut here = true;
+        self.clone().visit_paths(&mut |path, kind| {
+            here &= kind.is_none_or(|kind| named::is_here(path, kind));
+        });
+        here
+    }
+
+    fn fetch(&mut self, progress: &dyn Progress) -> Result<()> {
+        // Small files of all names come before large ones of any.
+        let mut names = Vec::new();
+        self.visit_paths(&mut |path, kind| names.extend(kind.map(|kind| (path.clone(), kind))));
+        for (path, kind) in names {
+            named::settings(&path, kind, progress)?;
+        }
         let online = self.train.online.as_mut().map(|online| &mut online.encoder);
         for encoder in self.grid.encoders.iter_mut().chain(online) {
             *encoder = named::encoder(encoder, progress)?;
@@ -259,11 +400,13 @@ impl Config {
         for variant in &mut self.variants {
             variant.resolve(progress)?;
         }
-        self.model.path = named::model(&self.model.path, progress)?;
+        if !self.model.path.as_os_str().is_empty() {
+            self.model.path = named::model(&self.model.path, progress)?;
+        }
         if let Some(adapter) = &mut self.model.adapter {
             *adapter = named::adapter(adapter, progress)?;
         }
-        Ok(self)
+        Ok(())
     }
 
     /// The same for a device: with the model's storage type in place of `auto`.
@@ -310,8 +453,15 @@ impl Config {
             Err(Error::invalid("configuration", format!("field {field}"), message))
         };
         self.check_names()?;
-        for (field, path) in [("model.path", &self.model.path), ("data.file", &self.data.file)] {
-            if path.as_os_str().is_empty() {
+        let absent = [
+            (
+                "model.path",
+                self.model.path.as_os_str().is_empty() && self.data.candidates.is_none(),
+            ),
+            ("data.file", self.data.file.is_empty()),
+        ];
+        for (field, absent) in absent {
+            if absent {
                 return invalid(
                     field,
                     "is not set; give it in the file or on the command line".into(),
@@ -330,6 +480,18 @@ impl Config {
         }
         if self.data.limit == Some(0) {
             return invalid("data.limit", "is 0, expected at least 1".into());
+        }
+        if !(0.0..=1.0).contains(&self.data.max_skipped) {
+            let message = format!("is {}, expected in [0, 1]", self.data.max_skipped);
+            return invalid("data.max_skipped", message);
+        }
+        for (name, column) in &self.data.columns {
+            if !is_column(name) {
+                let message = format!(
+                    "has {name:?} for {column:?}, expected names that some shape has, as prompt, chosen, rejected, images, id"
+                );
+                return invalid("data.columns", message);
+            }
         }
         self.train.validate()?;
         self.ablation.validate()?;

@@ -10,16 +10,16 @@ use crate::engine::Progress;
 use crate::eval::judge::{Endpoint, Judge};
 use crate::models::adapter;
 use crate::models::encoder::Choice;
-use crate::models::hub::{self, Kind, Name};
+use crate::models::hub::{self, Depth, Kind, Name};
 
 /// The folder of a model, fetched if it is not here; of an adapter, with its base.
 ///
 /// # Errors
 /// As [`hub::fetch`], and if the demo's models cannot be unpacked.
 pub fn model(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
-    let folder = place(path, Kind::Model, progress)?;
+    let folder = place(path, Kind::Model, Depth::All, progress)?;
     if let Some(base) = adapter::base_on_hub(&folder)? {
-        hub::fetch(&base, Kind::Model, progress)?;
+        hub::fetch(&base, Kind::Model, Depth::All, progress)?;
     }
     Ok(folder)
 }
@@ -29,7 +29,7 @@ pub fn model(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
 /// # Errors
 /// As [`hub::fetch`].
 pub fn adapter(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
-    place(path, Kind::Model, progress)
+    place(path, Kind::Model, Depth::All, progress)
 }
 
 /// The folder of an encoder, fetched if it is not here, with the options that the name had.
@@ -38,16 +38,45 @@ pub fn adapter(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
 /// As [`model`]; options that are none.
 pub fn encoder(path: &Path, progress: &dyn Progress) -> Result<PathBuf> {
     let choice = Choice::parse(path)?;
-    let place = place(&choice.place, Kind::Encoder, progress)?;
+    let place = place(&choice.place, Kind::Encoder, Depth::All, progress)?;
     Ok(Choice { place, ..choice }.path())
 }
 
-fn place(path: &Path, kind: Kind, progress: &dyn Progress) -> Result<PathBuf> {
+/// Whether what a path names is here as a whole, so that nothing has to be fetched.
+pub(super) fn is_here(path: &Path, kind: Kind) -> bool {
+    let place = Choice::parse(path).map_or_else(|_| path.to_owned(), |choice| choice.place);
+    let name = place.to_str().and_then(|text| Name::parse(text, kind));
+    place.is_dir()
+        || embedded::is_embedded(&place)
+        || name.is_none_or(|name| hub::cached(&name, kind).is_some())
+}
+
+/// Fetches the settings of what a path names, if it is a name on the hub: a model that is not supported is told before any
+/// weights are fetched. Of an adapter, those of its base as well.
+///
+/// # Errors
+/// As [`hub::fetch`].
+pub fn settings(path: &Path, kind: Kind, progress: &dyn Progress) -> Result<()> {
+    let place = match kind {
+        Kind::Model => path.to_owned(),
+        Kind::Encoder => Choice::parse(path)?.place,
+    };
+    let folder = self::place(&place, kind, Depth::Settings, progress)?;
+    if kind == Kind::Model
+        && folder.is_dir()
+        && let Some(base) = adapter::base_on_hub(&folder)?
+    {
+        hub::fetch(&base, Kind::Model, Depth::Settings, progress)?;
+    }
+    Ok(())
+}
+
+fn place(path: &Path, kind: Kind, depth: Depth, progress: &dyn Progress) -> Result<PathBuf> {
     if path.is_dir() || embedded::is_embedded(path) {
         return embedded::resolve(path);
     }
     match path.to_str().and_then(|text| Name::parse(text, kind)) {
-        Some(name) => hub::fetch(&name, kind, progress),
+        Some(name) => hub::fetch(&name, kind, depth, progress),
         // Loading it says what is missing.
         None => Ok(path.to_owned()),
     }

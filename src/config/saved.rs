@@ -5,23 +5,26 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Config, named::recorded};
-use crate::{Error, Result, files::write_json, models::PatchMap};
+use crate::{Error, Result, data::Described, files::write_json, models::PatchMap};
 
 /// Its name in a run folder.
 const FILE: &str = "run.json";
 
-/// How a run was made; written when it ends, beside `summary.json`.
+/// How a run was made; written when it begins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedRun {
     /// The configuration, its paths absolute; what is from the hub by repository and commit.
     pub config: Config,
     /// Where the model's image tokens lie in a picture; none if its settings could not be read.
     pub patches: Option<PatchMap>,
+    /// What the data was: shapes of its rows, and how many were left out. Empty in runs of older versions.
+    #[serde(default)]
+    pub data: Described,
 }
 
 impl SavedRun {
     /// What is kept of a run.
-    pub fn of(config: &Config) -> Self {
+    pub fn of(config: &Config, data: Described) -> Self {
         let mut config = config.clone();
         // A drawing aid: a run does not fail for the lack of it.
         let patches = config.model.source().and_then(|source| PatchMap::read(&source)).ok();
@@ -30,7 +33,7 @@ impl SavedRun {
             (None, Ok(absolute)) => *path = absolute,
             (None, Err(_)) => {}
         });
-        Self { config, patches }
+        Self { config, patches, data }
     }
 
     /// Writes it into a run folder.

@@ -41,7 +41,12 @@ impl Variant {
         let data = self.data.iter_mut().filter(|(name, _)| names.contains(&name.as_str()));
         let paths = data.map(|(_, value)| (value, None));
         for (value, kind) in paths.chain(online.map(|value| (value, Some(Kind::Encoder)))) {
-            if let Value::String(text) = value {
+            let texts = match value {
+                Value::Array(values) => values.iter_mut().collect(),
+                one => vec![one],
+            };
+            for value in texts {
+                let Value::String(text) = value else { continue };
                 let mut path = PathBuf::from(&*text);
                 change(&mut path, kind);
                 *text = path.to_string_lossy().into_owned();

@@ -56,8 +56,15 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// As [`open`], as far as the header tells.
 pub fn dimensions(path: &Path) -> Result<(u32, u32)> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let (decoder, orientation) = decoder(&bytes, path)?;
+    dimensions_of(&std::fs::read(path).map_err(Error::io(path))?, path)
+}
+
+/// As [`dimensions`], for bytes that were read before; `path` is for messages.
+///
+/// # Errors
+/// As [`dimensions`].
+pub fn dimensions_of(bytes: &[u8], path: &Path) -> Result<(u32, u32)> {
+    let (decoder, orientation) = decoder(bytes, path)?;
     let (width, height) = decoder.dimensions();
     Ok(match orientation {
         Orientation::Rotate90

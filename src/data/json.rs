@@ -108,23 +108,98 @@ pub(crate) fn read_objects(path: &Path) -> Result<Vec<Object>> {
 
 /// As [`read_objects`], of a file whose content is known.
 pub(crate) fn objects(path: &Path, bytes: &[u8]) -> Result<Vec<Object>> {
+    let shared: Arc<Path> = Arc::from(path);
+    let object = |piece: &Piece| {
+        let fields = parse_piece(path, bytes, piece)?;
+        Ok(Object { path: shared.clone(), line: piece.line, element: piece.element, fields })
+    };
+    pieces(path, bytes)?.iter().map(object).collect()
+}
+
+/// Where the JSON of a row lies in its file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    start: usize,
+    end: usize,
+    /// Line on which it begins, from 1, and how many bytes of that line are before it.
+    line: usize,
+    before: usize,
+    /// Element of the array, from 0, in a file that holds an array.
+    element: Option<usize>,
+}
+
+impl Piece {
+    /// Its place in words.
+    pub fn place(&self) -> String {
+        place(self.line, self.element)
+    }
+}
+
+fn place(line: usize, element: Option<usize>) -> String {
+    match element {
+        Some(element) => format!("line {line} (element {element})"),
+        None => format!("line {line}"),
+    }
+}
+
+/// Cuts the content of a file into rows: the elements of an array if it begins with `[`, else its lines that are not blank.
+/// What a row holds is checked when it is parsed.
+///
+/// # Errors
+/// If it is not UTF-8, an array that does not end or lacks an element, and one object in place of rows.
+pub(crate) fn pieces(path: &Path, bytes: &[u8]) -> Result<Vec<Piece>> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = line_of(bytes, error.valid_up_to());
         Error::invalid(path, format!("line {line}"), "is not UTF-8 text")
     })?;
     let body = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let path = &Arc::from(path);
     if body.trim_start().starts_with('[') {
-        let elements = array_elements(path, body)?;
-        elements
-            .into_iter()
-            .enumerate()
-            .map(|(n, (line, json))| parse(path, line, Some(n), json))
-            .collect()
-    } else {
-        let lines = body.lines().zip(1..).filter(|(json, _)| !json.trim().is_empty());
-        lines.map(|(json, line)| parse(path, (line, 0), None, json)).collect()
+        return array_elements(path, text, text.len() - body.len());
     }
+    let mut pieces = Vec::new();
+    let mut start = text.len() - body.len();
+    for (line, number) in body.split_inclusive('\n').zip(1..) {
+        if !line.trim().is_empty() {
+            let end = start + line.trim_end().len();
+            pieces.push(Piece { start, end, line: number, before: 0, element: None });
+        }
+        start += line.len();
+    }
+    refuse_document(path, bytes, body, &pieces)?;
+    Ok(pieces)
+}
+
+/// Refuses a file that is one JSON object over several lines: its rows may lie in one of its fields.
+fn refuse_document(path: &Path, bytes: &[u8], body: &str, pieces: &[Piece]) -> Result<()> {
+    let first = pieces.first().filter(|_| pieces.len() > 1);
+    let whole = |piece: &Piece| serde_json::from_slice::<Value>(&bytes[piece.start..piece.end]);
+    if first.is_none_or(|piece| whole(piece).is_ok()) {
+        return Ok(());
+    }
+    let Ok(document) = serde_json::from_str::<Map<String, Value>>(body) else { return Ok(()) };
+    let rows =
+        document.iter().find(|(_, value)| value.as_array().is_some_and(|rows| !rows.is_empty()));
+    let inside = match rows {
+        Some((name, _)) => format!(
+            "; its field {name:?} is a list: save that list as a file of its own, as `jq .{name}` does"
+        ),
+        None => String::new(),
+    };
+    let message = format!(
+        "is one JSON object with the fields {}; expected an array of rows, or a row (an object) a line{inside}",
+        document.keys().map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ")
+    );
+    Err(Error::invalid(path, "", message))
+}
+
+/// The object that a piece of a file is.
+///
+/// # Errors
+/// If it is not valid JSON or no object; the message names line and column.
+pub(crate) fn parse_piece(path: &Path, bytes: &[u8], piece: &Piece) -> Result<Map<String, Value>> {
+    let json = std::str::from_utf8(&bytes[piece.start..piece.end])
+        .map_err(|_| Error::invalid(path, piece.place(), "is not UTF-8 text"))?;
+    parse(path, piece, json)
 }
 
 /// Reads a file that holds one JSON document; fields that `T` does not have are skipped without being kept.
@@ -182,50 +257,33 @@ fn line_of(bytes: &[u8], at: usize) -> usize {
     bytes[..at].iter().filter(|&&byte| byte == b'\n').count() + 1
 }
 
-/// Line of a piece of JSON, and how many bytes of that line are before it.
-type Place = (usize, usize);
-
-fn parse(
-    path: &Arc<Path>,
-    (line, before): Place,
-    element: Option<usize>,
-    json: &str,
-) -> Result<Object> {
-    let place = |line: usize| match element {
-        Some(element) => format!("line {line} (element {element})"),
-        None => format!("line {line}"),
-    };
+fn parse(path: &Path, piece: &Piece, json: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(json) {
-        Ok(Value::Object(fields)) => Ok(Object { path: path.clone(), line, element, fields }),
-        Ok(other) => Err(Error::invalid(
-            &**path,
-            place(line),
-            format!("is {}, expected an object", kind(&other)),
-        )),
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(other) => {
+            let message = format!("is {}, expected an object", kind(&other));
+            Err(Error::invalid(path, piece.place(), message))
+        }
         Err(error) => {
-            let column = error.column() + if error.line() > 1 { 0 } else { before };
-            let at = place(line + error.line().saturating_sub(1));
+            let column = error.column() + if error.line() > 1 { 0 } else { piece.before };
+            let at = place(piece.line + error.line().saturating_sub(1), piece.element);
             // serde_json ends its message with its own line and column, which count from the start of the piece.
             let reason = error.to_string();
             let reason = reason.split(" at line ").next().unwrap_or_default();
-            Err(Error::invalid(
-                &**path,
-                at,
-                format!("is not valid JSON: {reason}, at column {column}"),
-            ))
+            let message = format!("is not valid JSON: {reason}, at column {column}");
+            Err(Error::invalid(path, at, message))
         }
     }
 }
 
-/// Cuts an array into its elements, each with its line. Finds commas and brackets outside strings; what an element holds
-/// is checked when it is parsed.
-fn array_elements<'a>(path: &Path, text: &'a str) -> Result<Vec<(Place, &'a str)>> {
-    let mut elements = Vec::new();
+/// Cuts the array that begins after `first` bytes into its elements. Finds commas and brackets outside strings.
+fn array_elements(path: &Path, text: &str, first: usize) -> Result<Vec<Piece>> {
+    let mut elements: Vec<Piece> = Vec::new();
     let (mut depth, mut in_string, mut escaped, mut line) = (0usize, false, false, 1);
-    let mut element: Option<(usize, Place)> = None;
-    let mut line_start = 0;
+    let mut element: Option<Piece> = None;
+    let mut line_start = first;
     let mut last_comma = None;
-    for (at, byte) in text.bytes().enumerate() {
+    for (at, byte) in text.bytes().enumerate().skip(first) {
         if in_string {
             in_string = escaped || byte != b'"';
             escaped = !escaped && byte == b'\\';
@@ -237,25 +295,26 @@ fn array_elements<'a>(path: &Path, text: &'a str) -> Result<Vec<(Place, &'a str)
         let closes = matches!(byte, b']' | b'}');
         if depth == 1 && (closes || byte == b',') {
             match element.take() {
-                Some((start, place)) => elements.push((place, text[start..at].trim_end())),
+                Some(piece) => {
+                    let end = piece.start + text[piece.start..at].trim_end().len();
+                    elements.push(Piece { end, ..piece });
+                }
                 None if closes && elements.is_empty() => {}
                 None => {
                     let line = last_comma.filter(|_| closes).unwrap_or(line);
-                    return Err(Error::invalid(
-                        path,
-                        format!("line {line}"),
-                        "has a comma without an element",
-                    ));
+                    let message = "has a comma without an element";
+                    return Err(Error::invalid(path, format!("line {line}"), message));
                 }
             }
             last_comma = (byte == b',').then_some(line);
         } else if depth == 1 && element.is_none() && !byte.is_ascii_whitespace() {
-            element = Some((at, (line, at - line_start)));
+            let (before, number) = (at - line_start, Some(elements.len()));
+            element = Some(Piece { start: at, end: at, line, before, element: number });
         }
         match byte {
             b'"' => in_string = true,
             b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth -= 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
             b'\n' => (line, line_start) = (line + 1, at + 1),
             _ => {}
         }
@@ -271,8 +330,8 @@ fn array_elements<'a>(path: &Path, text: &'a str) -> Result<Vec<(Place, &'a str)
         }
     }
     // A broken element (a missing quote or bracket) is the likely reason: let the parser name it.
-    if let Some((start, place)) = element {
-        parse(&Arc::from(path), place, Some(elements.len()), &text[start..])?;
+    if let Some(piece) = element {
+        parse(path, &piece, &text[piece.start..])?;
     }
     Err(Error::invalid(path, format!("line {line}"), "the file ends inside the array, expected ]"))
 }

@@ -3,8 +3,16 @@
 mod dataset;
 pub mod image;
 pub(crate) mod json;
+mod picture;
+mod row;
+mod shapes;
+mod table;
+mod talk;
+mod templates;
 mod texts;
 
-pub use dataset::{Dataset, DatasetOptions, Sample, TurnChoice};
-pub(crate) use dataset::{image_folder, image_path};
+pub use dataset::{Dataset, DatasetOptions, Described, Sample, TurnChoice, reasons};
+pub use picture::Picture;
+pub use row::{Reason, Skipped};
+pub(crate) use shapes::is_column;
 pub use texts::{TextRow, read_texts};

@@ -11,7 +11,7 @@ use std::{
 use super::{Engine, Flow, Images, Progress, Ticket, Work, prepare::together, vision::layouts};
 use crate::{
     Result,
-    data::Sample,
+    data::{Picture, Sample},
     models::{IMAGE, Model, Role, Turn, memory},
     sampling::{Part, SamplingConfig, Stop},
 };
@@ -189,10 +189,14 @@ fn sample(question: &Question, index: u32, line: usize) -> Sample {
     Sample {
         index,
         id: question.id.clone(),
-        images: question.image.iter().cloned().collect(),
+        images: question.image.iter().cloned().map(Picture::from).collect(),
         turns: vec![Turn { role: Role::User, text }],
         reference: String::new(),
-        line,
+        rejected: None,
+        source_rejected: None,
+        flags: Vec::new(),
+        row: line,
+        place: format!("line {line}"),
     }
 }
 

@@ -21,7 +21,7 @@ use candle_core::Tensor;
 pub use answer::{Answer, Answerer, Answering, Question, answer};
 use decode::{Decoder, Flow, Ticket};
 pub(crate) use prepare::{Entry, entries, places};
-pub use prepare::{Prepared, Request};
+pub use prepare::{Prepared, Request, Written, is_too_long};
 pub use vision::Images;
 pub use waves::waves;
 
@@ -134,6 +134,14 @@ impl<'m> Engine<'m> {
     pub fn prepare<'a>(&self, request: Request<'a>) -> Result<Prepared<'a>> {
         let layouts = vision::layouts(self.model, request.sample)?;
         prepare::prepare(self.model, &self.config, self.seed, request, &layouts)
+    }
+
+    /// An attempt as text: what another engine has to complete.
+    ///
+    /// # Errors
+    /// An unusable prompt.
+    pub fn written(&self, request: Request) -> Result<Written> {
+        prepare::written(self.model, &self.config, self.seed, request)
     }
 
     /// Most key-value slots at a time, as they are now.

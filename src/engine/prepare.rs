@@ -85,6 +85,25 @@ impl Prepared<'_> {
         }
     }
 
+    /// Image tokens before masking.
+    pub fn image_tokens(&self) -> usize {
+        self.layouts.iter().map(|layout| layout.tokens).sum()
+    }
+
+    /// Image tokens that stay, ascending, counted over all images.
+    pub fn kept(&self) -> &[u32] {
+        &self.kept
+    }
+
+    /// The positions of the image tokens that stay, in their order: along each of the model's axes.
+    pub fn kept_positions(&self) -> Vec<Place> {
+        let places = self.entries.iter().zip(&self.positions);
+        let image = |(entry, &position): (&Entry, &Place)| {
+            matches!(entry, Entry::Image(_)).then_some(position)
+        };
+        places.filter_map(image).collect()
+    }
+
     /// Key-value slots that the attempt needs.
     pub fn cost(&self) -> usize {
         self.entries.len() + self.forks.iter().map(Fork::slots).sum::<usize>()
@@ -107,21 +126,16 @@ pub(super) fn prepare<'a>(
     let image_tokens: Vec<usize> = layouts.iter().map(|layout| layout.tokens).collect();
     let kept = kept_tokens(config, draws, guided, layouts)?;
 
-    let prompt = model.prompt(&sample.turns)?;
+    let Written { forced, prefixes } = written(model, config, seed, request)?;
     let expand = |text: &str| expand(sample, &model.encode(text)?, &image_tokens);
-    let (unmasked, drafts) = if guided {
-        let head = format!("{}{}", prompt.text, prompt.separator);
-        let reference = expand(&format!("{head}{}", sample.reference))?;
-        let mut drafts = Vec::new();
-        for fragment in cut(&sample.reference, &draws, config)? {
-            let text = context(&head, prompt.text.len(), &sample.reference, &fragment);
-            drafts.push((expand(&text)?, Some(fragment), config.max_sentence_tokens as usize));
-        }
-        (reference, drafts)
-    } else {
-        let whole = expand(&prompt.text)?;
-        (whole.clone(), vec![(whole, None, config.max_response_tokens as usize)])
+    let unmasked = expand(&forced)?;
+    let limit = match guided {
+        true => config.max_sentence_tokens,
+        false => config.max_response_tokens,
     };
+    let drafts = prefixes.into_iter();
+    let drafts = drafts.map(|(text, fragment)| Ok((expand(&text)?, fragment, limit as usize)));
+    let drafts = drafts.collect::<Result<Vec<_>>>()?;
     fits(model, sample, &drafts, layouts)?;
     Ok(assemble(request, config, layouts, kept, &unmasked, drafts))
 }
@@ -156,6 +170,38 @@ pub(super) fn together<'a>(
         common.truncate(common.iter().zip(sequence).take_while(|(a, b)| a == b).count());
     }
     Ok(assemble(request, config, layouts, kept, &common, drafts))
+}
+
+/// An attempt as text, with the checkpoint's placeholder for each image.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// What is teacher-forced: the prompt, and where guided the reference behind it.
+    pub forced: String,
+    /// What each completion continues, and its sentence; one without a sentence where unguided.
+    pub prefixes: Vec<(String, Option<Fragment>)>,
+}
+
+/// An attempt as text: what the model is given, whatever runs it.
+pub(super) fn written(
+    model: &Model,
+    config: &SamplingConfig,
+    seed: u64,
+    request: Request,
+) -> Result<Written> {
+    let Request { sample, attempt, guided } = request;
+    let prompt = model.prompt(&sample.turns)?;
+    if !guided {
+        return Ok(Written { forced: prompt.text.clone(), prefixes: vec![(prompt.text, None)] });
+    }
+    let draws = Draws { seed, sample: sample.index, attempt };
+    let head = format!("{}{}", prompt.text, prompt.separator);
+    let prefix = |fragment: Fragment| {
+        let text = context(&head, prompt.text.len(), &sample.reference, &fragment);
+        (text, Some(fragment))
+    };
+    let fragments = cut(&sample.reference, &draws, config)?;
+    let prefixes = fragments.into_iter().map(prefix).collect();
+    Ok(Written { forced: format!("{head}{}", sample.reference), prefixes })
 }
 
 /// A sentence to come: its whole unmasked context, the sentence and its token limit.
@@ -287,6 +333,14 @@ pub(crate) fn places(entries: &[Entry], layouts: &[ImageLayout]) -> Vec<Place> {
     places
 }
 
+/// What a sample that is too long needs too many of.
+const POSITIONS: &str = "positions for images, prompt, reference and new tokens";
+
+/// Whether an error of [`Engine::prepare`](super::Engine::prepare) says that the model has too few positions for a sample.
+pub fn is_too_long(error: &Error) -> bool {
+    matches!(error, Error::Invalid { message, .. } if message.contains(POSITIONS))
+}
+
 /// Refuses a sample that the model has no positions for.
 fn fits(model: &Model, sample: &Sample, drafts: &[Draft], layouts: &[ImageLayout]) -> Result<()> {
     let last = |sequence: &[Entry]| {
@@ -295,19 +349,15 @@ fn fits(model: &Model, sample: &Sample, drafts: &[Draft], layouts: &[ImageLayout
     let needed = drafts.iter().map(|(sequence, _, limit)| last(sequence) + limit).max();
     let most = model.config().text.max_positions;
     match needed {
-        Some(needed) if needed > most => Err(refuse(
-            sample,
-            format!(
-                "{needed} positions for images, prompt, reference and new tokens, but the model has {most}"
-            ),
-        )),
+        Some(needed) if needed > most => {
+            Err(refuse(sample, format!("{needed} {POSITIONS}, but the model has {most}")))
+        }
         _ => Ok(()),
     }
 }
 
 fn refuse(sample: &Sample, message: String) -> Error {
-    let at = format!("line {}", sample.line);
-    Error::invalid("", at, format!("sample {:?} has {message}", sample.id))
+    Error::invalid("", &sample.place, format!("sample {:?} has {message}", sample.id))
 }
 
 /// The image tokens that an attempt keeps, ascending, counted over all images.

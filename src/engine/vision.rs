@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Result,
-    data::{Sample, image},
+    data::Sample,
     models::{Bounds, ImageLayout, Model, Pixels},
     ops::philox::Draws,
     sampling::{attempts::attempts, corruption::add_noise},
@@ -72,14 +72,14 @@ impl Images {
         let mut found: Vec<Option<Tensor>> = Vec::with_capacity(wave.len());
         // Attempts that share a run of the tower, by the first of them.
         let mut missing: Vec<Vec<usize>> = Vec::new();
-        let mut first: HashMap<&[PathBuf], usize> = HashMap::new();
+        let mut first: HashMap<Vec<PathBuf>, usize> = HashMap::new();
         for (i, prepared) in wave.iter().enumerate() {
             found.push(self.recall(engine, prepared)?);
             if found[i].is_some() || prepared.kept.is_empty() {
                 continue;
             }
             let group = match engine.config.noise_steps {
-                0 => *first.entry(&prepared.request.sample.images).or_insert(missing.len()),
+                0 => *first.entry(names(prepared.request.sample)).or_insert(missing.len()),
                 // Noise is drawn for each attempt, so nothing can be shared.
                 _ => missing.len(),
             };
@@ -116,7 +116,7 @@ impl Images {
 
     /// Features that are remembered.
     fn recall(&self, engine: &Engine, prepared: &Prepared) -> Result<Option<Tensor>> {
-        let rows = self.known.get(&prepared.request.sample.images);
+        let rows = self.known.get(&names(prepared.request.sample));
         match rows.filter(|rows| engine.config.noise_steps == 0 && rows.hold(&prepared.kept)) {
             Some(rows) if !prepared.kept.is_empty() => Ok(Some(rows.of(&prepared.kept)?)),
             _ => Ok(None),
@@ -135,7 +135,7 @@ impl Images {
         let share = engine.config.noise_steps == 0;
         let mut tokens = if share { union(engine, sample)? } else { Vec::new() };
         // Another sample about the same image keeps others.
-        let before = self.known.get(&sample.images);
+        let before = self.known.get(&names(sample));
         tokens.extend(before.filter(|_| share).iter().flat_map(|rows| &rows.tokens));
         // An attempt may be none of the configured run's.
         tokens.extend(attempts.iter().flat_map(|&i| &wave[i].kept));
@@ -145,10 +145,15 @@ impl Images {
         let before = before.map_or(0, Rows::bytes);
         if share && self.bytes - before + rows.bytes() <= self.budget {
             self.bytes += rows.bytes() - before;
-            self.known.insert(sample.images.clone(), rows.clone());
+            self.known.insert(names(sample), rows.clone());
         }
         Ok(rows)
     }
+}
+
+/// What a sample's pictures are known by; their bytes, if they are in memory, are not kept.
+fn names(sample: &Sample) -> Vec<PathBuf> {
+    sample.images.iter().map(|image| image.name().to_owned()).collect()
 }
 
 impl Rows {
@@ -169,7 +174,7 @@ impl Rows {
 
 /// Token counts of a sample's images, from their headers.
 pub(super) fn layouts(model: &Model, sample: &Sample) -> Result<Vec<ImageLayout>> {
-    let sizes = sample.images.iter().map(|path| image::dimensions(path));
+    let sizes = sample.images.iter().map(|picture| picture.dimensions());
     model.layouts(&sizes.collect::<Result<Vec<_>>>()?)
 }
 
@@ -200,8 +205,8 @@ fn pixels(engine: &Engine, prepared: &Prepared) -> Result<Vec<Pixels>> {
     let draws = Draws { seed: engine.seed, sample: request.sample.index, attempt: request.attempt };
     let mut all = Vec::new();
     let mut first = 0;
-    for (path, layout) in request.sample.images.iter().zip(&prepared.layouts) {
-        let mut pixels = engine.model.preprocess_as(&image::open(path)?, layout)?;
+    for (picture, layout) in request.sample.images.iter().zip(&prepared.layouts) {
+        let mut pixels = engine.model.preprocess_as(&picture.open()?, layout)?;
         if engine.config.noise_steps > 0 {
             let shape = pixels.tiles.shape().clone();
             let mut values = pixels.tiles.flatten_all()?.to_vec1::<f32>()?;

@@ -10,7 +10,7 @@ use super::{
     run::Run,
     sections,
 };
-use crate::{Error, Result, config::threshold_text};
+use crate::{Error, Result, config::threshold_text, data::reasons};
 
 /// A section that has something to say.
 #[derive(Serialize)]
@@ -148,6 +148,10 @@ fn facts(run: &Run) -> Vec<Fact> {
         fact(count(summary.samples), "samples".into()),
         fact(count(summary.candidates_generated), "candidates generated".into()),
     ];
+    if !summary.skipped.is_empty() {
+        let label = format!("rows of the data left out: {}", reasons(&summary.skipped));
+        facts.push(fact(count(summary.skipped.values().sum()), label));
+    }
     if summary.cells.len() > 1 {
         let label = format!(
             "fewer than the {} of {} separate runs",

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::{
     Error, Result,
     config::Config,
-    data::{Dataset, DatasetOptions},
+    data::Dataset,
     models::{IMAGE, Role},
     sweep::grid::Cell,
 };
@@ -88,27 +88,21 @@ pub(super) fn from_exports(
 
 /// The texts of a run's data file.
 pub(super) fn from_dataset(config: &Config) -> Result<BTreeMap<u32, Text>> {
-    let options =
-        DatasetOptions { image_folder: config.data.images.clone(), turn: config.data.turn };
-    let dataset = Dataset::open(&config.data.file, &options)?;
+    let dataset = Dataset::list(&config.data.file.0, &config.data.options(false))?;
     let role = |role: Role| match role {
         Role::System => "system",
         Role::User => "user",
         Role::Assistant => "assistant",
     };
-    Ok(dataset
-        .samples
-        .into_iter()
-        .map(|sample| {
-            let turns = sample.turns.iter();
-            let prompt = turns
-                .map(|turn| {
-                    (role(turn.role).to_owned(), turn.text.replace(IMAGE, "").trim().into())
-                })
-                .collect();
-            let text =
-                Text { id: sample.id, images: sample.images, prompt, reference: sample.reference };
-            (sample.index, text)
-        })
-        .collect())
+    let mut texts = BTreeMap::new();
+    for sample in dataset.read_lazily(0..dataset.len())? {
+        let turns = sample.turns.iter();
+        let prompt = turns
+            .map(|turn| (role(turn.role).to_owned(), turn.text.replace(IMAGE, "").trim().into()))
+            .collect();
+        let images = sample.images.iter().map(|image| image.name().to_owned()).collect();
+        let text = Text { id: sample.id, images, prompt, reference: sample.reference };
+        texts.insert(sample.index, text);
+    }
+    Ok(texts)
 }

@@ -106,14 +106,14 @@ impl Store {
     }
 
     /// Calls `f` with every candidate, one at a time in memory.
-    pub fn each_candidate(&self, mut f: impl FnMut(Key, Candidate)) -> Result<()> {
+    pub fn each_candidate(&self, mut f: impl FnMut(Key, Candidate) -> Result<()>) -> Result<()> {
         let text = format!("{CANDIDATE} {ORDER}");
         let mut statement = self.connection.prepare_cached(&text).map_err(sql(&self.path))?;
         let mut rows = statement.query([]).map_err(sql(&self.path))?;
         while let Some(row) = rows.next().map_err(sql(&self.path))? {
             let raw = RawCandidate::read(row).map_err(sql(&self.path))?;
             let (key, candidate) = raw.parse(&self.path)?;
-            f(key, candidate);
+            f(key, candidate)?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use rayon::prelude::*;
 use super::runner::Runner;
 use crate::{
     Error, Result,
+    data::Sample,
     engine::{Engine, Images, Request, checkpoint, waves},
     models::encoder::Embeddings,
     ops::cosine,
@@ -28,6 +30,7 @@ const UNCOMMITTED: Duration = Duration::from_secs(1);
 /// What is known of a block's samples. Blocks are done one after another, so it does not grow with a run.
 struct Block {
     range: Range<usize>,
+    samples: Arc<[Sample]>,
     /// N.
     attempts: usize,
     /// Candidates that the store has.
@@ -53,6 +56,10 @@ struct Round {
 }
 
 impl Block {
+    fn sample(&self, sample: usize) -> &Sample {
+        &self.samples[sample - self.range.start]
+    }
+
     fn place(&self, sample: usize, attempt: Attempt) -> usize {
         (sample - self.range.start) * self.attempts + attempt.number as usize - 1
     }
@@ -82,7 +89,7 @@ impl Runner<'_> {
             if open.is_empty() {
                 break;
             }
-            let keys = open.iter().map(|&i| self.key(&self.dataset.samples[i], attempt)).collect();
+            let keys = open.iter().map(|&i| self.key(block.sample(i), attempt)).collect();
             let texts = vec![None; open.len()];
             let mut round = Round { attempt, open, keys, texts };
             self.generate(block, &mut round)?;
@@ -97,6 +104,7 @@ impl Runner<'_> {
         let heads = self.store.candidate_refs_of(samples.clone())?;
         let count = self.config.sampling.attempts as usize;
         let mut block = Block {
+            samples: self.dataset.read(range.clone())?.into(),
             attempts: count,
             generated: heads.iter().map(|head| head.key).collect(),
             phis: vec![vec![None; range.len() * count]; self.encoders.len()],
@@ -140,6 +148,9 @@ impl Runner<'_> {
         if round.keys.iter().all(|key| block.generated.contains(key)) {
             return Ok(());
         }
+        if self.given.is_some() {
+            return self.take(block, round);
+        }
         self.load_model()?;
         let Some(model) = &self.model else { return Ok(()) };
         let begun = Instant::now();
@@ -148,8 +159,9 @@ impl Runner<'_> {
         let mut engine = Engine::new(model, self.config.sampling.clone(), self.config.run.seed)?
             .with_slots(budget as usize)
             .with_arena(self.arena.take());
+        let (samples, first) = (block.samples.clone(), block.range.start);
         let request = |sample: &usize| Request {
-            sample: &self.dataset.samples[*sample],
+            sample: &samples[*sample - first],
             attempt: number,
             guided: round.attempt.guided,
         };
@@ -158,7 +170,7 @@ impl Runner<'_> {
             .par_iter()
             .map(|sample| engine.prepare(request(sample)))
             .collect::<Result<Vec<_>>>()
-            .map_err(|error| error.in_file(&self.dataset.path))?;
+            .map_err(|error| error.in_file(self.dataset.path()))?;
         let costs: Vec<usize> = prepared.iter().map(|prepared| prepared.cost()).collect();
         self.progress.begin(&format!("attempt {number}: tokens"), None);
         let mut stored = 0.0;
@@ -197,6 +209,47 @@ impl Runner<'_> {
         *self.seconds.entry("store".into()).or_default() += stored;
         *self.seconds.entry("generate".into()).or_default() +=
             begun.elapsed().as_secs_f64() - stored;
+        Ok(())
+    }
+
+    /// The candidates of a round out of those that were made elsewhere, as one wave. Masks are those that a run would have had
+    /// where the model is known.
+    fn take(&mut self, block: &mut Block, round: &mut Round) -> Result<()> {
+        if !self.config.model.path.as_os_str().is_empty() {
+            self.load_model()?;
+        }
+        let Some(given) = &self.given else { return Ok(()) };
+        let (sampling, seed) = (&self.config.sampling, self.config.run.seed);
+        let engine = self.model.as_ref();
+        let engine = engine.map(|model| Engine::new(model, sampling.clone(), seed)).transpose()?;
+        let missing: Vec<usize> =
+            (0..round.open.len()).filter(|&i| !block.generated.contains(&round.keys[i])).collect();
+        let mut rows = Vec::with_capacity(missing.len());
+        for &i in &missing {
+            let sample = block.sample(round.open[i]);
+            let Attempt { number: attempt, guided } = round.attempt;
+            let mask = match &engine {
+                Some(engine) => {
+                    let prepared = engine.prepare(Request { sample, attempt, guided })?;
+                    (prepared.image_tokens() as u32, prepared.kept().to_vec())
+                }
+                None => (0, Vec::new()),
+            };
+            let candidate = given.candidate(sample, round.attempt, sampling, seed, mask)?;
+            rows.push((round.keys[i], candidate));
+        }
+        let number = round.attempt.number;
+        let record = WaveRecord {
+            round: number,
+            wave: self.store.next_wave(number)?,
+            token_budget: self.store.token_budget()?,
+            seconds: BTreeMap::new(),
+        };
+        self.store.commit_wave(&record, &rows)?;
+        for (i, (key, candidate)) in missing.into_iter().zip(rows) {
+            block.generated.insert(key);
+            round.texts[i] = Some(candidate.text);
+        }
         Ok(())
     }
 
@@ -249,8 +302,7 @@ impl Runner<'_> {
         let references = match &mut block.references[e] {
             Some(known) => known,
             none => {
-                let samples = &self.dataset.samples[block.range.clone()];
-                let texts: Vec<&str> = samples.iter().map(|s| s.reference.as_str()).collect();
+                let texts: Vec<&str> = block.samples.iter().map(|s| s.reference.as_str()).collect();
                 none.insert(encoder.embed(&texts)?)
             }
         };

@@ -9,7 +9,7 @@ use super::{
     seconds::{self, Seconds},
     summary::{Summary, SummaryInput, Truncation},
 };
-use crate::{Result, config::SavedRun, files::write_json, sampling::Flag, store::EncoderInfo};
+use crate::{Result, files::write_json, sampling::Flag, store::EncoderInfo};
 
 /// Decides every cell, writes the exports, `summary.json` and `run.json` into the run folder.
 pub(super) fn finish(runner: &Runner) -> Result<Summary> {
@@ -21,7 +21,7 @@ pub(super) fn finish(runner: &Runner) -> Result<Summary> {
         tables.push(ScoreTable::new(encoder.name(), &rows, rule));
         truncation.push(Truncation::new(&EncoderInfo::of(encoder), &rows));
     }
-    let samples: Vec<u32> = runner.dataset.samples.iter().map(|sample| sample.index).collect();
+    let samples: Vec<u32> = (0..runner.dataset.len() as u32).collect();
     let cells = decide_cells(&tables, &samples, &runner.config.grid.thresholds, rule)?;
     export(runner, &cells)?;
     let summary = Summary::new(&SummaryInput {
@@ -33,22 +33,22 @@ pub(super) fn finish(runner: &Runner) -> Result<Summary> {
         truncation: &truncation,
         seconds: &seconds(runner)?,
         budget_lowered: runner.store.budget_changes()?.len() as u64,
+        skipped: &runner.dataset.described().skipped,
     });
     write_json(&runner.config.run.out.join("summary.json"), &summary)?;
-    SavedRun::of(runner.config).write(&runner.config.run.out)?;
     Ok(summary)
 }
 
 fn export(runner: &Runner, cells: &[Cell]) -> Result<()> {
     let folder = runner.config.data.image_folder();
-    let samples = &runner.dataset.samples;
-    let exporter = Exporter::new(&runner.store, samples, folder, &runner.config.sampling)?;
+    let exporter = Exporter::new(&runner.store, &runner.dataset, folder, &runner.config.sampling)?;
     let exclude = match runner.config.export.exclude_flagged {
         true => Flag::UNUSABLE.to_vec(),
         false => Vec::new(),
     };
     let embed_images = runner.config.export.embed_images;
-    let options = ExportOptions { exclude, embed_images, ..ExportOptions::default() };
+    let formats = runner.config.export.format.clone();
+    let options = ExportOptions { exclude, embed_images, formats };
     for cell in cells {
         exporter.export(cell, &runner.config.run.out, &options)?;
     }
@@ -64,13 +64,25 @@ fn seconds(runner: &Runner) -> Result<Seconds> {
 
 /// The flags of every candidate of this run's samples.
 fn flags(runner: &Runner) -> Result<BTreeMap<Slot, Vec<Flag>>> {
+    /// References in memory at a time.
+    const CHUNK: usize = 256;
     let rule = runner.config.sampling.sentences;
+    let count = runner.dataset.len();
     let mut flags = BTreeMap::new();
+    let (mut first, mut references) = (0, Vec::new());
+    // Candidates come in the order of samples.
     runner.store.each_candidate(|_, candidate| {
-        if let Some(sample) = runner.dataset.samples.get(candidate.sample as usize) {
-            let slot = (candidate.sample, candidate.attempt, candidate.guided);
-            flags.insert(slot, candidate.flags(&sample.reference, rule));
+        let at = candidate.sample as usize;
+        if at >= count {
+            return Ok(());
         }
+        if !(first..first + references.len()).contains(&at) {
+            first = at;
+            references = runner.dataset.references(first..count.min(first + CHUNK))?;
+        }
+        let slot = (candidate.sample, candidate.attempt, candidate.guided);
+        flags.insert(slot, candidate.flags(&references[at - first], rule));
+        Ok(())
     })?;
     Ok(flags)
 }

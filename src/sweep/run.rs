@@ -22,7 +22,7 @@ pub fn run(config: &Config, options: &Options, progress: &dyn Progress) -> Resul
     config.validate()?;
     let config = &config.on(&options.device)?;
     let mut runner = Runner::new(config, options, progress)?;
-    let ranges = blocks(runner.dataset.samples.len(), config.run.block, options.shard);
+    let ranges = blocks(runner.dataset.len(), config.run.block, options.shard);
     if ranges.is_empty() {
         let block = config.run.block;
         progress.warn(&format!(

@@ -3,14 +3,15 @@
 use std::{path::PathBuf, time::Instant};
 
 use candle_core::Device;
-use rayon::prelude::*;
 
+use super::given::Given;
 use super::seconds::{self, Seconds};
+use super::survey;
 use crate::{
     Error, Result,
-    config::{Config, Grid, Model, safe_name},
-    data::{Dataset, DatasetOptions, Sample, image},
-    engine::{Arena, Engine, Progress, Request},
+    config::{Config, Grid, Model, SavedRun, safe_name},
+    data::{Dataset, Sample},
+    engine::{Arena, Progress},
     models::{self, device, encoder::SentenceEncoder, hub::Origin, memory},
     sampling::{Attempt, CandidateKey, add_part},
     store::{self, EncoderInfo, Key, Manifest, Shard, Store},
@@ -37,7 +38,9 @@ pub(super) struct Runner<'a> {
     /// Fingerprint of the model's files and the storage type it runs in.
     model_hash: [u8; 32],
     images: Vec<Vec<[u8; 32]>>,
-    /// Loaded once something has to be generated.
+    /// Candidates made elsewhere, if the run takes those.
+    pub(super) given: Option<Given>,
+    /// Loaded once something has to be generated; without its weights where candidates are given.
     pub(super) model: Option<models::Model>,
     /// Of the model's engines, one after another.
     pub(super) arena: Option<Arena>,
@@ -51,24 +54,27 @@ impl<'a> Runner<'a> {
     ) -> Result<Self> {
         progress.begin("reading data and models", None);
         let begun = Instant::now();
-        let dataset = open_dataset(config)?;
+        let mut dataset = open_dataset(config, progress)?;
         let encoders = load_encoders(&config.grid, &options.device)?;
-        let images: Vec<Vec<[u8; 32]>> = dataset
-            .samples
-            .par_iter()
-            .map(|sample| sample.images.iter().map(|path| image::content_hash(path)).collect())
-            .collect::<Result<_>>()?;
+        let images = checked(&mut dataset, config, options, progress)?;
         let dtype = &config.model.dtype;
         device::dtype(dtype)?;
-        let fingerprint = format!("{}:{dtype}", config.model.source()?.fingerprint()?);
+        let given = config.data.candidates.as_deref();
+        let given = given.map(|path| Given::read(path, &config.sampling)).transpose()?;
+        let fingerprint = match config.model.path.as_os_str().is_empty() {
+            true => "candidates of another engine".to_owned(),
+            false => format!("{}:{dtype}", config.model.source()?.fingerprint()?),
+        };
         let model_hash = *blake3::hash(fingerprint.as_bytes()).as_bytes();
-        if !store_path(config, options.shard).exists() {
-            check_images(&dataset, config.sampling.rho)?;
-        }
         let budget = token_budget(config, options)?;
         let identity = (fingerprint, budget);
-        let wanted = manifest(config, options.shard, identity, &dataset, &images);
+        let wanted = manifest(config, options.shard, identity, &dataset, &images)?;
         let mut store = open_store(config, &wanted)?;
+        if config.data.skip_bad {
+            survey::write(&config.run.out, dataset.skipped())?;
+        }
+        // Also where the run is stopped before its end.
+        SavedRun::of(config, dataset.described()).write(&config.run.out)?;
         for encoder in &encoders {
             store.add_encoder(&EncoderInfo::of(encoder))?;
         }
@@ -84,6 +90,7 @@ impl<'a> Runner<'a> {
             device: options.device.clone(),
             model_hash,
             images,
+            given,
             model: None,
             arena: None,
         })
@@ -118,31 +125,65 @@ impl<'a> Runner<'a> {
         self.progress.begin("loading the model", None);
         let begun = Instant::now();
         let dtype = device::dtype(&self.config.model.dtype)?;
-        let model = models::Model::open(&self.config.model.source()?, &self.device, dtype)?;
-        // A sample that the model has no room for is told before hours of work, not after.
-        let engine = Engine::new(&model, self.config.sampling.clone(), self.config.run.seed)?;
-        for guided in [self.config.sampling.guidance, false] {
-            self.dataset
-                .samples
-                .par_iter()
-                .try_for_each(|sample| {
-                    engine.prepare(Request { sample, attempt: 1, guided }).map(|_| ())
-                })
-                .map_err(|error| error.in_file(&self.dataset.path))?;
-        }
+        let source = self.config.model.source()?;
+        let model = match &self.given {
+            // For the masks, which are the model's image tokens'.
+            Some(_) => {
+                let weights = source.weights(&Device::Cpu, dtype)?.outline();
+                models::Model::with_weights(source.base(), &weights)?
+            }
+            None => models::Model::open(&source, &self.device, dtype)?,
+        };
         self.model = Some(model);
         *self.seconds.entry("load model".into()).or_default() += begun.elapsed().as_secs_f64();
         Ok(())
     }
 }
 
-fn open_dataset(config: &Config) -> Result<Dataset> {
-    let options =
-        DatasetOptions { image_folder: config.data.images.clone(), turn: config.data.turn };
-    let mut dataset = Dataset::open(&config.data.file, &options)?;
-    dataset.samples.truncate(config.data.limit.unwrap_or(usize::MAX));
-    dataset.validate_for(config.sampling.rho)?;
+/// Lists a run's data. Rows of no use are left out, and none is refused for them yet.
+fn open_dataset(config: &Config, progress: &dyn Progress) -> Result<Dataset> {
+    let dataset =
+        Dataset::list(&config.data.file.0, &config.data.options(config.sampling.rho < 1.0))?;
+    progress.begin(&format!("reading data: {}", dataset.described().text()), None);
+    if let Some(note) = dataset.note() {
+        progress.warn(&note);
+    }
     Ok(dataset)
+}
+
+/// Checks a run's data before anything large is fetched or loaded: that its files are there, and its rows of use.
+///
+/// # Errors
+/// As those of [`run`] about data, as far as no model is needed to tell.
+pub fn check_data(config: &Config, progress: &dyn Progress) -> Result<()> {
+    let dataset = open_dataset(config, progress)?;
+    match config.data.skip_bad {
+        true => dataset.check_share(config.data.max_skipped),
+        false => dataset.check(survey::ADVICE),
+    }
+}
+
+/// Leaves out samples of no use, or refuses them; the hashes of the others' pictures. A run that goes on takes the word of
+/// its beginning, and its store then checks that the samples are the same.
+fn checked(
+    dataset: &mut Dataset,
+    config: &Config,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<[u8; 32]>>> {
+    let mut check = !store_path(config, options.shard).exists();
+    if config.data.skip_bad && !check {
+        match survey::read(&config.run.out)? {
+            Some(known) => dataset.leave_out_known(known),
+            None => check = true,
+        }
+    }
+    let hashes = survey::survey(dataset, config, check, progress)?;
+    match config.data.skip_bad {
+        true => dataset.check_share(config.data.max_skipped)?,
+        false => dataset.check(survey::ADVICE)?,
+    }
+    Ok(hashes)
 }
 
 /// Loads the encoders of a grid. Two whose cells would have one name are refused.
@@ -184,36 +225,41 @@ fn manifest(
     (model_fingerprint, token_budget): (String, u32),
     dataset: &Dataset,
     images: &[Vec<[u8; 32]>],
-) -> Manifest {
-    Manifest {
+) -> Result<Manifest> {
+    Ok(Manifest {
         bdhs_version: env!("CARGO_PKG_VERSION").into(),
         model_fingerprint,
         model_path: model_path(&config.model),
         sampling: config.sampling.canonical_generation(),
         seed: config.run.seed,
         token_budget,
-        dataset_fingerprint: dataset_fingerprint(dataset, images),
+        dataset_fingerprint: dataset_fingerprint(dataset, images)?,
         plan_hash: format!("block {}", config.run.block),
         shard,
         created_at: String::new(),
-    }
+    })
 }
 
 /// BLAKE3 over the id, prompt, reference and images of every sample; each part is preceded by its length. The number before the
 /// colon is the version of this rule (the first version had none): a store of another version cannot be compared.
-fn dataset_fingerprint(dataset: &Dataset, images: &[Vec<[u8; 32]>]) -> String {
+fn dataset_fingerprint(dataset: &Dataset, images: &[Vec<[u8; 32]>]) -> Result<String> {
+    /// Samples in memory at a time.
+    const CHUNK: usize = 256;
     let mut hasher = blake3::Hasher::new();
-    for (sample, images) in dataset.samples.iter().zip(images) {
-        let turns = sample.key_turns();
-        add_part(&mut hasher, sample.id.as_bytes());
-        hasher.update(&(turns.len() as u64).to_le_bytes());
-        for text in turns.iter().flat_map(|(role, text)| [role, text]) {
-            add_part(&mut hasher, text.as_bytes());
+    for (chunk, images) in images.chunks(CHUNK).enumerate() {
+        let first = chunk * CHUNK;
+        for (sample, images) in dataset.read(first..first + images.len())?.iter().zip(images) {
+            let turns = sample.key_turns();
+            add_part(&mut hasher, sample.id.as_bytes());
+            hasher.update(&(turns.len() as u64).to_le_bytes());
+            for text in turns.iter().flat_map(|(role, text)| [role, text]) {
+                add_part(&mut hasher, text.as_bytes());
+            }
+            add_part(&mut hasher, sample.reference.as_bytes());
+            add_part(&mut hasher, images.as_flattened());
         }
-        add_part(&mut hasher, sample.reference.as_bytes());
-        add_part(&mut hasher, images.as_flattened());
     }
-    format!("2:{}", hasher.finalize().to_hex())
+    Ok(format!("2:{}", hasher.finalize().to_hex()))
 }
 
 /// The store of this part of the run.
@@ -277,6 +323,11 @@ fn token_budget(config: &Config, options: &Options) -> Result<u32> {
             return Ok(Store::open(path)?.manifest().token_budget);
         }
     }
+    if config.data.candidates.is_some() {
+        /// What waves are laid out by where nothing is generated.
+        const GIVEN: u32 = 16_384;
+        return Ok(GIVEN);
+    }
     memory::slots(&config.model.source()?, device::dtype(&config.model.dtype)?, &options.device)
 }
 
@@ -301,17 +352,4 @@ fn open_store(config: &Config, wanted: &Manifest) -> Result<Store> {
     drop(Store::open_or_create(&path, &wanted)?);
     store::merge(&path, &[whole])?;
     Store::open_or_create(&path, &wanted)
-}
-
-/// Decodes every image once, so that a broken one is told before hours of work. Where no image token is
-/// ever visible, none is needed.
-fn check_images(dataset: &Dataset, rho: f64) -> Result<()> {
-    if rho == 1.0 {
-        return Ok(());
-    }
-    dataset
-        .samples
-        .par_iter()
-        .flat_map_iter(|sample| &sample.images)
-        .try_for_each(|path| image::open(path).map(|_| ()))
 }

@@ -53,6 +53,7 @@ pub fn score(
     let samples: Vec<u32> = (0..references.1.len() as u32).collect();
     let cells = decide_cells(&tables, &samples, thresholds, rule)?;
     Ok(Summary::new(&SummaryInput {
+        skipped: &BTreeMap::new(),
         samples: &samples,
         attempts: rule,
         tables: &tables,

@@ -12,6 +12,7 @@ use super::grid::{
     candidates_if_independent, first_acceptance, matched_threshold, overlap,
 };
 use crate::config::threshold_text;
+use crate::data::reasons;
 use crate::sampling::Flag;
 use crate::store::{EncoderInfo, ScoreRow};
 use crate::{Error, Result};
@@ -41,6 +42,9 @@ pub struct Summary {
     pub seconds: BTreeMap<String, f64>,
     /// How often the token budget had to be lowered; the waves after that are not those of the first budget.
     pub budget_lowered: u64,
+    /// Rows of the data that were left out, by reason; absent where there are none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<String, u64>,
 }
 
 /// One (encoder, threshold).
@@ -120,6 +124,8 @@ pub struct SummaryInput<'a> {
     pub seconds: &'a BTreeMap<String, f64>,
     /// How often the token budget was lowered.
     pub budget_lowered: u64,
+    /// Rows of the data that were left out, by reason.
+    pub skipped: &'a BTreeMap<String, u64>,
 }
 
 impl Summary {
@@ -169,6 +175,7 @@ impl Summary {
             flags: count_flags(input.flags.values()),
             seconds: input.seconds.clone(),
             budget_lowered: input.budget_lowered,
+            skipped: input.skipped.clone(),
         }
     }
 
@@ -224,6 +231,11 @@ impl Summary {
             "{} samples, {} candidates generated; {} if each cell were a run of its own ({saved:.1} x)",
             self.samples, self.candidates_generated, self.candidates_if_independent,
         )];
+        if !self.skipped.is_empty() {
+            let rows: u64 = self.skipped.values().sum();
+            let reasons = reasons(&self.skipped);
+            lines.push(format!("{rows} rows of the data left out (skipped.jsonl): {reasons}"));
+        }
         for entry in self.truncation.iter().filter(|t| t.candidates > 0.0 || t.references > 0.0) {
             lines.push(format!(
                 "{} ({} tokens) cuts {:.1} % of candidates, {:.1} % of references",

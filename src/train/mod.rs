@@ -16,11 +16,13 @@ mod references;
 mod run;
 mod sequence;
 mod settings;
+mod source;
 mod trainer;
 
 pub use loss::{LogProbs, Value};
-pub use pairs::{Pair, read_pairs};
+pub use pairs::{Pair, Pairs, read_exported, read_pairs, read_some};
 pub use run::{Line, Means, Options, Outcome, run};
 pub use sequence::Sequences;
 pub use settings::{Loss, Online, Settings};
+pub use source::PairSource;
 pub use trainer::{BatchStats, Example, Trainer};

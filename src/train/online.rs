@@ -132,6 +132,10 @@ fn sample(pair: &Pair, index: usize) -> Sample {
         images: pair.images.clone(),
         turns: pair.turns.clone(),
         reference: pair.chosen.clone(),
-        line: pair.line,
+        rejected: Some(pair.rejected.clone()),
+        source_rejected: pair.source_rejected.clone(),
+        flags: pair.flags.clone(),
+        row: pair.row,
+        place: pair.place.clone(),
     }
 }

@@ -1,36 +1,37 @@
-//! Preference pairs from files: rows of TRL's columns `images`, `prompt`, `chosen`, `rejected`, as our exports and others'
-//! write them.
-//!
-//! `prompt`, `chosen` and `rejected` are texts, or lists of messages `{"role", "content"}` whose content is a text or a list of
-//! `{"type": "text", "text"}` and `{"type": "image"}`. `images` is a list of paths (or `image` one path), relative to the image
-//! folder. A column `flags` is read if it is there.
+//! Preference pairs from files: rows of a data set's shapes that have a rejected answer, as our exports and others' write
+//! them.
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use candle_core::{DType, Device};
+use rayon::prelude::*;
 
-use crate::data::json::{Object, kind, read_objects};
-use crate::data::{image_folder, image_path};
-use crate::models::IMAGE;
-use crate::models::{Role, Turn};
+use super::sequence::{POSITIONS, Sequences, layouts};
+use super::settings::Loss;
+use crate::data::{Dataset, DatasetOptions, Picture, Reason, Skipped};
+use crate::models::{Model, Source, Turn};
 use crate::sampling::Flag;
 use crate::{Error, Result};
 
 /// A chosen and a rejected answer to one prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
-    /// Line of its row, from 1.
-    pub line: usize,
-    /// The field `id`, or the line.
+    /// Number of its row over all files, from 1.
+    pub row: usize,
+    /// Where its row is in its file: `line 3`.
+    pub place: String,
+    /// The column `id`, or the row's number.
     pub id: String,
-    /// Image files, in the order of their placeholders.
-    pub images: Vec<PathBuf>,
+    /// Pictures, in the order of their placeholders.
+    pub images: Vec<Picture>,
     /// The conversation up to the question.
     pub turns: Vec<Turn>,
     /// y+.
     pub chosen: String,
     /// y-.
     pub rejected: String,
+    /// The rejected answer that the data came with, beside this program's own.
+    pub source_rejected: Option<String>,
     /// Flags of the rejected answer, of those that we know.
     pub flags: Vec<Flag>,
 }
@@ -42,151 +43,138 @@ impl Pair {
     }
 }
 
-/// Reads all pairs of a JSON or JSONL file. `images` is the image folder, the file's own by default.
+/// Pairs, and what was left out.
+#[derive(Debug)]
+pub struct Pairs {
+    /// Those that can be trained on.
+    pub pairs: Vec<Pair>,
+    /// Rows left out.
+    pub skipped: Vec<Skipped>,
+    /// Rows that were read.
+    pub rows: usize,
+    /// What the files hold, for people.
+    pub about: String,
+    /// What a reader of the log should know.
+    pub note: Option<String>,
+}
+
+impl Pairs {
+    /// Leaves out those whose pictures cannot be decoded, or for whose tokens the model has too few positions. Its weights are
+    /// not read for it.
+    ///
+    /// # Errors
+    /// As [`read_some`] if more than the share `most` of the rows is left out; a model that cannot be loaded.
+    pub fn leave_out(&mut self, source: &Source, loss: Loss, file: &Path, most: f64) -> Result<()> {
+        let weights = source.weights(&Device::Cpu, DType::F32)?.outline();
+        let model = Model::with_weights(source.base(), &weights)?;
+        let fault = |pair: &Pair| -> Option<(Reason, String)> {
+            let mut pictures = pair.images.iter();
+            if let Some(Err(error)) =
+                pictures.find_map(|one| Some(one.open()).filter(Result::is_err))
+            {
+                return Some((Reason::BrokenPicture, error.to_string()));
+            }
+            let layouts = layouts(&model, pair);
+            match layouts.and_then(|layouts| Sequences::new(&model, pair, &layouts, loss)) {
+                Ok(_) => None,
+                Err(Error::Invalid { message, .. }) if message.contains(POSITIONS) => {
+                    Some((Reason::TooLong, message))
+                }
+                Err(error) => Some((Reason::Malformed, error.to_string())),
+            }
+        };
+        let faults: Vec<_> = self.pairs.par_iter().map(fault).collect();
+        let mut faults = faults.into_iter();
+        let skipped = &mut self.skipped;
+        self.pairs.retain(|pair| {
+            let Some((reason, message)) = faults.next().flatten() else { return true };
+            skipped.push(Skipped {
+                row: pair.row,
+                file: file.to_owned(),
+                at: pair.place.clone(),
+                id: pair.id.clone(),
+                reason,
+                message,
+            });
+            false
+        });
+        let share = self.skipped.len() as f64 / self.rows.max(1) as f64;
+        if share > most || self.pairs.is_empty() {
+            let advice = format!(
+                "{:.1} % of the rows would be left out, more than data.max_skipped = {most} allows",
+                100.0 * share
+            );
+            return Err(Skipped::refuse(&self.skipped, self.rows, &advice));
+        }
+        Ok(())
+    }
+}
+
+/// Reads all pairs of a file, every row of which must be one. `images` is the picture folder, the file's own by default.
 ///
 /// # Errors
-/// On the first row that does not hold; the message names file, line and field: no image, a chosen answer that equals the
-/// rejected one without a flag that says so, an unknown role, images that are not as many as their placeholders.
+/// As [`read_some`] without a share that may be left out.
 pub fn read_pairs(path: &Path, images: Option<&Path>) -> Result<Vec<Pair>> {
-    let folder = image_folder(path, images)?;
-    let pairs: Vec<Pair> =
-        read_objects(path)?.iter().map(|row| pair(row, &folder)).collect::<Result<_>>()?;
-    if pairs.is_empty() {
-        return Err(Error::invalid(path, "", "has no rows, expected pairs"));
-    }
-    Ok(pairs)
+    let options =
+        DatasetOptions { image_folder: images.map(Path::to_owned), ..DatasetOptions::default() };
+    Ok(read_some(&[path.to_owned()], &options, None)?.pairs)
 }
 
-fn pair(row: &Object, folder: &Path) -> Result<Pair> {
-    let images = match (row.get("images"), row.get("image")) {
-        (Some(Value::Array(names)), None) => names.iter().collect(),
-        (None, Some(name)) => vec![name],
-        (Some(other), None) => {
-            return Err(row.error("images", format!("is {}, expected a list", kind(other))));
-        }
-        (None, None) => Vec::new(),
-        (Some(_), Some(_)) => {
-            return Err(row.error("image", "and field images are both there, expected one"));
-        }
-    };
-    if images.is_empty() {
-        return Err(row.error("images", "holds no image, expected at least one"));
-    }
-    let images = images
-        .into_iter()
-        .map(|name| image_path(row, "images", folder, name))
-        .collect::<Result<Vec<_>>>()?;
-    let flags = row.get("flags").and_then(Value::as_array).map(|flags| {
-        flags.iter().filter_map(|flag| serde_json::from_value(flag.clone()).ok()).collect()
-    });
-    let pair = Pair {
-        line: row.line,
-        id: if row.get("id").is_some() { row.id()? } else { row.line.to_string() },
-        turns: prompt(row, images.len())?,
-        images,
-        chosen: answer(row, "chosen")?,
-        rejected: answer(row, "rejected")?,
-        flags: flags.unwrap_or_default(),
-    };
-    if pair.chosen.trim().is_empty() {
-        return Err(row.error("chosen", "is blank, expected an answer"));
-    }
-    if pair.chosen == pair.rejected && !pair.is_flagged() {
-        return Err(row.error("rejected", "equals chosen: there is nothing to prefer"));
-    }
-    Ok(pair)
+/// Reads the pairs of a run's cell, as this program exported them: their paths are taken wherever they lead. Relative ones, of
+/// older runs, are relative to `images`.
+///
+/// # Errors
+/// As [`read_pairs`].
+pub fn read_exported(path: &Path, images: &Path) -> Result<Vec<Pair>> {
+    let images = Some(images.to_owned());
+    let options = DatasetOptions { image_folder: images, anywhere: true, ..Default::default() };
+    Ok(read_some(&[path.to_owned()], &options, None)?.pairs)
 }
 
-/// The prompt's turns, with a placeholder for each image.
-fn prompt(row: &Object, images: usize) -> Result<Vec<Turn>> {
-    let mut turns = match row.get("prompt") {
-        Some(Value::String(text)) => vec![Turn { role: Role::User, text: text.clone() }],
-        Some(Value::Array(messages)) => {
-            let all = messages.iter().enumerate();
-            all.map(|(n, message)| turn(row, &format!("prompt[{n}]"), message))
-                .collect::<Result<_>>()?
-        }
-        other => {
-            let message =
-                format!("is {}, expected a text or messages", kind(other.unwrap_or(&Value::Null)));
-            return Err(row.error("prompt", message));
-        }
-    };
-    if turns.last().is_none_or(|turn| turn.role != Role::User) {
-        return Err(row.error("prompt", "does not end with a user's turn"));
+/// Reads pairs. With `most`, rows that are of no use are left out, up to that share of all. Pictures that lie in the files
+/// are read when they are needed.
+///
+/// # Errors
+/// As [`Dataset::list`]. Rows of no use, by kind, where none may be left out or too many are: without a picture or a rejected
+/// answer, with a chosen answer that equals the rejected one and no flag that says so, with pictures that are missing or not
+/// as many as their placeholders.
+pub fn read_some(paths: &[PathBuf], options: &DatasetOptions, most: Option<f64>) -> Result<Pairs> {
+    let options = DatasetOptions { needs_picture: true, needs_rejected: true, ..options.clone() };
+    let dataset = Dataset::list(paths, &options)?;
+    match most {
+        Some(most) => dataset.check_share(most)?,
+        None => dataset
+            .check("--skip-bad (data.skip_bad = true) leaves such rows out and counts them")?,
     }
-    let count = |turns: &[Turn]| turns.iter().map(|turn| turn.text.matches(IMAGE).count()).sum();
-    let mut found: usize = count(&turns);
-    if found == 0
-        && let Some(first) = turns.iter_mut().find(|turn| turn.role == Role::User)
-    {
-        first.text = format!("{}{}", format!("{IMAGE}\n").repeat(images), first.text);
-        found = images;
-    }
-    if found != images {
-        return Err(
-            row.error("images", format!("has {images} paths, but the prompt holds {found} images"))
-        );
-    }
-    Ok(turns)
-}
-
-fn turn(row: &Object, field: &str, message: &Value) -> Result<Turn> {
-    let role = match message.get("role").and_then(Value::as_str) {
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        Some("system") => Role::System,
-        other => {
-            let message = format!("is {other:?}, expected system, user or assistant");
-            return Err(row.error(&format!("{field}.role"), message));
-        }
-    };
-    let text = content(row, &format!("{field}.content"), message.get("content"))?;
-    // The form that prompts have in sampling: a turn's only image first, a line break behind it.
-    let text = match text.matches(IMAGE).count() {
-        1 if role == Role::User => format!("{IMAGE}\n{}", text.replace(IMAGE, "").trim()),
-        _ => text,
-    };
-    Ok(Turn { role, text })
-}
-
-fn content(row: &Object, field: &str, content: Option<&Value>) -> Result<String> {
-    let parts = match content {
-        Some(Value::String(text)) => return Ok(text.clone()),
-        Some(Value::Array(parts)) => parts,
-        other => {
-            let message =
-                format!("is {}, expected a text or parts", kind(other.unwrap_or(&Value::Null)));
-            return Err(row.error(field, message));
-        }
-    };
-    let mut text = String::new();
-    for part in parts {
-        match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
-            (Some("image"), _) => text.push_str(IMAGE),
-            (Some("text"), Some(words)) => text.push_str(words),
-            (other, _) => {
-                let message = format!("has a part of type {other:?}, expected text or image");
-                return Err(row.error(field, message));
-            }
+    let mut pairs = Vec::with_capacity(dataset.len());
+    /// Rows read at a time.
+    const CHUNK: usize = 256;
+    for first in (0..dataset.len()).step_by(CHUNK) {
+        for sample in dataset.read_lazily(first..dataset.len().min(first + CHUNK))? {
+            let rejected = sample.rejected.ok_or_else(|| {
+                let path = paths.first().cloned().unwrap_or_default();
+                let message =
+                    "has a rejected answer to its last turn only, and another turn is taken";
+                Error::invalid(path, &sample.place, message)
+            })?;
+            pairs.push(Pair {
+                row: sample.row,
+                place: sample.place,
+                id: sample.id,
+                images: sample.images,
+                turns: sample.turns,
+                chosen: sample.reference,
+                rejected,
+                source_rejected: sample.source_rejected,
+                flags: sample.flags,
+            });
         }
     }
-    Ok(text)
-}
-
-/// An answer: a text, or the one assistant's message.
-fn answer(row: &Object, field: &str) -> Result<String> {
-    let text = match row.get(field) {
-        Some(Value::Array(messages)) => match messages.as_slice() {
-            [message] if message.get("role").and_then(Value::as_str) == Some("assistant") => {
-                content(row, &format!("{field}[0].content"), message.get("content"))?
-            }
-            _ => return Err(row.error(field, "is not one message of the assistant")),
-        },
-        _ => row.string(field)?.to_owned(),
-    };
-    if text.contains(IMAGE) {
-        return Err(row.error(field, format!("holds {IMAGE}, which only a prompt may")));
-    }
-    Ok(text)
+    Ok(Pairs {
+        pairs,
+        rows: dataset.described().rows as usize,
+        about: dataset.described().text(),
+        note: dataset.note(),
+        skipped: dataset.skipped().to_vec(),
+    })
 }

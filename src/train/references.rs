@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::trainer::{Example, Trainer};
-use crate::data::image;
 use crate::engine::{Progress, checkpoint};
 use crate::{Error, Result};
 
@@ -73,8 +72,8 @@ impl References {
     fn name(&self, example: &Example) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.base.as_bytes());
-        for path in &example.pair.images {
-            hasher.update(&image::content_hash(path)?);
+        for picture in &example.pair.images {
+            hasher.update(&picture.content_hash()?);
         }
         hasher.update(format!("{:?}", example.sequences).as_bytes());
         Ok(hasher.finalize().to_hex().to_string())

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -22,7 +22,6 @@ use super::parameters::write_tensors;
 use super::references::References;
 use super::settings::{Loss, Settings};
 use super::trainer::{BatchStats, Example, Trainer};
-use crate::data::image;
 use crate::data::json::read_document;
 use crate::engine::{Progress, checkpoint};
 use crate::files::{write_file, write_json};
@@ -184,6 +183,8 @@ pub fn run(
 struct Run<'a> {
     trainer: Trainer,
     examples: Vec<Example>,
+    /// With `gamma`, each pair once more with the rejected answer that its data came with.
+    source: Vec<Option<Example>>,
     lines: Vec<Line>,
     /// Draws rejected answers, if that is asked for.
     drawer: Option<Drawer>,
@@ -208,6 +209,11 @@ impl<'a> Run<'a> {
         let trainer = Trainer::open(&source, options.device, dtype, settings)?;
         let examples = usable.iter().map(|pair| trainer.example(pair)).collect::<Result<Vec<_>>>();
         let mut examples = examples.map_err(|error| error.in_file(options.file))?;
+        let mut source =
+            with_source(usable, &trainer, settings).map_err(|error| error.in_file(options.file))?;
+        for (example, source) in examples.iter_mut().zip(&source) {
+            example.weight = if source.is_some() { settings.gamma.unwrap_or(1.0) } else { 1.0 };
+        }
         let begun = Instant::now();
         if settings.loss != Loss::Sft {
             let own = options.out.join("reference.jsonl");
@@ -215,6 +221,12 @@ impl<'a> Run<'a> {
             let mut known = References::open(path, options.base, options.dtype)?;
             known
                 .fill(&mut examples, &trainer, progress)
+                .and_then(|()| {
+                    let mut own: Vec<Example> = source.iter().flatten().cloned().collect();
+                    known.fill(&mut own, &trainer, progress)?;
+                    source.iter_mut().flatten().zip(own).for_each(|(one, filled)| *one = filled);
+                    Ok(())
+                })
                 .map_err(|error| error.in_file(options.file))?;
         }
         let seconds = [begun.elapsed().as_secs_f64(), 0.0];
@@ -225,6 +237,7 @@ impl<'a> Run<'a> {
             drawer,
             trainer,
             examples,
+            source,
             lines: Vec::new(),
             settings,
             options,
@@ -299,7 +312,10 @@ impl<'a> Run<'a> {
             };
             let batch: Vec<&Example> = match &self.drawer {
                 Some(_) => drawn.iter().collect(),
-                None => batch.iter().map(|&i| &self.examples[i]).collect(),
+                None => {
+                    let both = |&i: &usize| [Some(&self.examples[i]), self.source[i].as_ref()];
+                    batch.iter().flat_map(both).flatten().collect()
+                }
             };
             if batch.is_empty() {
                 let message =
@@ -383,6 +399,24 @@ impl<'a> Run<'a> {
     }
 }
 
+/// With `gamma`, the pairs with the rejected answers that their data came with.
+fn with_source(
+    pairs: &[&Pair],
+    trainer: &Trainer,
+    settings: &Settings,
+) -> Result<Vec<Option<Example>>> {
+    let weight = 1.0 - settings.gamma.unwrap_or(1.0);
+    let own = |pair: &&Pair| {
+        let rejected = pair.source_rejected.clone();
+        let rejected = rejected.filter(|text| weight > 0.0 && *text != pair.chosen);
+        let example = |rejected| {
+            Ok(Example { weight, ..trainer.example(&Pair { rejected, ..(*pair).clone() })? })
+        };
+        rejected.map(example).transpose()
+    };
+    pairs.iter().map(own).collect()
+}
+
 fn line(step: u32, epoch: f64, learning_rate: f64, stats: &BatchStats) -> Line {
     Line {
         step,
@@ -427,19 +461,24 @@ fn identity(pairs: &[&Pair], settings: &Settings, options: &Options) -> Result<S
         put(&format!("{:?}", options.sampling));
         put(&encoder.fingerprint()?);
     }
-    put(&format!("{settings:?}"));
+    // Trainings without it are those of versions that did not know it.
+    let known = format!("{settings:?}");
+    put(known
+        .strip_suffix(", gamma: None }")
+        .map(|text| format!("{text} }}"))
+        .as_ref()
+        .unwrap_or(&known));
     put(options.dtype);
     put(options.base);
-    let mut hashes: HashMap<&PathBuf, String> = HashMap::new();
+    let mut hashes: HashMap<&Path, String> = HashMap::new();
     for pair in pairs {
-        for path in &pair.images {
-            if !hashes.contains_key(path) {
-                hashes.insert(
-                    path,
-                    blake3::Hash::from(image::content_hash(path)?).to_hex().to_string(),
-                );
+        for picture in &pair.images {
+            let name = picture.name();
+            if !hashes.contains_key(name) {
+                let hash = blake3::Hash::from(picture.content_hash()?).to_hex().to_string();
+                hashes.insert(name, hash);
             }
-            put(&hashes[path]);
+            put(&hashes[name]);
         }
         for turn in &pair.turns {
             put(&format!("{:?}", turn.role));
@@ -447,6 +486,9 @@ fn identity(pairs: &[&Pair], settings: &Settings, options: &Options) -> Result<S
         }
         put(&pair.chosen);
         put(&pair.rejected);
+        if let (Some(_), Some(source)) = (settings.gamma, &pair.source_rejected) {
+            put(source);
+        }
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

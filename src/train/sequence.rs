@@ -9,11 +9,13 @@ use candle_core::Tensor;
 
 use super::pairs::Pair;
 use super::settings::Loss;
-use crate::data::image;
 use crate::engine::{Entry, entries, places};
 use crate::models::{ImageLayout, Model, Place};
 use crate::ops::attend::{AttendPlan, Block, Segment};
 use crate::{Error, Result};
+
+/// What a pair that is too long needs too many of.
+pub(super) const POSITIONS: &str = "positions for images, prompt and answer";
 
 /// A pair's token sequences. With the supervised loss, the chosen answer alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +38,7 @@ impl Sequences {
     pub fn new(model: &Model, pair: &Pair, layouts: &[ImageLayout], loss: Loss) -> Result<Self> {
         let image_tokens: Vec<usize> = layouts.iter().map(|layout| layout.tokens).collect();
         let refuse = |message: String| {
-            let at = format!("line {}", pair.line);
-            Error::invalid("", at, format!("pair {:?} has {message}", pair.id))
+            Error::invalid("", &pair.place, format!("pair {:?} has {message}", pair.id))
         };
         let prompt = model.prompt(&pair.turns)?;
         let end = model.format.eos_ids().first().copied();
@@ -61,9 +62,7 @@ impl Sequences {
         let this = Self::split(all, firsts, layouts);
         let (needed, most) = (this.longest(), model.config().text.max_positions);
         if needed > most {
-            return Err(refuse(format!(
-                "{needed} positions for images, prompt and answer, but the model has {most}"
-            )));
+            return Err(refuse(format!("{needed} {POSITIONS}, but the model has {most}")));
         }
         Ok(this)
     }
@@ -108,7 +107,7 @@ impl Sequences {
 
 /// How the tokens of a pair's images are laid out, from their headers.
 pub(super) fn layouts(model: &Model, pair: &Pair) -> Result<Vec<ImageLayout>> {
-    let sizes = pair.images.iter().map(|path| image::dimensions(path));
+    let sizes = pair.images.iter().map(|picture| picture.dimensions());
     model.layouts(&sizes.collect::<Result<Vec<_>>>()?)
 }
 

@@ -68,6 +68,9 @@ pub struct Settings {
     pub seed: u64,
     /// Draw rejected answers from the model in training; by the run's `[sampling]`.
     pub online: Option<Online>,
+    /// Weight of a pair's rejected answer beside the one that the data came with, which has the rest; none: the latter is not
+    /// trained on. Pairs whose data had none count as a whole.
+    pub gamma: Option<f64>,
 }
 
 impl Default for Settings {
@@ -96,6 +99,7 @@ impl Default for Settings {
             checkpoint: 50,
             seed: 0,
             online: None,
+            gamma: None,
         }
     }
 }
@@ -159,6 +163,16 @@ impl Settings {
                 "targets",
                 "is empty and the projector stays: nothing is trained".into(),
             );
+        }
+        if let Some(gamma) = self.gamma {
+            if !(gamma > 0.0 && gamma <= 1.0) {
+                return invalid("gamma", format!("is {gamma}, expected in (0, 1]"));
+            }
+            if self.online.is_some() || self.loss == Loss::Sft {
+                let message =
+                    "needs rejected answers that are given: neither online nor the loss sft";
+                return invalid("gamma", message.into());
+            }
         }
         if let Some(online) = &self.online {
             online.validate(self.projector)?;

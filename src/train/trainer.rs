@@ -14,7 +14,7 @@ use super::parameters::Parameters;
 use super::pass::{Grads, Pass, log_probs};
 use super::sequence::{Packed, Sequences, layouts};
 use super::settings::{Loss, Settings};
-use crate::data::image;
+use crate::data::Picture;
 use crate::models::adapter;
 use crate::models::lora::Mode;
 use crate::models::{ImageLayout, Model, Source};
@@ -204,7 +204,7 @@ impl Trainer {
     fn blame(&mut self, batch: &[&Example], error: Error) -> Error {
         for example in batch {
             if self.batch(&[example]).is_ok_and(|(stats, _)| !stats.gradient_norm.is_finite()) {
-                let at = format!("line {}", example.pair.line);
+                let at = &example.pair.place;
                 let message =
                     format!("pair {:?} has a gradient that is not finite", example.pair.id);
                 return Error::invalid("", at, message);
@@ -307,8 +307,8 @@ impl Trainer {
     fn input(&self, packed: &Packed, part: &[&Example]) -> Result<Tensor> {
         let mut rows = Vec::new();
         for example in part {
-            for (path, layout) in example.pair.images.iter().zip(&example.layouts) {
-                rows.push(self.model.image_rows(&self.features(path, layout)?, layout)?);
+            for (picture, layout) in example.pair.images.iter().zip(&example.layouts) {
+                rows.push(self.model.image_rows(&self.features(picture, layout)?, layout)?);
             }
         }
         let text = self.model.language.embed(&packed.ids)?;
@@ -316,13 +316,13 @@ impl Trainer {
     }
 
     /// The vision tower's states of an image: it is frozen, so they are kept while there is room.
-    fn features(&self, path: &Path, layout: &ImageLayout) -> Result<Tensor> {
-        let key = (path.to_owned(), layout.tiles);
+    fn features(&self, picture: &Picture, layout: &ImageLayout) -> Result<Tensor> {
+        let key = (picture.name().to_owned(), layout.tiles);
         let known = |images: &Images| images.known.get(&key).cloned();
         if let Some(known) = self.images.lock().ok().as_deref().and_then(known) {
             return Ok(known);
         }
-        let pixels = self.model.preprocess_as(&image::open(path)?, layout)?;
+        let pixels = self.model.preprocess_as(&picture.open()?, layout)?;
         let found = self.model.vision_features(&pixels)?;
         let bytes = found.elem_count() * found.dtype().size_in_bytes();
         if let Ok(mut images) = self.images.lock()
@@ -369,7 +369,7 @@ fn finite(pair: &Pair, sums: &[f64]) -> Result<()> {
                 "pair {:?} has the log-probability {sum}, expected a finite number",
                 pair.id
             );
-            Err(Error::invalid("", format!("line {}", pair.line), message))
+            Err(Error::invalid("", &pair.place, message))
         }
     }
 }

@@ -2,8 +2,10 @@
 #![cfg(feature = "toolkit")]
 
 mod bad_input;
+mod candidates;
 #[path = "../common/mod.rs"]
 mod common;
+mod data;
 mod doctor;
 mod hub;
 mod places;

@@ -160,10 +160,10 @@ fn scenes_are_written_as_a_data_set() {
     succeed(&mut command);
     let options = bdhs::data::DatasetOptions::default();
     let dataset = bdhs::data::Dataset::open(&out.join("data.json"), &options).unwrap();
-    assert_eq!(dataset.samples.len(), 6);
+    assert_eq!(dataset.len(), 6);
     let yes_no = |text: &str| text.starts_with("Yes, ") || text.starts_with("No, ");
-    for (i, sample) in dataset.samples.iter().enumerate() {
-        assert!(sample.images[0].is_file());
+    for (i, sample) in dataset.read(0..6).unwrap().iter().enumerate() {
+        assert!(sample.images[0].name().is_file());
         assert_eq!(yes_no(&sample.reference), i % 3 == 2, "{}", sample.reference);
     }
 }

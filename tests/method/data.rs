@@ -4,7 +4,9 @@ use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use bdhs::data::{Dataset, DatasetOptions, TextRow, TurnChoice, image as images, read_texts};
+use bdhs::data::{
+    Dataset, DatasetOptions, Picture, Sample, TextRow, TurnChoice, image as images, read_texts,
+};
 use bdhs::models::Role;
 use image::codecs::gif::GifEncoder;
 use image::{
@@ -35,12 +37,18 @@ impl Folder {
     }
 
     fn open(&self, text: impl AsRef<[u8]>, turn: TurnChoice) -> bdhs::Result<Dataset> {
-        Dataset::open(&self.write("data.json", text), &DatasetOptions { image_folder: None, turn })
+        let options = DatasetOptions { turn, ..DatasetOptions::default() };
+        Dataset::open(&self.write("data.json", text), &options)
     }
 
     fn error(&self, text: impl AsRef<[u8]>) -> String {
         self.open(text, TurnChoice::Last).unwrap_err().to_string()
     }
+}
+
+/// All samples.
+fn all(data: &Dataset) -> Vec<Sample> {
+    data.read(0..data.len()).unwrap()
 }
 
 const TWO_TURNS: &str = r#"[{"id": 7, "image": "a.png", "conversations": [
@@ -49,8 +57,13 @@ const TWO_TURNS: &str = r#"[{"id": 7, "image": "a.png", "conversations": [
   {"from": "human", "value": "Why?"}, {"from": "gpt", "value": " It is\n so. "},
   {"from": "human", "value": "Thanks."}]}]"#;
 
-fn turns(dataset: &Dataset, sample: usize) -> Vec<(Role, &str)> {
-    dataset.samples[sample].turns.iter().map(|turn| (turn.role, turn.text.as_str())).collect()
+fn turns(dataset: &Dataset, sample: usize) -> Vec<(Role, String)> {
+    let sample = dataset.read(sample..sample + 1).unwrap().remove(0);
+    sample.turns.into_iter().map(|turn| (turn.role, turn.text)).collect()
+}
+
+fn said(role: Role, text: &str) -> (Role, String) {
+    (role, text.to_owned())
 }
 
 // ---- rows ----
@@ -58,16 +71,19 @@ fn turns(dataset: &Dataset, sample: usize) -> Vec<(Role, &str)> {
 #[test]
 fn last_answer_is_the_reference_and_earlier_turns_are_context() {
     let data = Folder::new().open(TWO_TURNS, TurnChoice::Last).unwrap();
-    let sample = &data.samples[0];
-    assert_eq!((sample.index, sample.id.as_str(), sample.line), (0, "7", 1));
+    let sample = &all(&data)[0];
+    assert_eq!(
+        (sample.index, sample.id.as_str(), sample.place.as_str()),
+        (0, "7", "line 1 (element 0)")
+    );
     assert_eq!(sample.reference, " It is\n so. ", "byte for byte");
     assert_eq!(
         turns(&data, 0),
         [
-            (Role::System, "Be kind."),
-            (Role::User, "<image>\nWhat is it?"),
-            (Role::Assistant, "A cat."),
-            (Role::User, "Why?")
+            said(Role::System, "Be kind."),
+            said(Role::User, "<image>\nWhat is it?"),
+            said(Role::Assistant, "A cat."),
+            said(Role::User, "Why?")
         ]
     );
     assert_eq!(sample.key_turns()[1], ("human", "<image>\nWhat is it?"));
@@ -77,12 +93,12 @@ fn last_answer_is_the_reference_and_earlier_turns_are_context() {
 fn first_answer_or_each_answer_on_demand() {
     let folder = Folder::new();
     let first = folder.open(TWO_TURNS, TurnChoice::First).unwrap();
-    assert_eq!((first.samples.len(), first.samples[0].reference.as_str()), (1, "A cat."));
+    assert_eq!((first.len(), all(&first)[0].reference.as_str()), (1, "A cat."));
     assert_eq!(turns(&first, 0).len(), 2);
     let each = folder.open(TWO_TURNS, TurnChoice::Each).unwrap();
-    let rows: Vec<_> =
-        each.samples.iter().map(|s| (s.index, s.id.as_str(), s.reference.as_str())).collect();
-    assert_eq!(rows, [(0, "7#1", "A cat."), (1, "7#2", " It is\n so. ")]);
+    let rows: Vec<_> = all(&each).into_iter().map(|s| (s.index, s.id, s.reference)).collect();
+    let row = |index, id: &str, text: &str| (index, id.to_owned(), text.to_owned());
+    assert_eq!(rows, [row(0, "7#1", "A cat."), row(1, "7#2", " It is\n so. ")]);
 }
 
 #[test]
@@ -90,14 +106,14 @@ fn jsonl_simple_rows_bom_crlf_and_blank_lines() {
     let text = "\u{feff}{\"id\": \"a\", \"image\": \"a.png\", \"prompt\": \"What?\", \"chosen\": \"A cat\"}\r\n\r\n   \n\
                 {\"id\": 2, \"image\": null, \"prompt\": \"Why?\", \"reference\": \"مرحبا 😀\", \"extra\": 1}\r\n";
     let data = Folder::new().open(text, TurnChoice::Last).unwrap();
-    let rows: Vec<_> = data
-        .samples
-        .iter()
-        .map(|s| (s.index, s.id.as_str(), s.reference.as_str(), s.line))
-        .collect();
-    assert_eq!(rows, [(0, "a", "A cat", 1), (1, "2", "مرحبا 😀", 4)]);
-    assert_eq!(turns(&data, 0), [(Role::User, "<image>\nWhat?")]);
-    assert_eq!(turns(&data, 1), [(Role::User, "Why?")]);
+    let rows: Vec<_> =
+        all(&data).into_iter().map(|s| (s.index, s.id, s.reference, s.place)).collect();
+    let row = |index, id: &str, text: &str, place: &str| {
+        (index, id.to_owned(), text.to_owned(), place.to_owned())
+    };
+    assert_eq!(rows, [row(0, "a", "A cat", "line 1"), row(1, "2", "مرحبا 😀", "line 4")]);
+    assert_eq!(turns(&data, 0), [said(Role::User, "<image>\nWhat?")]);
+    assert_eq!(turns(&data, 1), [said(Role::User, "Why?")]);
 }
 
 #[test]
@@ -105,7 +121,7 @@ fn references_of_every_size_are_taken_as_they_are() {
     for reference in ["Yes", "no full stop", "😀", "نعم.", &"word ".repeat(10_000)] {
         let row = serde_json::json!({"id": "x", "prompt": "?", "chosen": reference}).to_string();
         assert_eq!(
-            Folder::new().open(row, TurnChoice::Last).unwrap().samples[0].reference,
+            all(&Folder::new().open(row, TurnChoice::Last).unwrap())[0].reference,
             reference
         );
     }
@@ -120,13 +136,15 @@ fn several_images_keep_their_order_and_only_those_seen_are_taken() {
     let folder = Folder::new();
     let names = |turn| {
         let data = folder.open(&text, turn).unwrap();
-        let image = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-        data.samples[0].images.iter().map(image).collect::<Vec<_>>()
+        let image = |image: &Picture| {
+            image.file().unwrap().file_name().unwrap().to_str().unwrap().to_owned()
+        };
+        all(&data)[0].images.iter().map(image).collect::<Vec<_>>()
     };
     assert_eq!(names(TurnChoice::Last), ["b.png", "a.png"]);
     assert_eq!(names(TurnChoice::First), ["b.png"]);
     let data = folder.open(&text, TurnChoice::First).unwrap();
-    assert_eq!(turns(&data, 0), [(Role::User, "<image>\nFirst  here")]);
+    assert_eq!(turns(&data, 0), [said(Role::User, "<image>\nFirst  here")]);
 }
 
 #[test]
@@ -142,7 +160,8 @@ fn placeholders_must_match_the_images() {
     );
     assert!(folder.error(row("null", "<image>")).contains("0 paths"));
     let conversation = r#"{"id": "x", "image": "a.png", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "A"}]}"#;
-    assert!(folder.error(conversation).contains("1 paths, but the human turns hold 0"));
+    let data = folder.open(conversation, TurnChoice::Last).unwrap();
+    assert_eq!(turns(&data, 0), [said(Role::User, "<image>\n?")], "put in front");
     let in_answer = r#"{"id": "x", "prompt": "?", "chosen": "see <image>"}"#;
     assert!(folder.error(in_answer).contains("field chosen: holds <image>"));
 }
@@ -150,17 +169,24 @@ fn placeholders_must_match_the_images() {
 // ---- errors ----
 
 #[test]
-fn duplicate_ids_name_both_lines() {
+fn repeated_and_missing_ids_become_unique() {
     let folder = Folder::new();
     let row = |id: &str| format!("{{\"id\": {id}, \"prompt\": \"?\", \"chosen\": \"A.\"}}\n");
-    let error = folder.error(format!("{}\n{}{}", row("1"), row("2"), row("\"1\"")));
-    assert!(error.contains("line 4: field id: \"1\" is there already, on line 1"), "{error}");
-    let array = format!("[\n{},\n{}]", row("5"), row("5"));
-    let error = folder.error(array);
-    assert!(
-        error.contains("line 4 (element 1): field id: \"5\" is there already, on line 2"),
-        "{error}"
-    );
+    let ids = |text: &str| {
+        let data = folder.open(text, TurnChoice::Last).unwrap();
+        all(&data).into_iter().map(|s| s.id).collect::<Vec<_>>()
+    };
+    let text = [row("1"), row("2"), row("\"1\""), row("\"1#2\""), row("1"), row("null")].concat();
+    assert_eq!(ids(&text), ["1", "2", "1#2", "1#2#2", "1#3", "row-6"]);
+    assert_eq!(ids("{\"prompt\": \"?\", \"chosen\": \"A\"}"), ["row-1"]);
+
+    // A suffix does not depend on what is left out.
+    let bad = "{\"id\": 1, \"prompt\": \" \", \"chosen\": \"A\"}\n";
+    let path = folder.write("odd.jsonl", [bad, &row("1"), bad, &row("1")].concat());
+    let data = Dataset::list(&[path], &DatasetOptions::default()).unwrap();
+    let ids: Vec<_> = all(&data).into_iter().map(|s| s.id).collect();
+    assert_eq!(ids, ["1#2", "1#4"]);
+    assert_eq!(data.skipped().len(), 2);
 }
 
 #[test]
@@ -205,8 +231,9 @@ fn malformed_json_names_file_line_and_column() {
 fn brackets_commas_and_quotes_inside_strings_are_text() {
     let text = r#"[{"id": "x", "prompt": "a ], \" [ {", "chosen": "} , \\"}, {"id": "y", "prompt": "?", "chosen": "]"}]"#;
     let data = Folder::new().open(text, TurnChoice::Last).unwrap();
+    let samples = all(&data);
     let rows: Vec<_> =
-        data.samples.iter().map(|s| (s.turns[0].text.as_str(), s.reference.as_str())).collect();
+        samples.iter().map(|s| (s.turns[0].text.as_str(), s.reference.as_str())).collect();
     assert_eq!(rows, [("a ], \" [ {", "} , \\"), ("?", "]")]);
 }
 
@@ -214,11 +241,11 @@ fn brackets_commas_and_quotes_inside_strings_are_text() {
 fn wrong_fields_are_named() {
     let folder = Folder::new();
     for (row, message) in [
-        (r#"{"prompt": "?", "chosen": "A"}"#, "line 1: field id: is missing"),
         (r#"{"id": 1.5, "prompt": "?", "chosen": "A"}"#, "field id: is 1.5"),
-        (r#"{"id": " ", "prompt": "?", "chosen": "A"}"#, "field id: is blank"),
-        (r#"{"id": 1, "chosen": "A"}"#, "field prompt: is missing"),
-        (r#"{"id": 1, "prompt": "?"}"#, "field chosen: is missing"),
+        (r#"{"id": [], "prompt": "?", "chosen": "A"}"#, "field id: is a list"),
+        (r#"{"id": 1, "chosen": "A"}"#, "line 1: has the columns id, chosen, expected those of"),
+        (r#"{"id": 1, "prompt": "?"}"#, "prompt-chosen"),
+        (r#"{"id": 1, "prompt": "?"}"#, "--columns prompt=NAME"),
         (r#"{"id": 1, "prompt": "?", "chosen": ""}"#, "field chosen: is blank"),
         (r#"{"id": 1, "prompt": "?", "reference": " \n "}"#, "field reference: is blank"),
         (r#"{"id": 1, "prompt": "?", "chosen": 3}"#, "field chosen: is 3, expected a string"),
@@ -268,7 +295,7 @@ fn image_paths_stay_inside_the_folder() {
     let row = |image: &str| {
         serde_json::json!({"id": 1, "image": image, "prompt": "?", "chosen": "A"}).to_string()
     };
-    for path in ["../x.png", "sub/../../x.png", "sub/../a.png", "/etc/passwd"] {
+    for path in ["../x.png", "sub/../../x.png", "/etc/passwd"] {
         let error = folder.error(row(path));
         assert!(error.contains(&format!("{path:?} is absolute or has ..")), "{error}");
     }
@@ -281,11 +308,14 @@ fn image_paths_stay_inside_the_folder() {
         std::os::unix::fs::symlink(folder.path("a.png"), folder.path("inside.png")).unwrap();
         assert!(folder.open(row("inside.png"), TurnChoice::Last).is_ok());
     }
+    assert!(folder.open(row("sub/../a.png"), TurnChoice::Last).is_ok());
+    let absolute = folder.path("a.png");
+    assert!(folder.open(row(absolute.to_str().unwrap()), TurnChoice::Last).is_ok());
     assert!(folder.error(row("missing.png")).contains("missing.png: No such file"));
     assert!(folder.error(row("sub")).contains("is not a file"));
-    let options = DatasetOptions { image_folder: Some(folder.path("sub")), turn: TurnChoice::Last };
+    let options = DatasetOptions { image_folder: Some(folder.path("sub")), ..Default::default() };
     let data = Dataset::open(&folder.write("other.json", row("b.png")), &options).unwrap();
-    assert!(data.samples[0].images[0].ends_with("sub/b.png"));
+    assert!(all(&data)[0].images[0].name().ends_with("sub/b.png"));
 }
 
 #[test]
@@ -293,14 +323,12 @@ fn samples_without_an_image_need_rho_one() {
     let folder = Folder::new();
     let with = r#"{"id": 1, "image": "a.png", "prompt": "?", "chosen": "A"}"#;
     let without = r#"{"id": "text", "prompt": "?", "chosen": "A"}"#;
-    let data = folder.open(format!("{with}\n{without}"), TurnChoice::Last).unwrap();
-    data.validate_for(1.0).unwrap();
-    let error = data.validate_for(0.99).unwrap_err().to_string();
-    assert!(
-        error.contains("line 2: sample \"text\" has no image") && error.contains("rho is 0.99"),
-        "{error}"
-    );
-    folder.open(with, TurnChoice::Last).unwrap().validate_for(0.0).unwrap();
+    let path = folder.write("data.jsonl", format!("{with}\n{without}"));
+    assert_eq!(Dataset::open(&path, &DatasetOptions::default()).unwrap().len(), 2);
+    let options = DatasetOptions { needs_picture: true, ..DatasetOptions::default() };
+    let error = Dataset::open(&path, &options).unwrap_err().to_string();
+    assert!(error.contains("line 2: sample \"text\" has no image"), "{error}");
+    assert!(error.contains("rho = 1 only"), "{error}");
 }
 
 #[test]

@@ -139,12 +139,17 @@ impl Run {
     fn export(&self, name: &str, options: &ExportOptions) -> bdhs::Result<Exported> {
         let config = SamplingConfig::default();
         let images = self.folder.join("images");
-        Exporter::new(&self.store, &self.dataset.samples, &images, &config)?.export(
+        Exporter::new(&self.store, &self.dataset, &images, &config)?.export(
             &self.cell,
             &self.folder.join(name),
             options,
         )
     }
+}
+
+/// With the pictures in the Parquet file.
+fn embedded() -> ExportOptions {
+    ExportOptions { embed_images: true, ..ExportOptions::default() }
 }
 
 fn lines(path: &Path) -> Vec<Value> {
@@ -200,11 +205,12 @@ fn rows(path: &Path) -> Vec<Value> {
 fn jsonl_holds_what_a_trainer_and_a_reader_need() {
     let folder = tempfile::tempdir().unwrap();
     let run = run(folder.path());
-    let done = run.export("out", &ExportOptions::default()).unwrap();
+    let done = run.export("out", &embedded()).unwrap();
     let cell = folder.path().join("out/cells/mini__0.90");
     assert_eq!((done.pairs, done.excluded), (120, 0));
-    assert_eq!(done.files, [cell.join("pairs.jsonl"), cell.join("pairs.parquet")]);
-    assert_eq!(fs::read_dir(&cell).unwrap().count(), 2, "no temporary files");
+    let names = ["pairs.jsonl", "pairs.parquet", "README.md"];
+    assert_eq!(done.files, names.map(|name| cell.join(name)));
+    assert_eq!(fs::read_dir(&cell).unwrap().count(), 3, "no temporary files");
 
     let rows = lines(&cell.join("pairs.jsonl"));
     assert_eq!(rows.len(), 120);
@@ -213,7 +219,8 @@ fn jsonl_holds_what_a_trainer_and_a_reader_need() {
     }
     let text = |text: &str| json!({"type": "text", "text": text});
     let one = &rows[1];
-    assert_eq!(one["images"], json!(["sub/1.png", "0.png"]));
+    let images = folder.path().canonicalize().unwrap().join("images");
+    assert_eq!(one["images"], json!([images.join("sub/1.png"), images.join("0.png")]));
     assert_eq!(
         one["prompt"],
         json!([
@@ -281,14 +288,15 @@ fn parquet_says_the_same_and_carries_the_images() {
     // Kept after the test: what scripts/check_exports.py reads.
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("export");
     let run = run(&folder);
-    run.export("out", &ExportOptions::default()).unwrap();
+    run.export("out", &embedded()).unwrap();
     let cell = folder.join("out/cells/mini__0.90");
     let from_parquet = rows(&cell.join("pairs.parquet"));
     let mut from_jsonl = lines(&cell.join("pairs.jsonl"));
     for row in &mut from_jsonl {
         let bytes = |path: &Value| {
-            let path = path.as_str().unwrap();
-            json!({"bytes": fs::read(folder.join("images").join(path)).unwrap(), "path": path})
+            let path = Path::new(path.as_str().unwrap());
+            let images = folder.canonicalize().unwrap().join("images");
+            json!({"bytes": fs::read(path).unwrap(), "path": path.strip_prefix(images).unwrap()})
         };
         row["images"] = row["images"].as_array().unwrap().iter().map(bytes).collect();
         for message in row["prompt"].as_array_mut().unwrap() {
@@ -324,14 +332,13 @@ fn parquet_says_the_same_and_carries_the_images() {
 fn the_same_store_gives_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let run = run(folder.path());
-    let (a, b) =
-        (run.export("a", &ExportOptions::default()), run.export("b", &ExportOptions::default()));
+    let (a, b) = (run.export("a", &embedded()), run.export("b", &embedded()));
     for (a, b) in a.unwrap().files.iter().zip(b.unwrap().files) {
         assert!(fs::read(a).unwrap() == fs::read(b).unwrap(), "{}", a.display());
     }
     // And writing again over what is there.
     let before = fs::read(folder.path().join("a/cells/mini__0.90/pairs.parquet")).unwrap();
-    let again = run.export("a", &ExportOptions::default()).unwrap();
+    let again = run.export("a", &embedded()).unwrap();
     assert!(fs::read(&again.files[1]).unwrap() == before);
 }
 
@@ -339,15 +346,11 @@ fn the_same_store_gives_the_same_bytes() {
 fn options_do_what_they_say() {
     let folder = tempfile::tempdir().unwrap();
     let run = run(folder.path());
-    let options = ExportOptions {
-        jsonl: false,
-        embed_images: false,
-        exclude: vec![Flag::Empty, Flag::TokenLimit],
-        ..Default::default()
-    };
+    let options =
+        ExportOptions { exclude: vec![Flag::Empty, Flag::TokenLimit], ..Default::default() };
     let done = run.export("out", &options).unwrap();
-    assert_eq!((done.pairs, done.excluded, done.files.len()), (118, 2, 1));
-    let rows = rows(&done.files[0]);
+    assert_eq!((done.pairs, done.excluded, done.files.len()), (118, 2, 3));
+    let rows = rows(&done.files[1]);
     assert!(rows.iter().all(|row| row["sample"] != 3 && row["sample"] != 4));
     let path = folder.path().canonicalize().unwrap().join("images/0.png");
     assert_eq!(rows[0]["images"], json!([{"bytes": null, "path": path}]));
@@ -358,22 +361,22 @@ fn a_failed_export_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = run(folder.path());
     fs::remove_file(folder.path().join("images/sub/119.png")).unwrap();
-    let error = run.export("out", &ExportOptions::default()).unwrap_err().to_string();
+    let error = run.export("out", &embedded()).unwrap_err().to_string();
     assert!(error.contains("119.png"), "{error}");
     assert_eq!(fs::read_dir(folder.path().join("out/cells/mini__0.90")).unwrap().count(), 0);
 
     run.cell.pairs[0].attempt = 9;
-    let error = run.export("out", &ExportOptions::default()).unwrap_err().to_string();
+    let error = run.export("out", &embedded()).unwrap_err().to_string();
     assert!(error.contains("candidate of sample 0, attempt 9 of cell mini__0.90"), "{error}");
-    run.dataset.samples.remove(1);
-    run.cell.pairs.remove(0);
-    let error = run.export("out", &ExportOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("dataset's row of sample 1"), "{error}");
+    run.cell.pairs[0].sample = 120;
+    run.cell.pairs.truncate(1);
+    let error = run.export("out", &embedded()).unwrap_err().to_string();
+    assert!(error.contains("dataset's row of sample 120"), "{error}");
 
     let twin =
         EncoderInfo { fingerprint: "twin".into(), name: "mini".into(), dim: 4, max_tokens: 9 };
     run.store.add_encoder(&twin).unwrap();
-    let error = run.export("out", &ExportOptions::default()).unwrap_err().to_string();
+    let error = run.export("out", &embedded()).unwrap_err().to_string();
     assert!(error.contains("two encoders named mini"), "{error}");
 }
 

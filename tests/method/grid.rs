@@ -236,6 +236,7 @@ fn the_summary_has_its_fixed_shape() {
     let truncation = [Truncation::new(&encoder, &rows(&vec![vec![0.5, 0.5]; 3], 2))];
     let seconds = BTreeMap::from([("decode".to_owned(), 1.5)]);
     let summary = Summary::new(&SummaryInput {
+        skipped: &BTreeMap::new(),
         samples: &[0, 1, 2],
         attempts: guided(2),
         tables: &tables,
@@ -339,6 +340,7 @@ fn the_table_fits_a_hundred_columns() {
     let flags: BTreeMap<Slot, Vec<Flag>> =
         samples.iter().map(|&sample| ((sample, 1, true), Flag::ALL.to_vec())).collect();
     let text = Summary::new(&SummaryInput {
+        skipped: &BTreeMap::new(),
         samples: &samples,
         attempts: guided(5),
         tables: &tables,

@@ -9,4 +9,5 @@ mod grid;
 mod sampling;
 mod sampling_config;
 mod sentences;
+mod shapes;
 mod store;

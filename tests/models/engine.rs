@@ -36,8 +36,10 @@ fn model(name: &str) -> Model {
     Model::load(folder, &common::place::device(), DType::F32).expect("a tiny checkpoint")
 }
 
-fn samples(dir: &std::path::Path, n: usize) -> Dataset {
-    Dataset::open(&common::dataset(dir, n), &DatasetOptions::default()).expect("a dataset")
+fn samples(dir: &std::path::Path, n: usize) -> Vec<Sample> {
+    let data = Dataset::open(&common::dataset(dir, n), &DatasetOptions::default());
+    let data = data.expect("a dataset");
+    data.read(0..data.len()).expect("samples")
 }
 
 /// Runs of visible places up to `end`, as segments.
@@ -152,8 +154,8 @@ fn forked_decoding_equals_decoding_each_sentence_alone() {
             let config = settings(0.5, temperature);
             let mut engine = Engine::new(&model, config.clone(), 3).unwrap();
             for guided in [true, false] {
-                let candidates = generate(&mut engine, &dataset.samples, guided);
-                for (sample, candidate) in dataset.samples.iter().zip(&candidates) {
+                let candidates = generate(&mut engine, &dataset, guided);
+                for (sample, candidate) in dataset.iter().zip(&candidates) {
                     compared += alone(&model, &engine, &config, sample, candidate);
                 }
             }
@@ -219,7 +221,7 @@ fn decode_alone(
     (draws, sentence): (Draws, u32),
 ) -> (String, f32) {
     let language = &model.language;
-    let image = bdhs::data::image::open(&sample.images[0]).unwrap();
+    let image = sample.images[0].open().unwrap();
     let pixels = model.preprocess(&image).unwrap();
     let features = model.image_features(&pixels).unwrap();
     let (mut rows, mut positions, mut ids, mut next) = (vec![], vec![], vec![], 0u32);
@@ -289,9 +291,9 @@ fn candidates_do_not_depend_on_the_order_of_work() {
     let dataset = samples(dir.path(), 6);
     let model = model("next_mistral");
     let mut engine = Engine::new(&model, settings(0.9, 0.0), 9).unwrap();
-    let together = generate(&mut engine, &dataset.samples, true);
-    assert_eq!(together, generate(&mut engine, &dataset.samples, true));
-    for (sample, candidate) in dataset.samples.iter().zip(&together) {
+    let together = generate(&mut engine, &dataset, true);
+    assert_eq!(together, generate(&mut engine, &dataset, true));
+    for (sample, candidate) in dataset.iter().zip(&together) {
         let single = generate(&mut engine, std::slice::from_ref(sample), true);
         assert_eq!(single[0].text, candidate.text);
         assert_eq!(single[0].kept, candidate.kept);
@@ -325,15 +327,11 @@ fn candidates_do_not_depend_on_room_or_company() {
             let engine = |slots: usize| {
                 Engine::new(&model, settings(0.5, temperature), 5).unwrap().with_slots(slots)
             };
-            let together = generate(&mut engine(usize::MAX), &dataset.samples, guided);
+            let together = generate(&mut engine(usize::MAX), &dataset, guided);
             for slots in [1, 300, 700] {
-                assert_eq!(
-                    generate(&mut engine(slots), &dataset.samples, guided),
-                    together,
-                    "{slots}"
-                );
+                assert_eq!(generate(&mut engine(slots), &dataset, guided), together, "{slots}");
             }
-            for (sample, candidate) in dataset.samples.iter().zip(&together) {
+            for (sample, candidate) in dataset.iter().zip(&together) {
                 let alone = generate(&mut engine(usize::MAX), std::slice::from_ref(sample), guided);
                 assert_eq!(&alone[0], candidate);
             }
@@ -351,8 +349,8 @@ fn candidates_do_not_depend_on_passes() {
     let dataset = samples(dir.path(), 72);
     let model = model("next_vicuna");
     let mut engine = Engine::new(&model, settings(0.0, 1.0), 5).unwrap();
-    let together = generate(&mut engine, &dataset.samples, true);
-    let apart = dataset.samples.chunks(4).flat_map(|some| generate(&mut engine, some, true));
+    let together = generate(&mut engine, &dataset, true);
+    let apart = dataset.chunks(4).flat_map(|some| generate(&mut engine, some, true));
     assert_eq!(apart.collect::<Vec<_>>(), together);
 }
 
@@ -383,7 +381,6 @@ fn waves_fit_the_token_budget() {
     let model = model("llava15");
     let engine = Engine::new(&model, settings(0.5, 1.0), 0).unwrap();
     let costs: Vec<usize> = dataset
-        .samples
         .iter()
         .map(|sample| engine.prepare(Request { sample, attempt: 1, guided: true }).unwrap().cost())
         .collect();
@@ -399,7 +396,7 @@ fn answers_do_not_depend_on_the_waves() {
     let dir = tempfile::tempdir().unwrap();
     let data = samples(dir.path(), 3);
     let model = model("next_vicuna");
-    let image = |i: usize| data.samples[i].images.first().cloned();
+    let image = |i: usize| data[i].images.first().map(|image| image.name().to_owned());
     let question = |id: &str, image: Option<std::path::PathBuf>, text: &str| Question {
         id: id.into(),
         image,

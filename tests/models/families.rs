@@ -328,12 +328,14 @@ fn log_probs_losses_and_gradients_equal_pefts() {
         picture(size[0] as usize, size[1] as usize).save(&image).unwrap();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let pair = Pair {
-            line: 1,
+            row: 1,
+            place: "line 1".into(),
             id: "1".into(),
-            images: vec![image],
+            images: vec![image.into()],
             turns: vec![Turn { role: Role::User, text: text(&expected["turn"]) }],
             chosen: text(&expected["answers"][0]),
             rejected: text(&expected["answers"][1]),
+            source_rejected: None,
             flags: vec![],
         };
         let settings = Settings { rank: 2, alpha: 6.0, beta: 0.1, ..Settings::default() };

@@ -171,6 +171,30 @@ impl<'a> Client<'a> {
         })
     }
 
+    /// Some bytes of a file: at most those of the range.
+    pub fn range(
+        &self,
+        commit: &str,
+        file: &str,
+        range: std::ops::Range<u64>,
+    ) -> Result<Vec<u8>, Failure> {
+        let url = self.url(commit, file);
+        let (first, last) = (range.start, range.end.saturating_sub(1));
+        let mut response = self.send(commit, &url, || {
+            self.agent.get(&url).header("range", format!("bytes={first}-{last}"))
+        })?;
+        // A whole file in answer to a range would be what was to be spared.
+        if response.status().as_u16() != 206 {
+            let status = response.status();
+            let message =
+                format!("answers a request for a range with status {status}, expected 206");
+            return Err(Error::invalid(url, "", message).into());
+        }
+        let limit = range.end - range.start;
+        let bytes = response.body_mut().with_config().limit(limit + 1).read_to_vec();
+        bytes.map_err(|error| Failure::unreachable(&url, error))
+    }
+
     /// The address of a file.
     pub fn url(&self, commit: &str, file: &str) -> String {
         let Environment { endpoint, .. } = self.environment;

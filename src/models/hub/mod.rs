@@ -20,6 +20,7 @@ mod cache;
 mod client;
 mod download;
 mod environment;
+mod headers;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -29,8 +30,9 @@ use serde::Serialize;
 use self::cache::{Lacking, Repo};
 use self::client::{Client, Failure, Info};
 use self::environment::Environment;
+pub use self::headers::{Headers, headers};
 use super::weights::{INDEX, Index, SINGLE};
-use super::{adapter, files};
+use super::{adapter, families, files};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -41,6 +43,15 @@ pub enum Kind {
     Model,
     /// A sentence-transformers model.
     Encoder,
+}
+
+/// How much of a repository is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Settings alone, `config.json` first: whether the model is one that can be run is known before its weights come.
+    Settings,
+    /// Everything that is read.
+    All,
 }
 
 /// A repository of models and a revision of it.
@@ -159,14 +170,24 @@ pub fn advice(name: &Name) -> String {
 /// The folder of a name, fetched as far as it is not in the cache.
 ///
 /// # Errors
+/// [`Error::Unsupported`] where its `config.json` names a model that is not supported; nothing else has been fetched then.
 /// [`Error::Invalid`] naming the repository: it does not exist or is not to be read with this token, lacks the revision, has no
 /// safetensors, is not cached and the hub must not be asked, or a file came with another checksum than the hub's (it is
 /// deleted). [`Error::Io`] where the hub cannot be reached or the cache cannot be written; what has come so far is kept, and
 /// the next call goes on from there. [`Error::Interrupted`].
-pub fn fetch(name: &Name, kind: Kind, progress: &dyn Progress) -> Result<PathBuf> {
+pub fn fetch(name: &Name, kind: Kind, depth: Depth, progress: &dyn Progress) -> Result<PathBuf> {
     let environment = Environment::read();
     let repo = Repo::new(&environment.cache, &name.repo);
     let known = repo.commit(&name.revision);
+    if let (Depth::Settings, Some(commit)) = (depth, &known) {
+        // The first files that are fetched: with them, the others were, or will be.
+        let snapshot = repo.snapshot(commit);
+        let begun = ["config.json", "modules.json", adapter::CONFIG];
+        if begun.iter().any(|file| snapshot.join(file).is_file()) {
+            check_family(kind, &snapshot)?;
+            return Ok(snapshot);
+        }
+    }
     let lacking = known.as_deref().map(|commit| repo.lacking(commit, kind));
     let usable = match (&known, &lacking) {
         (Some(commit), Some(lacking)) if lacking.required.is_empty() => {
@@ -194,7 +215,7 @@ pub fn fetch(name: &Name, kind: Kind, progress: &dyn Progress) -> Result<PathBuf
     // A branch that is cached in part is completed at its commit.
     let info = client.info(known.as_deref().unwrap_or(&name.revision));
     match (info, usable) {
-        (Ok(info), _) => complete(&client, &repo, kind, &info),
+        (Ok(info), _) => complete(&client, &repo, kind, depth, &info),
         (Err(Failure::Refused(Error::Interrupted)), _) => Err(Error::Interrupted),
         (Err(_), Some(usable)) => as_it_is(usable),
         (Err(Failure::Unreachable(error)), None) => Err(unreachable(error, name)),
@@ -203,14 +224,28 @@ pub fn fetch(name: &Name, kind: Kind, progress: &dyn Progress) -> Result<PathBuf
 }
 
 /// Fetches what a snapshot does not have of what is read.
-fn complete(client: &Client, repo: &Repo, kind: Kind, info: &Info) -> Result<PathBuf> {
-    let settings = settings(&info.files, kind);
+fn complete(
+    client: &Client,
+    repo: &Repo,
+    kind: Kind,
+    depth: Depth,
+    info: &Info,
+) -> Result<PathBuf> {
+    let mut settings = settings(&info.files, kind);
+    settings.sort_by_key(|file| *file != "config.json");
     let weights = weights(&info.files, &settings);
     check(client.name, kind, &info.files, &weights)?;
     repo.note_commit(&client.name.revision, &info.commit)?;
     client.progress.begin(&format!("fetching {}", client.name), None);
     let get = |file: &str| download::file(client, repo, &info.commit, file);
-    settings.into_iter().try_for_each(get)?;
+    for file in settings {
+        get(file)?;
+        if file == "config.json" {
+            // Told before gigabytes are fetched, not after.
+            check_family(kind, &repo.snapshot(&info.commit))?;
+        }
+    }
+    let weights = if depth == Depth::All { weights } else { Vec::new() };
     for file in weights {
         get(file)?;
         if let Some(folder) = file.strip_suffix(INDEX) {
@@ -224,6 +259,17 @@ fn complete(client: &Client, repo: &Repo, kind: Kind, info: &Info) -> Result<Pat
         }
     }
     Ok(repo.snapshot(&info.commit))
+}
+
+/// Refuses a model of a family that is not supported. What else may be wrong with its settings is told by loading it.
+fn check_family(kind: Kind, snapshot: &Path) -> Result<()> {
+    if kind == Kind::Encoder || !snapshot.join("config.json").is_file() {
+        return Ok(());
+    }
+    match families::check(snapshot) {
+        Err(error @ Error::Unsupported { .. }) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The files of a repository that hold settings; of an adapter's, its own alone.

@@ -83,6 +83,7 @@ pub(super) fn pairs(run: &mut Run, wanted: usize) -> Result<Vec<Pair>> {
         if let (false, Some(text)) = (cells.is_empty(), run.texts.get(&candidate.sample)) {
             known.push((key, features(run, &candidate, text, &cells)));
         }
+        Ok(())
     })?;
     let (keys, features): (Vec<Key>, Vec<Features>) = known.into_iter().unzip();
     let mut lost = Vec::new();

@@ -62,7 +62,11 @@ fn origin(run: &Run) -> Table {
     if let Some(saved) = &run.saved {
         let data = &saved.config.data;
         rows.insert(3, ["model storage type".into(), saved.config.model.dtype.clone()]);
-        rows.push(["data".into(), data.file.display().to_string()]);
+        rows.push(["data".into(), data.file.to_string()]);
+        if !run.saved.as_ref().is_none_or(|saved| saved.data.shapes.is_empty()) {
+            let read = run.saved.as_ref().map(|saved| saved.data.text());
+            rows.push(["rows".into(), read.unwrap_or_default()]);
+        }
         rows.push([
             "pictures".into(),
             run.images.as_ref().map_or_else(String::new, |folder| folder.display().to_string()),

@@ -15,6 +15,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use serde_json::{Value, json};
 
+use super::File;
 use super::record::{Message, Record};
 use crate::files::AtomicFile;
 use crate::store::Score;
@@ -30,7 +31,8 @@ pub(super) struct ParquetFile {
     writer: ArrowWriter<AtomicFile>,
     path: PathBuf,
     schema: Arc<Schema>,
-    embed: bool,
+    /// With the data set's own rejected answers.
+    own: bool,
     rows: Vec<(Record, Vec<Picture>)>,
     bytes: usize,
 }
@@ -42,28 +44,23 @@ struct Picture {
 }
 
 impl ParquetFile {
-    pub fn create(path: &Path, encoders: &[&str], embed: bool) -> Result<Self> {
-        let schema = Arc::new(schema(encoders));
+    pub fn create(path: &Path, encoders: &[&str], own: bool) -> Result<Self> {
+        let schema = Arc::new(schema(encoders, own));
         let properties = properties(path)?;
         let file = AtomicFile::create(path)?;
         let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))
             .map_err(|error| failed(path, error))?;
-        Ok(Self { writer, path: path.into(), schema, embed, rows: Vec::new(), bytes: 0 })
+        Ok(Self { writer, path: path.into(), schema, own, rows: Vec::new(), bytes: 0 })
     }
 
-    /// Adds a row; `images` are the files of the record's images.
-    pub fn push(&mut self, record: Record, images: &[PathBuf]) -> Result<()> {
-        let mut pictures = Vec::with_capacity(images.len());
-        for (file, name) in images.iter().zip(&record.images) {
-            let picture = if self.embed {
-                let bytes = std::fs::read(file).map_err(Error::io(file))?;
-                self.bytes += bytes.len();
-                Picture { bytes: Some(bytes), path: name.clone() }
-            } else {
-                Picture { bytes: None, path: file.to_string_lossy().into_owned() }
-            };
-            pictures.push(picture);
-        }
+    /// Adds a row; `files` are the record's images.
+    pub fn push(&mut self, record: Record, files: Vec<File>) -> Result<()> {
+        let picture = |file: File| match file.bytes {
+            Some(bytes) => Picture { bytes: Some(bytes), path: file.name },
+            None => Picture { bytes: None, path: file.path.to_string_lossy().into_owned() },
+        };
+        let pictures: Vec<Picture> = files.into_iter().map(picture).collect();
+        self.bytes += pictures.iter().filter_map(|p| p.bytes.as_ref()).map(Vec::len).sum::<usize>();
         self.rows.push((record, pictures));
         if self.rows.len() >= GROUP_ROWS || self.bytes >= GROUP_BYTES {
             self.flush()
@@ -82,7 +79,7 @@ impl ParquetFile {
         if self.rows.is_empty() {
             return Ok(());
         }
-        let columns = columns(&self.rows);
+        let columns = columns(&self.rows, self.own);
         RecordBatch::try_new(self.schema.clone(), columns)
             .map_err(Into::into)
             .and_then(|batch| self.writer.write(&batch))
@@ -162,7 +159,7 @@ fn mask_fields() -> Fields {
 }
 
 /// The columns, with Hugging Face's description of them.
-fn schema(encoders: &[&str]) -> Schema {
+fn schema(encoders: &[&str], own: bool) -> Schema {
     let messages = || list(DataType::Struct(message_fields()));
     let mut fields = vec![
         field("images", list(DataType::Struct(picture_fields()))),
@@ -188,6 +185,9 @@ fn schema(encoders: &[&str]) -> Schema {
         field("candidate", DataType::Utf8),
         field("seed", DataType::Utf8),
     ]);
+    if own {
+        fields.push(field("source_rejected", DataType::Utf8));
+    }
     let mut features = features(&fields.iter().cloned().collect());
     features["images"] = json!([{ "_type": "Image" }]);
     let description = json!({ "info": { "features": features } }).to_string();
@@ -210,7 +210,7 @@ fn feature(kind: &DataType) -> Value {
     }
 }
 
-fn columns(rows: &[(Record, Vec<Picture>)]) -> Vec<ArrayRef> {
+fn columns(rows: &[(Record, Vec<Picture>)], own: bool) -> Vec<ArrayRef> {
     let records = || rows.iter().map(|(record, _)| record);
     let texts = |get: fn(&Record) -> &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(records().map(get)))
@@ -240,6 +240,10 @@ fn columns(rows: &[(Record, Vec<Picture>)]) -> Vec<ArrayRef> {
     columns.push(flags(rows));
     columns.push(texts(|r| &r.candidate));
     columns.push(texts(|r| &r.seed));
+    if own {
+        let texts = records().map(|r| r.source_rejected.as_deref());
+        columns.push(Arc::new(texts.collect::<StringArray>()));
+    }
     columns
 }
 

@@ -1,22 +1,34 @@
-//! A cell's pairs as files that a trainer reads: JSONL and Parquet, in TRL's layout of vision preferences.
+//! A cell's pairs as files that trainers read, and a card that describes them.
+//!
+//! | file | for |
+//! |---|---|
+//! | `pairs.parquet`, `pairs.jsonl` | TRL's layout of vision preferences |
+//! | `llama_factory.jsonl`, `dataset_info.json` | LLaMA-Factory: ShareGPT preferences and the entry that describes them |
+//! | `swift.jsonl` | ms-swift: `messages` with `rejected_response` |
+//! | `README.md` | people, and the hub's data card |
 //!
 //! `images`, `prompt`, `chosen`, `rejected` are what TRL trains on; the prompt holds one `{"type": "image"}` for each
-//! image, where it stood. In Parquet, images are the files' own bytes in the form of Hugging Face's `Image` feature, and
-//! the schema carries that library's description, so that `load_dataset("parquet")` decodes them. In JSONL they are
-//! paths relative to the image folder. The other columns say where a pair comes from; `docs/store.md` lists them.
+//! image, where it stood. In Parquet, images have the form of Hugging Face's `Image` feature, and the schema carries that
+//! library's description, so that `load_dataset("parquet")` decodes them. In JSONL they are absolute paths; pictures that lie
+//! in a data file are written into the run's folder `pictures`. The other columns say where a pair comes from;
+//! `docs/store.md` lists them.
 //!
 //! Rows are ordered by sample. The same store gives the same bytes: no times, no machine names, fixed writer settings.
 
+mod card;
 mod columns;
+mod layouts;
 mod record;
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::grid::{Cell, PairRef, Slot};
-use crate::data::Sample;
-use crate::files::AtomicFile;
+use crate::config::ExportFormat;
+use crate::data::{Dataset, Picture, Sample};
+use crate::files::{AtomicFile, write_file};
 use crate::sampling::{Flag, SamplingConfig};
 use crate::store::{CandidateRef, EncoderInfo, Score, ScoreRow, Store};
 use crate::{Error, Result};
@@ -25,22 +37,14 @@ use columns::ParquetFile;
 use record::{Origin, Record};
 
 /// Which files to write, and what goes into them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ExportOptions {
-    /// Write `pairs.jsonl`.
-    pub jsonl: bool,
-    /// Write `pairs.parquet`.
-    pub parquet: bool,
+    /// Files beside TRL's.
+    pub formats: Vec<ExportFormat>,
     /// Put the images' bytes into the Parquet file; otherwise it holds their absolute paths, and is small.
     pub embed_images: bool,
     /// Leave out pairs with any of these flags. Empty by default: the method drops no sample.
     pub exclude: Vec<Flag>,
-}
-
-impl Default for ExportOptions {
-    fn default() -> Self {
-        Self { jsonl: true, parquet: true, embed_images: true, exclude: Vec::new() }
-    }
 }
 
 /// What was written for one cell.
@@ -50,7 +54,7 @@ pub struct Exported {
     pub pairs: u64,
     /// Pairs left out because of a flag.
     pub excluded: u64,
-    /// The files, `<folder>/cells/<encoder>__<threshold>/pairs.{jsonl,parquet}`.
+    /// The files, in `<folder>/cells/<encoder>__<threshold>`.
     pub files: Vec<PathBuf>,
 }
 
@@ -58,7 +62,7 @@ pub struct Exported {
 #[derive(Debug)]
 pub struct Exporter<'a> {
     store: &'a Store,
-    samples: BTreeMap<u32, &'a Sample>,
+    dataset: &'a Dataset,
     image_folder: PathBuf,
     config: &'a SamplingConfig,
     /// In candidate order.
@@ -68,14 +72,23 @@ pub struct Exporter<'a> {
     scores: Vec<Vec<ScoreRow>>,
 }
 
+/// A picture of a pair.
+struct File {
+    /// Relative to the image folder, with `/` between names.
+    name: String,
+    path: PathBuf,
+    /// Its bytes, where they are to be embedded.
+    bytes: Option<Vec<u8>>,
+}
+
 impl<'a> Exporter<'a> {
-    /// Reads keys and scores; texts are read a pair at a time. `config` is the one the store was made with.
+    /// Reads keys and scores; texts are read some pairs at a time. `config` is the one the store was made with.
     ///
-    /// Errors: the image folder is missing, or two encoders of the store have the same name, which the columns could not
-    /// tell apart.
+    /// # Errors
+    /// The image folder is missing, or two encoders of the store have the same name, which the columns could not tell apart.
     pub fn new(
         store: &'a Store,
-        samples: &'a [Sample],
+        dataset: &'a Dataset,
         image_folder: &Path,
         config: &'a SamplingConfig,
     ) -> Result<Self> {
@@ -88,7 +101,7 @@ impl<'a> Exporter<'a> {
             encoders.iter().map(|e| store.score_rows(&e.fingerprint)).collect::<Result<_>>()?;
         Ok(Self {
             store,
-            samples: samples.iter().map(|sample| (sample.index, sample)).collect(),
+            dataset,
             image_folder: image_folder.canonicalize().map_err(Error::io(image_folder))?,
             config,
             heads: store.candidate_refs()?,
@@ -98,65 +111,108 @@ impl<'a> Exporter<'a> {
     }
 
     /// Writes one cell's files under `folder`, each under a temporary name until it is complete.
+    ///
+    /// # Errors
+    /// A pair whose sample or candidate is missing; a picture that cannot be read; a file that cannot be written.
     pub fn export(&self, cell: &Cell, folder: &Path, options: &ExportOptions) -> Result<Exported> {
+        let pictures = folder.join("pictures");
         let folder = folder.join("cells").join(cell.label());
         let mut done = Exported { pairs: 0, excluded: 0, files: Vec::new() };
-        let mut jsonl = None;
-        if options.jsonl {
-            jsonl = Some(AtomicFile::create(folder.join("pairs.jsonl"))?);
+        let mut lines = Vec::new();
+        for layout in layouts::of(&options.formats) {
+            lines.push((layout, AtomicFile::create(folder.join(layout.file))?));
         }
-        let mut parquet = None;
-        if options.parquet {
-            let names: Vec<&str> = self.encoders.iter().map(|e| e.name.as_str()).collect();
-            let path = folder.join("pairs.parquet");
-            parquet = Some(ParquetFile::create(&path, &names, options.embed_images)?);
-        }
+        let names: Vec<&str> = self.encoders.iter().map(|e| e.name.as_str()).collect();
+        let path = folder.join("pairs.parquet");
+        let own = self.dataset.has_rejected();
+        let mut parquet = ParquetFile::create(&path, &names, own)?;
         let mut pairs: Vec<&PairRef> = cell.pairs.iter().collect();
         pairs.sort_by_key(|pair| pair.sample);
+        let (mut samples, mut written) = (Window::default(), HashSet::new());
         for pair in pairs {
-            let (sample, record) = self.record(cell, pair)?;
+            let sample = samples.get(self.dataset, pair.sample)?;
+            let sample = sample.ok_or_else(|| self.missing("the dataset's row", cell, pair))?;
+            let files = sample.images.iter();
+            let files = files
+                .map(|image| self.file(image, &pictures, options.embed_images, &mut written))
+                .collect::<Result<Vec<_>>>()?;
+            let record = self.record(cell, pair, sample, &files)?;
             if record.flags.iter().any(|flag| options.exclude.contains(flag)) {
                 done.excluded += 1;
                 continue;
             }
-            if let Some(file) = &mut jsonl {
+            for (layout, file) in &mut lines {
                 let path = file.path().to_owned();
-                serde_json::to_writer(&mut *file, &record)
-                    .map_err(std::io::Error::from)
-                    .and_then(|()| file.write_all(b"\n"))
-                    .map_err(Error::io(path))?;
+                let line = (layout.line)(&record, sample).map_err(std::io::Error::from);
+                line.and_then(|line| file.write_all(line.as_bytes())).map_err(Error::io(path))?;
             }
-            if let Some(file) = &mut parquet {
-                file.push(record, &sample.images)?;
-            }
+            parquet.push(record, files)?;
             done.pairs += 1;
         }
-        if let Some(file) = jsonl {
+        for (layout, file) in lines {
             done.files.push(file.path().to_owned());
             file.commit()?;
+            if let Some((name, text)) = (layout.beside)(cell) {
+                write_file(&folder.join(name), text.as_bytes())?;
+                done.files.push(folder.join(name));
+            }
         }
-        if let Some(file) = parquet {
-            done.files.push(folder.join("pairs.parquet"));
-            file.commit()?;
-        }
+        done.files.push(path);
+        parquet.commit()?;
+        let card = self.card(cell, options, &done);
+        write_file(&folder.join("README.md"), card.as_bytes())?;
+        done.files.push(folder.join("README.md"));
         Ok(done)
     }
 
-    fn record(&self, cell: &Cell, pair: &PairRef) -> Result<(&'a Sample, Record)> {
-        let missing = |what: &str| Error::Store {
-            path: self.store.path().into(),
-            message: format!(
-                "{what} of sample {}, attempt {} of cell {} is missing",
-                pair.sample,
-                pair.attempt,
-                cell.label()
-            ),
-        };
-        let sample = *self.samples.get(&pair.sample).ok_or_else(|| missing("the dataset's row"))?;
+    /// The file of a picture. Of one that lies in a data file, it is written into the folder `pictures`, by its content.
+    fn file(
+        &self,
+        picture: &Picture,
+        pictures: &Path,
+        embed: bool,
+        written: &mut HashSet<PathBuf>,
+    ) -> Result<File> {
+        if let Some(path) = picture.file() {
+            let inside = path.strip_prefix(&self.image_folder).unwrap_or(path);
+            let name = inside.to_string_lossy().replace(std::path::MAIN_SEPARATOR, "/");
+            let bytes = if embed { Some(picture.read()?.into_owned()) } else { None };
+            return Ok(File { name, path: path.to_owned(), bytes });
+        }
+        let bytes = picture.read()?;
+        let kind = image::guess_format(&bytes).ok().and_then(|kind| kind.extensions_str().first());
+        let hash = blake3::hash(&bytes).to_hex();
+        let name = format!("{}.{}", &hash[..32], kind.unwrap_or(&"img"));
+        let path = std::path::absolute(pictures.join(&name)).map_err(Error::io(pictures))?;
+        if written.insert(path.clone()) && !path.is_file() {
+            fs::create_dir_all(pictures).map_err(Error::io(pictures))?;
+            write_file(&path, &bytes)?;
+        }
+        Ok(File { name, path, bytes: embed.then(|| bytes.into_owned()) })
+    }
+
+    fn missing(&self, what: &str, cell: &Cell, pair: &PairRef) -> Error {
+        let message = format!(
+            "{what} of sample {}, attempt {} of cell {} is missing",
+            pair.sample,
+            pair.attempt,
+            cell.label()
+        );
+        Error::Store { path: self.store.path().into(), message }
+    }
+
+    fn record(
+        &self,
+        cell: &Cell,
+        pair: &PairRef,
+        sample: &Sample,
+        files: &[File],
+    ) -> Result<Record> {
+        let missing = || self.missing("the candidate", cell, pair);
         let known = |head: &CandidateRef| place((head.sample, head.attempt, head.guided));
         let head = self.heads.binary_search_by_key(&place(pair.slot()), known);
-        let key = self.heads[head.map_err(|_| missing("the candidate"))?].key;
-        let candidate = self.store.candidate(&key)?.ok_or_else(|| missing("the candidate"))?;
+        let key = self.heads[head.map_err(|_| missing())?].key;
+        let candidate = self.store.candidate(&key)?.ok_or_else(missing)?;
         let scores = self.encoders.iter().zip(&self.scores);
         let scores = scores.map(|(e, rows)| (e.name.as_str(), score(rows, pair.slot()))).collect();
         let origin = Origin {
@@ -165,10 +221,32 @@ impl<'a> Exporter<'a> {
             key,
             config: self.config,
             seed: self.store.manifest().seed,
-            image_folder: &self.image_folder,
+            files,
             scores,
         };
-        Ok((sample, Record::new(sample, &candidate, &origin)))
+        Ok(Record::new(sample, &candidate, &origin))
+    }
+}
+
+/// Some consecutive samples, in memory.
+#[derive(Default)]
+struct Window {
+    first: usize,
+    samples: Vec<Sample>,
+}
+
+impl Window {
+    /// Sample `index`; those after it are read with it. None if there is no such sample.
+    fn get(&mut self, dataset: &Dataset, index: u32) -> Result<Option<&Sample>> {
+        /// Samples read at a time.
+        const SIZE: usize = 64;
+        let index = index as usize;
+        if !(self.first..self.first + self.samples.len()).contains(&index) {
+            let end = dataset.len().min(index + SIZE);
+            self.samples = if index < end { dataset.read(index..end)? } else { Vec::new() };
+            self.first = index;
+        }
+        Ok(self.samples.get(index - self.first))
     }
 }
 

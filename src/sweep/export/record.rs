@@ -1,9 +1,8 @@
 //! One pair with everything known about it.
 
-use std::path::Path;
-
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
+use super::File;
 use crate::data::Sample;
 use crate::models::IMAGE;
 use crate::models::{Role, Turn};
@@ -14,7 +13,7 @@ use crate::sweep::grid::{Cell, PairRef};
 /// A row of an export; its fields are the columns, in order.
 #[derive(Debug, Serialize)]
 pub(super) struct Record {
-    /// Paths relative to the image folder.
+    /// Absolute paths.
     pub images: Vec<String>,
     pub prompt: Vec<Message>,
     pub chosen: Vec<Message>,
@@ -34,6 +33,9 @@ pub(super) struct Record {
     pub candidate: String,
     /// As text: many JSON readers turn large integers into floats.
     pub seed: String,
+    /// The data set's own rejected answer, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_rejected: Option<String>,
 }
 
 /// One message of a conversation.
@@ -99,20 +101,22 @@ pub(super) struct Origin<'a> {
     pub key: Key,
     pub config: &'a SamplingConfig,
     pub seed: u64,
-    pub image_folder: &'a Path,
+    pub files: &'a [File],
     pub scores: Vec<(&'a str, Option<&'a Score>)>,
 }
 
 impl Record {
+    /// The rejected answer.
+    pub fn answer(&self) -> &str {
+        let first = self.rejected.first().and_then(|message| message.content.first());
+        first.and_then(|content| content.text.as_deref()).unwrap_or_default()
+    }
+
     pub fn new(sample: &Sample, candidate: &Candidate, origin: &Origin) -> Self {
-        let relative = |path: &Path| {
-            let inside = path.strip_prefix(origin.image_folder).unwrap_or(path);
-            inside.to_string_lossy().replace(std::path::MAIN_SEPARATOR, "/")
-        };
         let answer = |text: &str| vec![message(Role::Assistant, vec![words(text)])];
         let scores = origin.scores.iter();
         Self {
-            images: sample.images.iter().map(|path| relative(path)).collect(),
+            images: origin.files.iter().map(|f| f.path.to_string_lossy().into_owned()).collect(),
             prompt: sample.turns.iter().map(|turn| message(turn.role, contents(turn))).collect(),
             chosen: answer(&sample.reference),
             rejected: answer(&candidate.text),
@@ -134,6 +138,7 @@ impl Record {
             flags: candidate.flags(&sample.reference, origin.config.sentences),
             candidate: origin.key.to_string(),
             seed: origin.seed.to_string(),
+            source_rejected: sample.rejected.clone(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Models by their names on a hub: what is fetched, what is not, and what is said. The hub is one of the test's own.
 
+mod costs;
 mod refusals;
 mod server;
 
@@ -89,7 +90,19 @@ impl World {
         command
     }
 
-    /// A check of a model, the quickest use of one.
+    /// A run of one sample, for which everything of a model is fetched.
+    fn fetch(&self, name: &str) -> Command {
+        let data = dataset(&self.dir.path().join("one"), 1);
+        let out = tempfile::tempdir_in(self.dir.path()).unwrap().keep();
+        let mut command = self.bdhs();
+        command.args(["--json", "sweep", "--model", name, "--data"]).arg(data);
+        command.arg("--encoder").arg(golden("encoders/bert")).args(["--threshold", "0.9"]);
+        command.args(["--rho", "1", "--attempts", "1", "--max-response-tokens", "2", "--out"]);
+        command.arg(out);
+        command
+    }
+
+    /// A check of a model, for which its weights are not fetched.
     fn doctor(&self, name: &str) -> Command {
         let mut command = self.bdhs();
         command.args(["--json", "doctor", "--model", name]);
@@ -246,10 +259,10 @@ fn an_adapter_of_the_hub_brings_its_base() {
     );
     assert!(world.repo("tiny/llava").join("refs/v1").is_file());
     world.hub.seen();
-    succeed(&mut world.doctor("tiny/lora"));
+    succeed(&mut world.fetch("tiny/lora"));
     assert_eq!(requests(&world.hub), [""; 0]);
     // A folder's adapter as well.
-    succeed(world.doctor(adapter.to_str().unwrap()).env("HF_HUB_OFFLINE", "1"));
+    succeed(world.fetch(adapter.to_str().unwrap()).env("HF_HUB_OFFLINE", "1"));
 }
 
 /// What was trained whole beside an adapter is a part of it, and not to be left out where it cannot be read.
@@ -272,21 +285,21 @@ fn an_adapter_comes_with_what_was_trained_whole() {
     }
     let world = World { hub: Hub::new(&[("tiny/lora", &adapter)]), ..world };
     fs::rename(adapter.join(whole), adapter.join(pickle)).unwrap();
-    let (code, message) = world.refused(&mut world.doctor("tiny/lora"));
+    let (code, message) = world.refused(&mut world.fetch("tiny/lora"));
     assert_eq!(code, 3, "{message}");
     assert!(message.contains(&format!("has {pickle}, expected {whole}")), "{message}");
     assert!(!world.home().join("hub").exists());
 
     fs::rename(adapter.join(pickle), adapter.join(whole)).unwrap();
-    succeed(&mut world.doctor("tiny/lora"));
+    succeed(&mut world.fetch("tiny/lora"));
     let fetched = || files(&world.snapshot("tiny/lora"), "");
     assert_eq!(fetched(), ["adapter_config.json", all, whole]);
     // A cache that another client has filled without it is completed.
     fs::remove_file(world.snapshot("tiny/lora").join(whole)).unwrap();
-    succeed(&mut world.doctor("tiny/lora"));
+    succeed(&mut world.fetch("tiny/lora"));
     assert_eq!(fetched(), ["adapter_config.json", all, whole]);
     world.hub.seen();
-    succeed(&mut world.doctor("tiny/lora"));
+    succeed(&mut world.fetch("tiny/lora"));
     assert_eq!(requests(&world.hub), [""; 0]);
 }
 
@@ -315,11 +328,11 @@ fn an_adapter_names_its_base_on_the_hub() {
         serde_json::from_slice(&fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!(config["base_model_name_or_path"], "tiny/llava");
     assert_eq!(config["revision"], COMMIT);
-    succeed(world.doctor(out.to_str().unwrap()).env("HF_HUB_OFFLINE", "1"));
+    succeed(world.fetch(out.to_str().unwrap()).env("HF_HUB_OFFLINE", "1"));
     // Without the cache, it says where it looked.
     fs::remove_dir_all(world.home()).unwrap();
     let (code, message) =
-        world.refused(world.doctor(out.to_str().unwrap()).env("HF_HUB_OFFLINE", "1"));
+        world.refused(world.fetch(out.to_str().unwrap()).env("HF_HUB_OFFLINE", "1"));
     assert_eq!(code, 3, "{message}");
     assert!(message.contains(&format!("tiny/llava@{COMMIT}")), "{message}");
 }
@@ -337,13 +350,13 @@ fn shards_are_those_that_the_index_names() {
         .unwrap();
     fs::rename(dir.join("model.safetensors"), dir.join(shard)).unwrap();
     fs::write(dir.join("consolidated.safetensors"), "nobody reads this").unwrap();
-    succeed(&mut world.doctor("tiny/llava"));
+    succeed(&mut world.fetch("tiny/llava"));
     let fetched = files(&world.snapshot("tiny/llava"), "");
     assert!(fetched.iter().any(|file| file == shard));
     assert!(!fetched.iter().any(|file| file == "consolidated.safetensors"));
     fs::remove_file(world.snapshot("tiny/llava").join(shard)).unwrap();
     world.hub.seen();
-    succeed(&mut world.doctor("tiny/llava"));
+    succeed(&mut world.fetch("tiny/llava"));
     let seen = requests(&world.hub);
     // The blob is still there: its name is asked for, its bytes are not.
     assert_eq!(seen.len(), 2, "{seen:?}");
@@ -357,7 +370,7 @@ fn a_cut_download_goes_on() {
     let path = world.snapshot("tiny/llava").join("model.safetensors");
     let size = fs::metadata(golden("llava/next_vicuna").join("model.safetensors")).unwrap().len();
     world.hub.set(Faults { cut: Some(100_000), ..Faults::default() });
-    succeed(&mut world.doctor("tiny/llava"));
+    succeed(&mut world.fetch("tiny/llava"));
     let ranges: Vec<_> = world.hub.seen().into_iter().filter_map(|seen| seen.range).collect();
     // One for the address that redirects and one for where it leads.
     assert_eq!(ranges, ["bytes=100000-"; 2]);
@@ -367,7 +380,7 @@ fn a_cut_download_goes_on() {
     let blobs = world.repo("tiny/llava").join("blobs");
     let part = || files(&blobs, "").into_iter().find(|name| name.ends_with(".incomplete"));
     world.hub.set(Faults { down: true, ..Faults::default() });
-    let (code, message) = world.refused(&mut world.doctor("tiny/llava"));
+    let (code, message) = world.refused(&mut world.fetch("tiny/llava"));
     assert_eq!(code, 4, "{message}");
     assert!(message.contains("model.safetensors"), "{message}");
     assert!(!path.exists(), "a part looks whole");
@@ -377,7 +390,7 @@ fn a_cut_download_goes_on() {
     fs::write(&part, &bytes[..70_000]).unwrap();
     world.hub.set(Faults::default());
     world.hub.seen();
-    succeed(&mut world.doctor("tiny/llava"));
+    succeed(&mut world.fetch("tiny/llava"));
     let seen = world.hub.seen();
     assert!(seen.iter().any(|seen| seen.range.as_deref() == Some("bytes=70000-")), "{seen:?}");
     assert!(!part.exists());
@@ -388,7 +401,7 @@ fn a_cut_download_goes_on() {
 fn two_processes_fetch_a_file_once() {
     let world = World::new();
     let mut children: Vec<_> = (0..3)
-        .map(|_| world.doctor("tiny/llava").stdout(std::process::Stdio::null()).spawn().unwrap())
+        .map(|_| world.fetch("tiny/llava").stdout(std::process::Stdio::null()).spawn().unwrap())
         .collect();
     assert!(children.iter_mut().all(|child| child.wait().unwrap().success()));
     let weights = requests(&world.hub).into_iter().filter(|what| what.starts_with("GET /cdn/"));
@@ -487,14 +500,14 @@ fn a_token_goes_to_the_hub_alone() {
         sent.remove(0)
     };
     let file = Some("Bearer secret-of-the-file".to_owned());
-    assert_eq!(sent(&mut world.doctor("tiny/llava")), file);
-    let named = sent(world.doctor("tiny/llava").env("HF_TOKEN", "secret"));
+    assert_eq!(sent(&mut world.fetch("tiny/llava")), file);
+    let named = sent(world.fetch("tiny/llava").env("HF_TOKEN", "secret"));
     assert_eq!(named.as_deref(), Some("Bearer secret"));
-    let none = sent(world.doctor("tiny/llava").env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"));
+    let none = sent(world.fetch("tiny/llava").env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"));
     assert_eq!(none, None);
     let elsewhere = world.dir.path().join("another");
     fs::write(&elsewhere, "another").unwrap();
-    let named = sent(world.doctor("tiny/llava").env("HF_TOKEN_PATH", elsewhere));
+    let named = sent(world.fetch("tiny/llava").env("HF_TOKEN_PATH", elsewhere));
     assert_eq!(named.as_deref(), Some("Bearer another"));
 }
 

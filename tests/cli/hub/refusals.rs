@@ -23,12 +23,12 @@ fn the_hub_refuses() {
         refused: HashMap::from([("tiny/llava".to_owned(), (status, code, message))]),
         ..Faults::default()
     };
-    let mut with_token = world.doctor("tiny/llava");
+    let mut with_token = world.fetch("tiny/llava");
     with_token.env("HF_TOKEN", "secret");
     let page = format!("{}/tiny/llava", world.hub.url());
     for status in [401, 403] {
         world.hub.set(refused(status, "GatedRepo", "Access to model tiny/llava is restricted."));
-        let told = world.refused(&mut world.doctor("tiny/llava"));
+        let told = world.refused(&mut world.fetch("tiny/llava"));
         says(told, 3, &["tiny/llava", "gated", &page, "HF_TOKEN", "hf auth login"]);
         let told = world.refused(&mut with_token);
         assert!(!told.1.contains("secret"), "{}", told.1);
@@ -43,12 +43,12 @@ fn the_hub_refuses() {
     world.hub.set(Faults::default());
     // As the real one answers for repositories that do not exist.
     says(
-        world.refused(&mut world.doctor("tiny/lava")),
+        world.refused(&mut world.fetch("tiny/lava")),
         3,
         &["tiny/lava", "no folder here, and no repository at", "HF_TOKEN"],
     );
     says(
-        world.refused(&mut world.doctor("tiny/llava@v2")),
+        world.refused(&mut world.fetch("tiny/llava@v2")),
         3,
         &["tiny/llava@v2", "no branch, tag or commit \"v2\"", "/tree/main"],
     );
@@ -60,9 +60,9 @@ fn the_hub_refuses() {
     assert!(!world.home().join("hub").exists(), "nothing was fetched");
     // A hub that is busy for a moment is asked again; one that stays busy is not asked for ever.
     world.hub.set(Faults { busy: 2, ..Faults::default() });
-    succeed(&mut world.doctor("tiny/llava"));
+    succeed(&mut world.fetch("tiny/llava"));
     world.hub.set(Faults { busy: 9, ..Faults::default() });
-    says(world.refused(&mut world.doctor("tiny/llava@v1")), 4, &["status 503"]);
+    says(world.refused(&mut world.fetch("tiny/llava@v1")), 4, &["status 503"]);
 }
 
 /// A branch is completed at the commit that it was when it was cached; where that has been deleted since, the branch is not blamed.
@@ -73,13 +73,13 @@ fn a_cached_commit_is_gone() {
     let reference = repo.join("refs/main");
     fs::create_dir_all(repo.join("refs")).unwrap();
     fs::write(&reference, gone).unwrap();
-    let told = world.refused(&mut world.doctor("tiny/llava"));
+    let told = world.refused(&mut world.fetch("tiny/llava"));
     says(told, 3, &["tiny/llava: ", gone, "no longer has", reference.to_str().unwrap()]);
-    let told = world.refused(&mut world.doctor(&format!("tiny/llava@{gone}")));
+    let told = world.refused(&mut world.fetch(&format!("tiny/llava@{gone}")));
     says(told, 3, &[&format!("no branch, tag or commit {gone:?}")]);
     // What it says helps.
     fs::remove_file(reference).unwrap();
-    succeed(&mut world.doctor("tiny/llava"));
+    succeed(&mut world.fetch("tiny/llava"));
 }
 
 #[test]
@@ -87,10 +87,9 @@ fn nothing_is_cached_and_there_is_no_hub() {
     let world = World::new();
     let cache = world.repo("tiny/llava");
     let cache = cache.to_str().unwrap();
-    let told = world.refused(world.doctor("tiny/llava").env("HF_HUB_OFFLINE", "1"));
+    let told = world.refused(world.fetch("tiny/llava").env("HF_HUB_OFFLINE", "1"));
     says(told, 3, &["tiny/llava", "HF_HUB_OFFLINE", cache, "`hf download tiny/llava`"]);
-    let told =
-        world.refused(world.doctor("tiny/llava@v1").env("HF_ENDPOINT", "http://127.0.0.1:9"));
+    let told = world.refused(world.fetch("tiny/llava@v1").env("HF_ENDPOINT", "http://127.0.0.1:9"));
     says(
         told,
         4,
@@ -140,10 +139,10 @@ fn a_full_disk_is_named_and_gone_on_from() {
         skip("disk", "a small file system cannot be mounted here");
         return;
     }
-    let told = world.refused(&mut world.doctor("tiny/llava"));
+    let told = world.refused(&mut world.fetch("tiny/llava"));
     let remounted = mount(&["-o", "remount,size=64m"]);
     world.hub.seen();
-    let after = world.doctor("tiny/llava").output().unwrap();
+    let after = world.fetch("tiny/llava").output().unwrap();
     let ranged = world.hub.seen().into_iter().any(|seen| seen.range.is_some());
     let clean = std::process::Command::new("umount").arg("-l").arg(&home).status();
     says(told, 4, &["no space for model.safetensors of tiny/llava", "HF_HOME"]);

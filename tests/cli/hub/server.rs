@@ -191,10 +191,13 @@ fn weights(stream: &mut TcpStream, request: &Request, bytes: &[u8], faults: &Fau
         return;
     }
     let range = request.headers.get("range").map(|range| {
-        range.trim_start_matches("bytes=").trim_end_matches('-').parse::<usize>().unwrap()
+        let (from, last) = range.trim_start_matches("bytes=").split_once('-').unwrap();
+        let end = last.parse::<usize>().map_or(bytes.len(), |last| (last + 1).min(bytes.len()));
+        (from.parse::<usize>().unwrap(), end)
     });
-    let from = range.unwrap_or(0);
     let status = if range.is_some() { 206 } else { 200 };
+    let (from, whole) = range.unwrap_or((0, bytes.len()));
+    let bytes = &bytes[..whole];
     let length = bytes.len() - from;
     write!(stream, "HTTP/1.1 {status} x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n")
         .unwrap();

@@ -189,7 +189,7 @@ fn several_images_go_through_the_whole_engine() {
         let data = json!([{"id": name, "image": images, "conversations": rows}]);
         write(dir.path(), "data.json", &data);
         let data = Dataset::open(&dir.path().join("data.json"), &DatasetOptions::default());
-        let sample = &data.unwrap().samples[0];
+        let sample = &data.unwrap().read(0..1).unwrap()[0];
 
         let run = |rho: f64, guided: bool| {
             let config = SamplingConfig {

@@ -51,7 +51,7 @@ fn refused(fields: Value, expected: &[&str]) {
 fn rows_that_do_not_hold() {
     let answer =
         |text: &str| json!([{"role": "assistant", "content": [{"type": "text", "text": text}]}]);
-    refused(json!({"images": []}), &["line 2", "images", "no image"]);
+    refused(json!({"images": []}), &["line 2", "no image"]);
     refused(json!({"images": ["gone.png"]}), &["line 2", "images", "gone.png"]);
     refused(json!({"images": ["../x.png"]}), &["line 2", "images", "inside"]);
     refused(
@@ -73,7 +73,7 @@ fn rows_that_do_not_hold() {
         &["line 2", "prompt[0].content", "video"],
     );
     let two = json!([{"role": "user", "content": "<image> and <image>?"}]);
-    refused(json!({"prompt": two}), &["line 2", "1 paths", "2 images"]);
+    refused(json!({"prompt": two}), &["line 2", "1 paths", "2 <image>"]);
     refused(
         json!({"chosen": answer(&"long words ".repeat(4000))}),
         &["line 2", "positions", "the model has"],

@@ -17,7 +17,7 @@ fn log_probs_are_those_of_trl() {
     for (example, pair) in examples.iter().zip(expected()["pairs"].as_array().unwrap()) {
         for (side, name) in ["reference_chosen", "reference_rejected"].iter().enumerate() {
             let difference = example.reference[side] - pair[*name].as_f64().unwrap();
-            assert!(difference.abs() < 2e-4, "line {}: {name}: {difference}", example.pair.line);
+            assert!(difference.abs() < 2e-4, "{}: {name}: {difference}", example.pair.place);
         }
         // Places and tokens are TRL's own: what counts as an answer, and that its end counts.
         for (side, name) in ["chosen", "rejected"].iter().enumerate() {
@@ -31,7 +31,7 @@ fn log_probs_are_those_of_trl() {
         let (stats, _) = trainer.gradients(&[example]).unwrap();
         for (side, name) in ["policy_chosen", "policy_rejected"].iter().enumerate() {
             let difference = stats.log_probs[side] - pair[*name].as_f64().unwrap();
-            assert!(difference.abs() < 2e-4, "line {}: {name}: {difference}", example.pair.line);
+            assert!(difference.abs() < 2e-4, "{}: {name}: {difference}", example.pair.place);
         }
     }
 }
