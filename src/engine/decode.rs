@@ -95,7 +95,7 @@ pub(super) fn run(
         // Few attempts at a time would make small passes.
         if active.is_empty() || room.left() >= slots / REFILL {
             let first = rows.len();
-            let begun = admit(engine, wave, &mut places, &mut rows, &mut room);
+            let begun = admit(engine, wave, &mut places, &mut rows, &mut room)?;
             if rows.len() > first {
                 let states = passes(engine, &places, begun)
                     .into_iter()
@@ -141,8 +141,9 @@ fn admit<'a>(
     places: &mut Vec<Place<'a>>,
     rows: &mut Vec<Row<'a>>,
     room: &mut Room,
-) -> Range<usize> {
+) -> Result<Range<usize>> {
     let first = places.len();
+    let tokenizer = engine.model.format.tokenizer();
     for (attempt, prepared) in wave.iter().enumerate().skip(first) {
         let lens = prepared.forks.iter().map(Fork::slots);
         let mut taken = Vec::with_capacity(1 + prepared.forks.len());
@@ -167,13 +168,13 @@ fn admit<'a>(
                 own,
                 drawn: Vec::new(),
                 logprob: 0.0,
-                text: Detokenizer::after(&fork.history),
+                text: Detokenizer::after(tokenizer, &fork.history)?,
                 done: None,
             });
         }
         places.push(Place { prepared, prefill, open: prepared.forks.len() });
     }
-    first..places.len()
+    Ok(first..places.len())
 }
 
 /// Divides the attempts that begin into the passes of their prefill: whole sequences, at least one a pass.
@@ -267,7 +268,9 @@ fn begin(
     // Where the states of each attempt begin.
     let mut start = 0;
     for of_attempt in rows.chunk_by(|a, b| a.attempt == b.attempt) {
-        last.extend(of_attempt.iter().map(|row| (start + row.prefix.len) as u32 - 1));
+        // A row that sees nothing of the prefill has text of its own, see below.
+        let before = |row: &Row| (start + row.prefix.len).saturating_sub(1) as u32;
+        last.extend(of_attempt.iter().map(before));
         start += places[of_attempt[0].attempt].prefill.len;
     }
     let prefill_rows = prefilled.dim(0)?;
@@ -364,9 +367,10 @@ fn verdict(config: &SamplingConfig, row: &Row, ended: bool) -> Option<(String, S
     let why = if ended { Stop::EndOfSequence } else { Stop::TokenLimit };
     let Some(fragment) = &row.fork.fragment else {
         // A free response keeps no blank that only joined it to the prompt.
-        return finished.then(|| (row.text.text().trim().to_owned(), why));
+        return finished.then(|| (row.text.whole().trim().to_owned(), why));
     };
-    let new = own_completion(fragment, row.text.text());
+    let text = if finished { row.text.whole() } else { row.text.settled() };
+    let new = own_completion(fragment, text);
     let sentence = format!("{}{new}", fragment.kept);
     let kept = fragment.kept.len();
     let end_at = |finished| match config.sentences.first_end(&sentence, kept, finished) {

@@ -19,6 +19,7 @@ use candle_core::Tensor;
 pub use answer::{Answer, Answering, Question, answer};
 pub(crate) use prepare::{Entry, entries, places};
 pub use prepare::{Prepared, Request};
+pub use text::Detokenizer;
 pub use vision::Images;
 pub use waves::waves;
 

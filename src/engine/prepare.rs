@@ -3,7 +3,7 @@
 use crate::{
     Error, Result,
     data::Sample,
-    models::{ImageLayout, Model, Piece, Place},
+    models::{ImageLayout, Model, Piece, Place, Prompt},
     ops::philox::Draws,
     sampling::{
         Fragment, Positions, SamplingConfig,
@@ -96,6 +96,7 @@ pub(super) fn prepare<'a>(
     let kept = kept_tokens(config, draws, guided, layouts)?;
 
     let prompt = model.prompt(&sample.turns)?;
+    sees_text(model, sample, &prompt)?;
     let expand = |text: &str| expand(sample, &model.encode(text)?, &image_tokens);
     let (unmasked, drafts) = if guided {
         let head = format!("{}{}", prompt.text, prompt.separator);
@@ -241,6 +242,24 @@ pub(crate) fn places(entries: &[Entry], layouts: &[ImageLayout]) -> Vec<Place> {
     }
     places.push(Place::from(next));
     places
+}
+
+/// Refuses a sample whose prompt has no token but images: with these hidden there is no state that an answer begins from. Whether
+/// they are hidden is drawn for each attempt, so the sample is refused whatever is drawn.
+fn sees_text(model: &Model, sample: &Sample, prompt: &Prompt) -> Result<()> {
+    // A longer text has tokens.
+    const SHORT: usize = 128;
+    if prompt.text.len() > SHORT * (prompt.images + 1) {
+        return Ok(());
+    }
+    let pieces = model.encode(&prompt.text)?;
+    let seen = pieces.iter().any(|piece| matches!(piece, Piece::Tokens(ids) if !ids.is_empty()));
+    if seen {
+        return Ok(());
+    }
+    let message = "a prompt without a text token (its turns are empty, and neither the chat template nor the tokenizer adds a \
+                   token), so an attempt that sees no image would have nothing to continue; give it a question";
+    Err(refuse(sample, message.to_owned()))
 }
 
 /// Refuses a sample that the model has no positions for.

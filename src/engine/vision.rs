@@ -10,7 +10,7 @@ use super::{
     prepare::{Prepared, kept_tokens},
 };
 use crate::{
-    Result,
+    Error, Result,
     data::{Sample, image},
     models::{ImageLayout, Model, Pixels},
     ops::philox::Draws,
@@ -138,7 +138,7 @@ impl Rows {
 
 /// Token counts of a sample's images, from their headers.
 pub(super) fn layouts(model: &Model, sample: &Sample) -> Result<Vec<ImageLayout>> {
-    let sizes = sample.images.iter().map(|path| image::dimensions(path));
+    let sizes = sample.images.iter().map(|path| image::dimensions_as(path, model.turns_pictures()));
     model.layouts(&sizes.collect::<Result<Vec<_>>>()?)
 }
 
@@ -170,7 +170,12 @@ fn pixels(engine: &Engine, prepared: &Prepared) -> Result<Vec<Pixels>> {
     let mut all = Vec::new();
     let mut first = 0;
     for (path, layout) in request.sample.images.iter().zip(&prepared.layouts) {
-        let mut pixels = engine.model.preprocess_as(&image::open(path)?, layout)?;
+        let sample = request.sample;
+        let picture = image::open_as(path, engine.model.turns_pictures())?;
+        let mut pixels = engine.model.preprocess_as(&picture, layout).map_err(|error| {
+            let at = format!("picture of sample {:?}, line {}", sample.id, sample.line);
+            Error::invalid(path, at, error.to_string())
+        })?;
         if engine.config.noise_steps > 0 {
             let shape = pixels.tiles.shape().clone();
             let mut values = pixels.tiles.flatten_all()?.to_vec1::<f32>()?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
-use super::families::Config;
+use super::families::{self, Config};
 use crate::models::adapter::{self, is_adapter};
 use crate::models::fingerprint::fingerprint;
 use crate::models::weights::Weights;
@@ -50,6 +50,7 @@ impl Source {
         if is_adapter(&base) {
             return Err(two_adapters(adapter, &base));
         }
+        families::check_base(&base, adapter)?;
         Ok(Self::of(base, Some(adapter.to_owned())))
     }
 

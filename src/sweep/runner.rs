@@ -51,6 +51,7 @@ impl<'a> Runner<'a> {
         let begun = Instant::now();
         let dataset = open_dataset(config)?;
         let encoders = load_encoders(&config.grid, &options.device)?;
+        encoders.iter().flat_map(SentenceEncoder::warnings).for_each(|text| progress.warn(text));
         let images: Vec<Vec<[u8; 32]>> = dataset
             .samples
             .par_iter()
@@ -155,6 +156,16 @@ pub fn load_encoders(grid: &Grid, device: &Device) -> Result<Vec<SentenceEncoder
                 format!(
                     "{:?} is the name of two encoders, and so of their cells; give one as a folder or link of another name",
                     encoder.name()
+                ),
+            ));
+        }
+        if let Some(twin) = encoders.iter().find(|e| e.fingerprint() == encoder.fingerprint()) {
+            let (first, name) = (twin.name(), encoder.name());
+            return Err(Error::invalid(
+                "configuration",
+                format!("field grid.encoders[{i}]"),
+                format!(
+                    "{name:?} has the same files as {first:?}, so its cells would be the same; leave one out"
                 ),
             ));
         }

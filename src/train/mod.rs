@@ -22,5 +22,5 @@ pub use loss::{LogProbs, Value};
 pub use pairs::{Pair, read_pairs};
 pub use run::{Line, Means, Options, Outcome, run};
 pub use sequence::Sequences;
-pub use settings::{Loss, Online, Settings};
+pub use settings::{Loss, Online, Settings, Tokens};
 pub use trainer::{BatchStats, Example, Trainer};

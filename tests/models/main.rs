@@ -4,9 +4,11 @@
 mod assemble;
 #[path = "../common/mod.rs"]
 mod common;
+mod detokeniser;
 mod encoder;
 mod engine;
 mod families;
+mod limits;
 mod llava;
 mod qwen;
 mod train;
