@@ -38,10 +38,9 @@ fn copy_all(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy_all(&path, &target)
-        } else {
-            drop(fs::copy(&path, &target).unwrap())
+        match path.is_dir() {
+            true => copy_all(&path, &target),
+            false => _ = fs::copy(&path, &target).unwrap(),
         }
     }
 }
