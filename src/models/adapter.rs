@@ -136,14 +136,16 @@ impl Config {
         Ok(None)
     }
 
-    /// alpha / r of a module whose A has `rank` rows.
-    fn scale(&self, names: &[&str], rank: usize) -> Result<f64> {
+    /// alpha / r of a module whose A has `rank` rows; that A is absent is said elsewhere.
+    fn scale(&self, names: &[&str], rank: Option<usize>) -> Result<f64> {
         let wrong = |field: &str, message: String| {
             Err(Error::invalid(&self.path, format!("field {field}"), message))
         };
         let pattern = self.pattern("rank_pattern", self.rank_pattern.as_ref(), names)?;
         let stated = pattern.and_then(Value::as_u64).map(|r| r as usize).or(self.r);
-        if let Some(r) = stated.filter(|&r| r != rank) {
+        if let (Some(r), Some(rank)) = (stated, rank)
+            && r != rank
+        {
             return wrong(
                 "r",
                 format!("says rank {r} for {}, whose lora_A has {rank} rows", names[0]),
@@ -156,7 +158,7 @@ impl Config {
                 None => return wrong("alpha_pattern", format!("holds {value}, expected numbers")),
             },
         };
-        let rank = rank.max(1) as f64;
+        let rank = rank.unwrap_or(1).max(1) as f64;
         Ok(alpha / if self.use_rslora { rank.sqrt() } else { rank })
     }
 
@@ -502,7 +504,7 @@ fn change(name: &str, file: usize, weights: &Weights, config: &Config) -> Result
         _ => name.replace(".lora_B", wanted).replace(".bias", ".weight"),
     };
     let (a, b) = (other(".lora_A"), other(".lora_B"));
-    let rank = weights.shape(&a).and_then(|shape| shape.first()).copied().unwrap_or(1);
+    let rank = weights.shape(&a).and_then(|shape| shape.first()).copied();
     let target = canonical(&format!("{module}.weight"));
     let current = current_name(&target);
     let names = [module, current.trim_end_matches(".weight")];

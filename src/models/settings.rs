@@ -106,7 +106,7 @@ pub(super) const ADAPTER: Table = Table {
         "eva_config",
     ],
     only: &[
-        ("use_dora", &[], "DoRA is not built in: merge it with PEFT"),
+        ("use_dora", &[], "it is DoRA, expected LORA: merge it with PEFT"),
         ("fan_in_fan_out", &[], "weights stored as [in, out] are not built in: merge it with PEFT"),
         (
             "layer_replication",
@@ -256,6 +256,7 @@ pub(super) const TOKENIZER: Table = Table {
         "fast",
         "is_local",
         "legacy",
+        "local_files_only",
         "max_len",
         "max_length",
         "max_seq_length",
