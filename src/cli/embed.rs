@@ -56,6 +56,7 @@ impl Embed {
         let (device, dtype) = (global.device()?, device::dtype(&self.dtype)?);
         let bars = Bars::new(global);
         let encoder = SentenceEncoder::load(named::encoder(&self.encoder, &bars)?, &device, dtype)?;
+        encoder.warnings().iter().for_each(|text| bars.warn(text));
         bars.begin("embedding", Some(texts.len() as u64));
         let begun = std::time::Instant::now();
         let mut writer = MatrixWriter::create(&self.output, texts.len(), encoder.dim())?;

@@ -526,6 +526,9 @@ pub fn demo() -> Config {
     config
 }
 
+/// Most thresholds of a grid: every cell has a folder of its own.
+const MOST_THRESHOLDS: usize = 1000;
+
 /// Thresholds: at least one, each a number in [-1, 1], none twice.
 pub fn check_thresholds(thresholds: &[f64]) -> Result<()> {
     let field = |i: usize| format!("field grid.thresholds[{i}]");
@@ -535,6 +538,14 @@ pub fn check_thresholds(thresholds: &[f64]) -> Result<()> {
             "field grid.thresholds",
             "is empty; name at least one threshold",
         ));
+    }
+    if thresholds.len() > MOST_THRESHOLDS {
+        let message = format!(
+            "has {} thresholds, expected at most {MOST_THRESHOLDS}: phi is kept in store.db and scores, where any threshold can be \
+             answered later",
+            thresholds.len()
+        );
+        return Err(Error::invalid("configuration", "field grid.thresholds", message));
     }
     for (i, &threshold) in thresholds.iter().enumerate() {
         if !(-1.0..=1.0).contains(&threshold) {

@@ -3,7 +3,7 @@
 //! The format is told by content, not by name: PNG, JPEG, WebP, BMP, GIF (first frame), TIFF.
 //!
 //! Pixels equal those of Pillow's `convert("RGB")` after `exif_transpose`:
-//! - EXIF orientation is applied;
+//! - EXIF orientation is applied, unless a caller says otherwise ([`decode_as`]): the original LLaVA code does not;
 //! - alpha is dropped, not blended; a transparent palette colour keeps its colour;
 //! - palette and grey images become RGB;
 //! - colour samples of 16 bits keep their high byte. Pillow does so for colour, but clips 16-bit *grey* values at 255 in some
@@ -18,7 +18,11 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
+use crate::models::guard::guarded;
 use crate::{Error, Result};
+
+/// Longest side that is decoded: what resizing needs grows with it.
+pub const MAX_SIDE: u32 = 1 << 20;
 
 /// Largest number of pixels that is decoded: Pillow's limit against decompression bombs. 268 MB as RGB.
 pub const MAX_PIXELS: u64 = 89_478_485;
@@ -27,10 +31,9 @@ pub const MAX_PIXELS: u64 = 89_478_485;
 ///
 /// # Errors
 /// If the file cannot be read, is empty, truncated or corrupt, of an unknown format, has samples that are not 8 or 16 bits,
-/// or has more than [`MAX_PIXELS`] (known before it is decoded). The message names the file and the reason.
+/// or has more than [`MAX_PIXELS`] or a side over [`MAX_SIDE`] (known before it is decoded). The message names the file and the reason.
 pub fn open(path: &Path) -> Result<RgbImage> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    decode(&bytes, path)
+    decode(&std::fs::read(path).map_err(Error::io(path))?, path)
 }
 
 /// As [`open`], for bytes that were read before; `path` is for messages.
@@ -38,6 +41,18 @@ pub fn open(path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// As [`open`].
 pub fn decode(bytes: &[u8], path: &Path) -> Result<RgbImage> {
+    decode_as(bytes, path, true)
+}
+
+/// As [`decode`]; the EXIF orientation is applied only if `turned` says so.
+///
+/// # Errors
+/// As [`open`].
+pub fn decode_as(bytes: &[u8], path: &Path, turned: bool) -> Result<RgbImage> {
+    guarded(path, "image", || decode_unguarded(bytes, path, turned))?
+}
+
+fn decode_unguarded(bytes: &[u8], path: &Path, turned: bool) -> Result<RgbImage> {
     let (decoder, orientation) = decoder(bytes, path)?;
     let invalid = |message: String| Error::invalid(path, "", message);
     let mut image = DynamicImage::from_decoder(decoder)
@@ -47,7 +62,9 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<RgbImage> {
                 .map(DynamicImage::ImageRgb8)
                 .map_err(|layout| invalid(format!("has {layout} samples, expected 8 or 16 bits")))
         })?;
-    image.apply_orientation(orientation);
+    if turned {
+        image.apply_orientation(orientation);
+    }
     Ok(image.into_rgb8())
 }
 
@@ -56,17 +73,21 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// As [`open`], as far as the header tells.
 pub fn dimensions(path: &Path) -> Result<(u32, u32)> {
-    dimensions_of(&std::fs::read(path).map_err(Error::io(path))?, path)
+    dimensions_of(&std::fs::read(path).map_err(Error::io(path))?, path, true)
 }
 
-/// As [`dimensions`], for bytes that were read before; `path` is for messages.
+/// As [`dimensions`], for bytes that were read before; `path` is for messages, `turned` as in [`decode_as`].
 ///
 /// # Errors
 /// As [`dimensions`].
-pub fn dimensions_of(bytes: &[u8], path: &Path) -> Result<(u32, u32)> {
-    let (decoder, orientation) = decoder(bytes, path)?;
-    let (width, height) = decoder.dimensions();
+pub fn dimensions_of(bytes: &[u8], path: &Path, turned: bool) -> Result<(u32, u32)> {
+    let (width, height, orientation) = guarded(path, "image", || {
+        let (decoder, orientation) = decoder(bytes, path)?;
+        let (width, height) = decoder.dimensions();
+        Ok::<_, Error>((width, height, orientation))
+    })??;
     Ok(match orientation {
+        _ if !turned => (width, height),
         Orientation::Rotate90
         | Orientation::Rotate270
         | Orientation::Rotate90FlipH
@@ -103,6 +124,11 @@ fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<(impl ImageDecoder + 'a, 
     if pixels == 0 || pixels > MAX_PIXELS {
         return Err(invalid(format!(
             "is {width} x {height} pixels, expected 1 to {MAX_PIXELS} in all"
+        )));
+    }
+    if width.max(height) > MAX_SIDE {
+        return Err(invalid(format!(
+            "is {width} x {height} pixels, expected sides of at most {MAX_SIDE}: cut the picture"
         )));
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);

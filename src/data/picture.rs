@@ -88,7 +88,15 @@ impl Picture {
     /// # Errors
     /// As there.
     pub fn open(&self) -> Result<::image::RgbImage> {
-        image::decode(&self.read()?, &self.name)
+        self.open_as(true)
+    }
+
+    /// As [`Picture::open`]; the EXIF orientation is applied only if `turned` says so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_as(&self, turned: bool) -> Result<::image::RgbImage> {
+        image::decode_as(&self.read()?, &self.name, turned)
     }
 
     /// Width and height in pixels, from its header.
@@ -96,7 +104,15 @@ impl Picture {
     /// # Errors
     /// As [`image::dimensions`].
     pub fn dimensions(&self) -> Result<(u32, u32)> {
-        image::dimensions_of(&self.read()?, &self.name)
+        self.dimensions_as(true)
+    }
+
+    /// Those of what [`Picture::open_as`] returns.
+    ///
+    /// # Errors
+    /// As [`image::dimensions`].
+    pub fn dimensions_as(&self, turned: bool) -> Result<(u32, u32)> {
+        image::dimensions_of(&self.read()?, &self.name, turned)
     }
 
     /// BLAKE3 of its encoded bytes: its identity, wherever it lies.

@@ -262,7 +262,7 @@ fn admit<'a>(
                 own,
                 drawn: Vec::new(),
                 logprob: 0.0,
-                text: Detokenizer::after(&fork.history),
+                text: Detokenizer::after(engine.model.format.tokenizer(), &fork.history)?,
                 done: None,
             });
         }
@@ -471,9 +471,10 @@ fn verdict(config: &SamplingConfig, row: &Row, ended: bool) -> Option<(String, S
     let why = if ended { Stop::EndOfSequence } else { Stop::TokenLimit };
     let Some(fragment) = &row.fork().fragment else {
         // A free response keeps no blank that only joined it to the prompt.
-        return finished.then(|| (row.text.text().trim().to_owned(), why));
+        return finished.then(|| (row.text.whole().trim().to_owned(), why));
     };
-    let new = own_completion(fragment, row.text.text());
+    let text = if finished { row.text.whole() } else { row.text.settled() };
+    let new = own_completion(fragment, text);
     let sentence = format!("{}{new}", fragment.kept);
     let kept = fragment.kept.len();
     let end_at = |finished| match config.sentences.first_end(&sentence, kept, finished) {

@@ -22,6 +22,7 @@ pub use answer::{Answer, Answerer, Answering, Question, answer};
 use decode::{Decoder, Flow, Ticket};
 pub(crate) use prepare::{Entry, entries, places};
 pub use prepare::{Prepared, Request, Written, is_too_long};
+pub use text::Detokenizer;
 pub use vision::Images;
 pub use waves::waves;
 

@@ -3,7 +3,7 @@
 use crate::{
     Error, Result,
     data::Sample,
-    models::{ImageLayout, Model, Piece, Place},
+    models::{ImageLayout, Model, Piece, Place, Prompt},
     ops::philox::Draws,
     sampling::{
         Fragment, Positions, SamplingConfig,
@@ -190,6 +190,7 @@ pub(super) fn written(
 ) -> Result<Written> {
     let Request { sample, attempt, guided } = request;
     let prompt = model.prompt(&sample.turns)?;
+    sees_text(model, sample, &prompt)?;
     if !guided {
         return Ok(Written { forced: prompt.text.clone(), prefixes: vec![(prompt.text, None)] });
     }
@@ -339,6 +340,24 @@ const POSITIONS: &str = "positions for images, prompt, reference and new tokens"
 /// Whether an error of [`Engine::prepare`](super::Engine::prepare) says that the model has too few positions for a sample.
 pub fn is_too_long(error: &Error) -> bool {
     matches!(error, Error::Invalid { message, .. } if message.contains(POSITIONS))
+}
+
+/// Refuses a sample whose prompt has no token but images: with these hidden there is no state that an answer begins from. Whether
+/// they are hidden is drawn for each attempt, so the sample is refused whatever is drawn.
+fn sees_text(model: &Model, sample: &Sample, prompt: &Prompt) -> Result<()> {
+    // A longer text has tokens.
+    const SHORT: usize = 128;
+    if prompt.text.len() > SHORT * (prompt.images + 1) {
+        return Ok(());
+    }
+    let pieces = model.encode(&prompt.text)?;
+    let seen = pieces.iter().any(|piece| matches!(piece, Piece::Tokens(ids) if !ids.is_empty()));
+    if seen {
+        return Ok(());
+    }
+    let message = "a prompt without a text token (its turns are empty, and neither the chat template nor the tokenizer adds a \
+                   token), so an attempt that sees no image would have nothing to continue; give it a question";
+    Err(refuse(sample, message.to_owned()))
 }
 
 /// Refuses a sample that the model has no positions for.

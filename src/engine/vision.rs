@@ -10,7 +10,7 @@ use super::{
     prepare::{Prepared, kept_tokens},
 };
 use crate::{
-    Result,
+    Error, Result,
     data::Sample,
     models::{Bounds, ImageLayout, Model, Pixels},
     ops::philox::Draws,
@@ -174,7 +174,8 @@ impl Rows {
 
 /// Token counts of a sample's images, from their headers.
 pub(super) fn layouts(model: &Model, sample: &Sample) -> Result<Vec<ImageLayout>> {
-    let sizes = sample.images.iter().map(|picture| picture.dimensions());
+    let turned = model.turns_pictures();
+    let sizes = sample.images.iter().map(|picture| picture.dimensions_as(turned));
     model.layouts(&sizes.collect::<Result<Vec<_>>>()?)
 }
 
@@ -206,7 +207,12 @@ fn pixels(engine: &Engine, prepared: &Prepared) -> Result<Vec<Pixels>> {
     let mut all = Vec::new();
     let mut first = 0;
     for (picture, layout) in request.sample.images.iter().zip(&prepared.layouts) {
-        let mut pixels = engine.model.preprocess_as(&picture.open()?, layout)?;
+        let sample = request.sample;
+        let opened = picture.open_as(engine.model.turns_pictures())?;
+        let mut pixels = engine.model.preprocess_as(&opened, layout).map_err(|error| {
+            let at = format!("picture of sample {:?}, line {}", sample.id, sample.line);
+            Error::invalid(picture.name(), at, error.to_string())
+        })?;
         if engine.config.noise_steps > 0 {
             let shape = pixels.tiles.shape().clone();
             let mut values = pixels.tiles.flatten_all()?.to_vec1::<f32>()?;

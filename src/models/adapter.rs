@@ -1,27 +1,36 @@
 //! LoRA adapters in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`), merged into the weights of their base as
 //! those are loaded: W + (alpha / r) B A, computed in f32. Fully trained modules (`modules_to_save`, or
-//! `non_lora_trainables.safetensors` beside them, as the original LLaVA code has it) take the base's place.
+//! `non_lora_trainables.safetensors` beside them, as the original LLaVA code has it), trained biases and rows of trained tokens
+//! take the base's place. What else `adapter_config.json` may say is in [`settings::ADAPTER`].
 //!
 //! An adapter's folder is named wherever a model's is, or beside a base; else the base is the folder that
 //! `base_model_name_or_path` says, or the repository of the hub, at the commit that `revision` says. PEFT names tensors as the
 //! model class did when it was trained, checkpoints as it did when they were saved, and the original LLaVA code has names of its
 //! own: all are brought to one form ([`canonical`]).
 
+mod residual;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use regex::Regex;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::families::{Part, part};
 use super::hub::{self, Kind, Name};
+use super::settings;
 use super::weights::{Weights, refuse_pickle};
 use crate::{Error, Result};
+use residual::Start;
 
 pub(crate) const CONFIG: &str = "adapter_config.json";
 pub(crate) const TENSORS: &str = "adapter_model.safetensors";
 /// What the original LLaVA code trains whole beside an adapter.
 pub(super) const WHOLE: &str = "non_lora_trainables.safetensors";
+/// The output layer, which a base with a tied embedding does not have.
+const HEAD: &str = "lm_head.weight";
 /// What PEFT puts before every name.
 const PREFIX: &str = "base_model.model.";
 
@@ -31,31 +40,157 @@ struct Config {
     base_model_name_or_path: Option<String>,
     /// Of the base, on the hub.
     revision: Option<String>,
+    /// Rank of the modules that no pattern names.
+    r: Option<usize>,
+    #[serde(default)]
+    rank_pattern: Option<Map<String, Value>>,
     #[serde(default)]
     lora_alpha: f64,
     #[serde(default)]
+    alpha_pattern: Option<Map<String, Value>>,
+    #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
-    use_dora: bool,
+    init_lora_weights: Value,
     #[serde(default)]
-    fan_in_fan_out: bool,
+    trainable_token_indices: Value,
     #[serde(default)]
-    alpha_pattern: HashMap<String, f64>,
+    ensure_weight_tying: Option<bool>,
+    #[serde(skip)]
+    path: PathBuf,
 }
 
 impl Config {
     fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        serde_json::from_str(&text)
-            .map_err(|e| Error::invalid(path, format!("line {}", e.line()), e.to_string()))
+        let invalid = |e: serde_json::Error| {
+            Error::invalid(path, format!("line {}", e.line()), e.to_string())
+        };
+        let config: Self = serde_json::from_str(&text).map_err(invalid)?;
+        Ok(Self { path: path.to_owned(), ..config })
+    }
+
+    /// Refuses what would be left out.
+    fn check(&self) -> Result<()> {
+        if self.peft_type != "LORA" {
+            return self.unsupported(format!("it is {}, expected LORA", self.peft_type));
+        }
+        let text = std::fs::read_to_string(&self.path).map_err(Error::io(&self.path))?;
+        let fields: Map<String, Value> = serde_json::from_str(&text)
+            .map_err(|e| Error::invalid(&self.path, "", e.to_string()))?;
+        settings::ADAPTER.check(&fields, &self.path)?;
+        self.start().map(|_| ())
+    }
+
+    /// Refuses a change that PEFT makes of one use of a tied embedding alone: a base without an output layer of its own uses
+    /// its embedding for both.
+    fn check_tied(&self, target: &str, change: &Change, has_head: bool) -> Result<()> {
+        let one_alone = match target {
+            HEAD => true,
+            "language.embed_tokens.weight" => {
+                matches!(change, Change::Replace(..)) && self.ensure_weight_tying != Some(true)
+            }
+            _ => false,
+        };
+        if has_head || !one_alone {
+            return Ok(());
+        }
+        self.unsupported(format!(
+            "it changes {target}, but the base's output layer is its embedding, and PEFT would change one of the two alone; save              the adapter with ensure_weight_tying = true, or merge it with PEFT"
+        ))
+    }
+
+    fn unsupported<T>(&self, message: String) -> Result<T> {
+        Err(Error::unsupported(format!("adapter {}", self.path.display()), message))
+    }
+
+    /// What the pairs began with: PEFT takes it off the base.
+    fn start(&self) -> Result<Start> {
+        let Some(name) = self.init_lora_weights.as_str() else { return Ok(Start::Nothing) };
+        match name.to_lowercase().as_str() {
+            "gaussian" | "eva" | "orthogonal" => Ok(Start::Nothing),
+            "pissa" => Ok(Start::Pissa),
+            "olora" => Ok(Start::Olora),
+            _ => self.unsupported(format!(
+                "init_lora_weights is {name:?}, which changes the base by something that is not in the adapter; known are true,                  false, gaussian, eva, orthogonal, pissa and olora. Convert it to a plain LoRA with PEFT (save_pretrained with                  path_initial_model_for_weight_conversion)"
+            )),
+        }
+    }
+
+    /// The value of a pattern for the module of these names; the first key that fits counts, as in PEFT.
+    fn pattern<'a>(
+        &self,
+        field: &str,
+        pattern: Option<&'a Map<String, Value>>,
+        names: &[&str],
+    ) -> Result<Option<&'a Value>> {
+        for (key, value) in pattern.into_iter().flatten() {
+            let regex = Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|error| {
+                let message =
+                    format!("{key:?} is no regular expression that is understood: {error}");
+                Error::invalid(&self.path, format!("field {field}"), message)
+            })?;
+            if names.iter().any(|name| regex.is_match(name)) {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
+    /// alpha / r of a module whose A has `rank` rows; that A is absent is said elsewhere.
+    fn scale(&self, names: &[&str], rank: Option<usize>) -> Result<f64> {
+        let wrong = |field: &str, message: String| {
+            Err(Error::invalid(&self.path, format!("field {field}"), message))
+        };
+        let pattern = self.pattern("rank_pattern", self.rank_pattern.as_ref(), names)?;
+        let stated = pattern.and_then(Value::as_u64).map(|r| r as usize).or(self.r);
+        if let (Some(r), Some(rank)) = (stated, rank)
+            && r != rank
+        {
+            return wrong(
+                "r",
+                format!("says rank {r} for {}, whose lora_A has {rank} rows", names[0]),
+            );
+        }
+        let alpha = match self.pattern("alpha_pattern", self.alpha_pattern.as_ref(), names)? {
+            None => self.lora_alpha,
+            Some(value) => match value.as_f64() {
+                Some(alpha) => alpha,
+                None => return wrong("alpha_pattern", format!("holds {value}, expected numbers")),
+            },
+        };
+        let rank = rank.unwrap_or(1).max(1) as f64;
+        Ok(alpha / if self.use_rslora { rank.sqrt() } else { rank })
+    }
+
+    /// The trained rows of an embedding, by its module's name.
+    fn trained_tokens(&self, module: &str) -> Result<Vec<u32>> {
+        let listed = match &self.trainable_token_indices {
+            Value::Object(of_modules) => of_modules
+                .iter()
+                .find(|(name, _)| module == *name || module.ends_with(&format!(".{name}")))
+                .map(|(_, ids)| ids),
+            list => Some(list),
+        };
+        let ids = listed.and_then(Value::as_array).and_then(|ids| {
+            ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
+        });
+        ids.ok_or_else(|| {
+            let message = format!("lists no token ids for {module}, whose rows the adapter has");
+            Error::invalid(&self.path, "field trainable_token_indices", message)
+        })
     }
 }
 
 /// What an adapter does to one tensor of the base.
 #[derive(Debug)]
 enum Change {
-    /// Adds `scale` B A; names of A `[r, in]` and B `[out, r]`.
-    Add { a: String, b: String, scale: f64 },
+    /// Adds `scale` B A; names of A `[r, in]` and B `[out, r]`, which began with a part of the base.
+    Add { a: String, b: String, scale: f64, start: Start },
+    /// Adds `scale` times the bias of B.
+    AddBias { name: String, scale: f64 },
+    /// Rows that take the place of those of these numbers.
+    Rows { name: String, ids: Vec<u32> },
     /// Takes its place: a tensor of the file with this number.
     Replace(usize, String),
 }
@@ -198,21 +333,11 @@ impl Adapter {
     /// The adapter in a folder, for this base.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another kind of adapter than LoRA (DoRA, scales by pattern, and adapters of embeddings
-    /// among them) and for pickles; [`Error::Invalid`] for a tensor that fits none of the base's.
+    /// [`Error::Unsupported`] for another kind of adapter than LoRA, for settings that are not built in (DoRA and adapters of
+    /// embeddings among them) and for pickles; [`Error::Invalid`] for a tensor that fits none of the base's.
     pub fn open(dir: &Path, base: &Weights) -> Result<Self> {
-        let path = dir.join(CONFIG);
-        let config = Config::read(&path)?;
-        let unsupported = |message: String| {
-            Err(Error::unsupported(format!("adapter {}", path.display()), message))
-        };
-        if config.peft_type != "LORA" || config.use_dora {
-            let kind = if config.use_dora { "DoRA" } else { &config.peft_type };
-            return unsupported(format!("it is {kind}, expected LORA"));
-        }
-        if config.fan_in_fan_out || !config.alpha_pattern.is_empty() {
-            return unsupported("fan_in_fan_out and alpha_pattern are not built in".to_owned());
-        }
+        let config = Config::read(&dir.join(CONFIG))?;
+        config.check()?;
         let known: HashMap<String, Vec<usize>> = base
             .names()
             .into_iter()
@@ -223,6 +348,7 @@ impl Adapter {
             let weights = &this.files[file];
             for name in weights.names() {
                 let (target, change) = change(name, file, weights, &config)?;
+                config.check_tied(&target, &change, known.contains_key(HEAD))?;
                 check(name, weights, &target, &change, known.get(&target))?;
                 let replaces = |change: &Change| matches!(change, Change::Replace(..));
                 let whole = replaces(&change);
@@ -262,9 +388,28 @@ impl Adapter {
         let changed = match self.changes.get(&canonical(name)) {
             None => return read(dtype),
             Some(Change::Replace(file, name)) => get(*file, name)?.to_device(device)?,
-            Some(Change::Add { a, b, scale }) => {
-                let delta = (get(0, b)?.matmul(&get(0, a)?)? * *scale)?;
-                (read(DType::F32)? + delta.to_device(device)?)?
+            Some(Change::Add { a, b, scale, start }) => {
+                let a = get(0, a)?;
+                let delta = (get(0, b)?.matmul(&a)? * *scale)?;
+                let base = read(DType::F32)?;
+                let rest = match start {
+                    Start::Nothing => base,
+                    // The base as it is stored has the precision that PEFT keeps the rest in.
+                    start => start.rest(&base.to_device(&Device::Cpu)?, a.dim(0)?, *scale)?,
+                };
+                (rest.to_device(device)? + delta.to_device(device)?)?
+            }
+            Some(Change::AddBias { name, scale }) => {
+                (read(DType::F32)? + (get(0, name)?.to_device(device)? * *scale)?)?
+            }
+            Some(Change::Rows { name, ids }) => {
+                let (base, rows) = (read(DType::F32)?, get(0, name)?.to_device(device)?);
+                let mut order: Vec<u32> = (0..base.dim(0)? as u32).collect();
+                let first = order.len() as u32;
+                for (row, &id) in ids.iter().enumerate() {
+                    order[id as usize] = first + row as u32;
+                }
+                Tensor::cat(&[&base, &rows], 0)?.index_select(&Tensor::new(order, device)?, 0)?
             }
         };
         Ok(changed.to_dtype(dtype)?)
@@ -304,11 +449,26 @@ fn check(
             .zip(weights.shape(a))
             .filter(|(b, a)| b.len() == 2 && a.len() == 2 && b[1] == a[0])
             .map(|(b, a)| vec![b[0], a[1]]),
-        Change::Replace(_, name) => weights.shape(name).map(<[usize]>::to_vec),
+        Change::Replace(_, name) | Change::AddBias { name, .. } => {
+            weights.shape(name).map(<[usize]>::to_vec)
+        }
+        Change::Rows { name, ids } => {
+            let fits = |stored: &&Vec<usize>| {
+                ids.iter().all(|&id| (id as usize) < stored[0])
+                    && weights.shape(name) == Some(&[ids.len(), stored[1]])
+            };
+            stored.filter(|stored| stored.len() == 2).filter(fits).cloned()
+        }
     };
     let message = match (stored, shape) {
         (Some(stored), Some(shape)) if *stored == shape => return Ok(()),
+        (None, _) if matches!(change, Change::AddBias { .. }) => {
+            format!("is a bias (lora_bias) for {target}, but that layer of the base has none")
+        }
         (None, _) => format!("changes {target}, which the base does not have"),
+        (Some(stored), None) if matches!(change, Change::Rows { .. }) => {
+            format!("does not fit {stored:?} of {target} and trainable_token_indices")
+        }
         (_, None) => "lacks a lora_A or lora_B that it fits".to_owned(),
         (Some(stored), Some(shape)) => {
             format!("gives shape {shape:?}, expected {stored:?} of {target}")
@@ -317,21 +477,48 @@ fn check(
     Err(Error::invalid(weights.path(), format!("tensor {name}"), message))
 }
 
+/// A name without what PEFT's wrappers put into it: the adapter's own name, the wrapped layer, the saved module.
+fn unwrapped(bare: &str) -> String {
+    let mut name = bare.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".");
+    for part in
+        ["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "trainable_tokens_delta"]
+    {
+        name = name.replace(&format!(".{part}.default"), &format!(".{part}"));
+    }
+    name.replace(".base_layer.", ".").replace(".original_module.", ".")
+}
+
 /// What a tensor of an adapter's file changes, and how.
 fn change(name: &str, file: usize, weights: &Weights, config: &Config) -> Result<(String, Change)> {
-    let bare = name.strip_prefix(PREFIX).unwrap_or(name);
+    let bare = unwrapped(name.strip_prefix(PREFIX).unwrap_or(name));
     if bare.contains("lora_embedding_") || bare.contains("lora_magnitude") {
         let message = "embeddings and magnitudes are not built in";
         return Err(Error::unsupported(format!("adapter tensor {name}"), message));
     }
-    let pair = [".lora_A.weight", ".lora_B.weight"].iter().find_map(|end| bare.strip_suffix(end));
-    let Some(module) = pair else {
-        return Ok((canonical(bare), Change::Replace(file, name.to_owned())));
+    if let Some(module) = bare.strip_suffix(".token_adapter.trainable_tokens_delta") {
+        let ids = config.trained_tokens(module)?;
+        let target = canonical(&format!("{module}.weight"));
+        return Ok((target, Change::Rows { name: name.to_owned(), ids }));
+    }
+    const SIDES: [&str; 3] = [".lora_A.weight", ".lora_B.weight", ".lora_B.bias"];
+    let side = SIDES.iter().find_map(|end| Some((*end, bare.strip_suffix(end)?)));
+    let Some((side, module)) = side else {
+        return Ok((canonical(&bare), Change::Replace(file, name.to_owned())));
     };
-    let prefix = &name[..name.len() - bare.len()];
-    let [a, b] = ["A", "B"].map(|side| format!("{prefix}{module}.lora_{side}.weight"));
-    let rank = weights.shape(&a).and_then(|shape| shape.first()).copied().unwrap_or(1) as f64;
-    let divisor = if config.use_rslora { rank.sqrt() } else { rank };
-    let scale = config.lora_alpha / divisor;
-    Ok((canonical(&format!("{module}.weight")), Change::Add { a, b, scale }))
+    // The other side's name, as this file writes names.
+    let other = |wanted: &str| match side {
+        ".lora_A.weight" => name.replace(".lora_A", wanted),
+        _ => name.replace(".lora_B", wanted).replace(".bias", ".weight"),
+    };
+    let (a, b) = (other(".lora_A"), other(".lora_B"));
+    let rank = weights.shape(&a).and_then(|shape| shape.first()).copied();
+    let target = canonical(&format!("{module}.weight"));
+    let current = current_name(&target);
+    let names = [module, current.trim_end_matches(".weight")];
+    let scale = config.scale(&names, rank)?;
+    if side == ".lora_B.bias" {
+        let target = canonical(&format!("{module}.bias"));
+        return Ok((target, Change::AddBias { name: name.to_owned(), scale }));
+    }
+    Ok((target, Change::Add { a, b, scale, start: config.start()? }))
 }

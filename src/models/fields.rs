@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::models::settings::Table;
 use crate::ops::act::Activation;
 use crate::{Error, Result};
 
@@ -41,6 +42,11 @@ impl Fields {
     /// As [`Fields::read`]; `None` if there is no such file.
     pub fn read_if_present(path: &Path) -> Result<Option<Self>> {
         if path.is_file() { Self::read(path).map(Some) } else { Ok(None) }
+    }
+
+    /// Refuses fields that the table does not allow.
+    pub fn check(&self, table: &Table) -> Result<()> {
+        table.check(&self.map, &self.path)
     }
 
     /// The file these fields are from.

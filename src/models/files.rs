@@ -44,10 +44,47 @@ pub(super) fn is_module(folder: &str) -> bool {
 pub(super) const PIECES: [&str; 3] =
     [sentencepiece::PIECES, "added_tokens.json", "special_tokens_map.json"];
 
-/// Those of [`PIECES`] that are read of a folder, by name.
+/// The vocabulary of an encoder that has neither `tokenizer.json` nor [`PIECES`].
+pub(super) const VOCABULARY: &str = "vocab.txt";
+
+/// What is read of a folder in the place of `tokenizer.json`, by name: those of [`PIECES`], or [`VOCABULARY`].
 pub(super) fn pieces(dir: &Path) -> impl Iterator<Item = &'static str> + '_ {
-    let read = !dir.join("tokenizer.json").is_file() && dir.join(PIECES[0]).is_file();
-    PIECES.into_iter().filter(move |name| read && dir.join(name).is_file())
+    let is = |name: &str| dir.join(name).is_file();
+    let names: &[&str] = match (is("tokenizer.json"), is(PIECES[0])) {
+        (true, _) => &[],
+        (false, true) => &PIECES,
+        (false, false) => &[VOCABULARY],
+    };
+    names.iter().copied().filter(move |name| dir.join(name).is_file())
+}
+
+/// The folders of a model's modules, relative to its own: those that `modules.json` names; without it, those that are numbered.
+///
+/// # Errors
+/// [`Error::Io`] if the folder or the file cannot be read.
+pub(super) fn modules(dir: &Path) -> Result<Vec<String>> {
+    let list = dir.join("modules.json");
+    let mut folders = Vec::new();
+    if list.is_file() {
+        let text = std::fs::read_to_string(&list).map_err(Error::io(&list))?;
+        // What is malformed is said by the loader.
+        let entries: Value = serde_json::from_str(&text).unwrap_or_default();
+        let paths = entries.as_array().into_iter().flatten();
+        let paths =
+            paths.filter_map(|entry| Some(entry["path"].as_str()?.trim_matches('/').to_owned()));
+        folders.extend(paths.filter(|path| !path.is_empty() && dir.join(path).is_dir()));
+    } else {
+        for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+            let entry = entry.map_err(Error::io(dir))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if is_module(&name) && entry.path().is_dir() {
+                folders.push(name);
+            }
+        }
+    }
+    folders.sort();
+    folders.dedup();
+    Ok(folders)
 }
 
 /// The weight files that are read of a folder, by name: an adapter's, and the single file or else the index and its shards.

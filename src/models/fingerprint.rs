@@ -10,21 +10,16 @@ use super::files;
 use crate::{Error, Result};
 
 /// A hash (64 hex digits) of all that decides what the network in a folder computes: the settings and weights that are read of it
-/// and of its numbered module folders (`1_Pooling`), by relative name and content. Files that are not read are left out, so
-/// that what else was downloaded does not change it.
+/// and of its module folders, whatever `modules.json` calls them, by relative name and content. Files that are not read are left
+/// out, so that what else was downloaded does not change it.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder or a file cannot be read.
 pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
     let dir = dir.as_ref();
     let mut found = hashed_files(dir, "")?;
-    found.extend(files::pieces(dir).map(|name| (name.to_owned(), dir.join(name))));
-    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let entry = entry.map_err(Error::io(dir))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if files::is_module(&name) && entry.path().is_dir() {
-            found.extend(hashed_files(&entry.path(), &format!("{name}/"))?);
-        }
+    for name in files::modules(dir)? {
+        found.extend(hashed_files(&dir.join(&name), &format!("{name}/"))?);
     }
     found.sort();
     let mut all = blake3::Hasher::new();
@@ -37,6 +32,7 @@ pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
 
 fn hashed_files(dir: &Path, prefix: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut names = files::weights(dir)?;
+    names.extend(files::pieces(dir).map(str::to_owned));
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -130,6 +130,11 @@ impl Model {
         sizes.iter().map(one).collect()
     }
 
+    /// Whether the checkpoint's own code turns pictures as their EXIF orientation says: all but the original LLaVA code do.
+    pub fn turns_pictures(&self) -> bool {
+        self.config.turns_pictures()
+    }
+
     /// Preprocesses a decoded image that is the only one of its conversation.
     ///
     /// # Errors

@@ -236,7 +236,18 @@ impl PromptFormat {
     /// As [`PromptFormat::encode`], with byte offsets.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Encoded> {
         let has_bos = self.bos.as_ref().is_some_and(|b| !b.is_empty() && text.starts_with(b));
-        let front = if has_bos { &[][..] } else { &self.front };
+        self.encode_after(if has_bos { &[] } else { &self.front }, text)
+    }
+
+    /// As [`PromptFormat::encode_with_offsets`], with nothing put in front.
+    ///
+    /// # Errors
+    /// As [`PromptFormat::encode`].
+    pub fn encode_bare(&self, text: &str) -> Result<Encoded> {
+        self.encode_after(&[], text)
+    }
+
+    fn encode_after(&self, front: &[u32], text: &str) -> Result<Encoded> {
         // One row a token or, without an id, an image.
         let mut rows: Vec<(Option<u32>, (usize, usize))> =
             front.iter().map(|&id| (Some(id), (0, 0))).collect();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
-use super::families::Config;
+use super::families::{self, Config};
 use crate::models::adapter::{self, is_adapter};
 use crate::models::device;
 use crate::models::fingerprint::fingerprint;
@@ -51,6 +51,7 @@ impl Source {
         if is_adapter(&base) {
             return Err(two_adapters(adapter, &base));
         }
+        families::check_base(&base, adapter)?;
         Ok(Self::of(base, Some(adapter.to_owned())))
     }
 

@@ -3,6 +3,9 @@
 //! Templates are written against Python, so besides plain Jinja they need some of its string and dict methods and
 //! transformers' settings: blocks trimmed, `raise_exception`, and `{% generation %}` marks (rendered as always true,
 //! which keeps their white-space control). `strftime_now` is refused: a prompt must not depend on the day.
+//!
+//! A template is a program from a stranger: its work and its output are limited ([`FUEL`], [`MAX_TEXT`]), and a panic of the
+//! library becomes an error.
 
 use std::path::Path;
 
@@ -12,7 +15,15 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
 use super::fields::Fields;
+use super::guard::guarded;
 use crate::{Error, Result};
+
+/// Steps that one rendering may take; minijinja counts instructions, and 64 bytes of data as one. A hundred messages of published
+/// templates take about 5,000.
+const FUEL: u64 = 1_000_000;
+
+/// Bytes that a rendering may have beyond its messages.
+const MAX_TEXT: usize = 1 << 20;
 
 /// Templates used where a checkpoint has none: the conversations of the LLaVA code, of the same names.
 const KNOWN: [(&str, &str); 5] = [
@@ -155,18 +166,33 @@ impl Template {
         answer_follows: bool,
     ) -> Result<String> {
         let list: Vec<Value> = messages.iter().map(|m| message(m, image, self.parts)).collect();
-        self.render_values(list, answer_follows).map_err(|e| {
-            Error::unsupported(format!("chat template of {}", self.name), format!("{e:#}"))
-        })
+        let refused = |message: String| {
+            Error::unsupported(format!("chat template of {}", self.name), message)
+        };
+        let text = self.render_values(list, answer_follows)?.map_err(|e| match e.kind() {
+            ErrorKind::OutOfFuel => refused(format!(
+                "it takes more than {FUEL} steps for one conversation; templates of chat models take thousands"
+            )),
+            _ => refused(format!("{e:#}")),
+        })?;
+        let given: usize = messages.iter().map(|m| m.text.len()).sum();
+        if text.len() > given + MAX_TEXT {
+            let message = format!("it makes {} bytes of {given} bytes of messages", text.len());
+            return Err(refused(message));
+        }
+        Ok(text)
     }
 
+    /// The outer error is a panic of the library.
     fn render_values(
         &self,
         messages: Vec<Value>,
         answer_follows: bool,
-    ) -> Result<String, JinjaError> {
+    ) -> Result<Result<String, JinjaError>> {
         let context = context! { messages, add_generation_prompt => answer_follows };
-        self.env.template_from_str(&self.source)?.render(context)
+        guarded(Path::new(&self.name), "minijinja", || {
+            self.env.template_from_str(&self.source)?.render(context)
+        })
     }
 
     /// Whether the template understands lists of parts: tried out, since templates do not say.
@@ -175,10 +201,10 @@ impl Template {
         let probe = Message { role: Role::User, text: PROBE };
         match self.render_values(vec![message(&probe, "\u{0}", true)], true) {
             // A template for strings either fails on a list or prints it with its keys.
-            Ok(text) => {
+            Ok(Ok(text)) => {
                 text.contains(PROBE) && !text.contains("\"type\"") && !text.contains("'type'")
             }
-            Err(_) => false,
+            _ => false,
         }
     }
 }
@@ -239,6 +265,7 @@ fn environment(tokenizer: Option<&Fields>) -> Result<Environment<'static>> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.map_err(|e| Error::unsupported("chat template", e.to_string()))?);
     env.set_recursion_limit(200);
+    env.set_fuel(Some(FUEL));
     let refuse = |message: String| -> Result<Value, JinjaError> {
         Err(JinjaError::new(ErrorKind::InvalidOperation, message))
     };
@@ -246,7 +273,12 @@ fn environment(tokenizer: Option<&Fields>) -> Result<Environment<'static>> {
     env.add_function("strftime_now", move |_: String| {
         refuse("strftime_now would make prompts depend on the date".into())
     });
-    env.set_unknown_method_callback(python_method);
+    env.set_unknown_method_callback(|state, value, method, args| {
+        if let Some(text) = value.as_str() {
+            pay(state, text, method, args)?;
+        }
+        python_method(state, value, method, args)
+    });
     for name in ["bos_token", "eos_token", "unk_token", "pad_token"] {
         let text = tokenizer.and_then(|fields| special_token(fields, name)).unwrap_or_default();
         env.add_global(name, text);
@@ -278,4 +310,19 @@ fn python_method(
         }
         _ => return unknown_method_callback(state, value, method, args),
     })
+}
+
+/// Takes the fuel of a string method before it makes anything.
+fn pay(state: &State, text: &str, method: &str, args: &[Value]) -> Result<(), JinjaError> {
+    let len = |i: usize| args.get(i).and_then(Value::as_str).map_or(0, str::len);
+    let bytes = match method {
+        // Each part is a value of its own.
+        "split" | "splitlines" | "rsplit" => text.len().saturating_mul(64),
+        "replace" => {
+            let places = text.len() / len(0).max(1) + 1;
+            text.len().saturating_add(places.saturating_mul(len(1)))
+        }
+        _ => text.len(),
+    };
+    state.consume_fuel(bytes as u64 / 64)
 }

@@ -291,8 +291,10 @@ impl Weights {
     pub fn get_as(&self, shape: &[usize], name: &str, dtype: DType) -> Result<Tensor> {
         let read = |dtype| self.read(shape, name, dtype);
         match &self.adapter {
-            None => read(dtype),
-            Some(adapter) => adapter.apply(&self.full_name(name), dtype, &self.device, read),
+            Some(adapter) if self.outline.is_none() => {
+                adapter.apply(&self.full_name(name), dtype, &self.device, read)
+            }
+            _ => read(dtype),
         }
     }
 
@@ -536,12 +538,24 @@ fn open_shards(dir: &Path, path: PathBuf) -> Result<Files> {
     Ok(files)
 }
 
+/// What to say of a file that [`is_lfs_pointer`].
+pub(super) const LFS_POINTER: &str = "is a Git LFS pointer, which stands for the file in a clone without Git LFS: run \
+     git lfs pull in the clone, or fetch the model with hf download";
+
+/// Whether the bytes are those of a pointer that Git LFS puts in a file's place.
+pub(super) fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"version https://git-lfs.github.com/spec/")
+}
+
 fn add_shard(files: &mut Files, path: PathBuf) -> Result<()> {
     let file = File::open(&path).map_err(Error::io(&path))?;
     // SAFETY: the map is read only; that nobody rewrites a checkpoint in use is the same trust as in reading it twice.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
     let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
-        let message = format!("not a whole safetensors file of {} bytes: {e}", map.len());
+        let message = match is_lfs_pointer(&map) {
+            true => LFS_POINTER.to_owned(),
+            false => format!("not a whole safetensors file of {} bytes: {e}", map.len()),
+        };
         Error::invalid(&path, "", message)
     })?;
     // Eight bytes of header length come before the header, the tensors after it.

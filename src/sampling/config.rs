@@ -264,9 +264,12 @@ impl SamplingConfig {
         canonical_json(&self.fields(&[]))
     }
 
-    /// As [`SamplingConfig::canonical`], without the fields that only choose among candidates: guidance and attempts.
+    /// As [`SamplingConfig::canonical`], without the fields that only choose among candidates: guidance and attempts; and with
+    /// `text_rule`, [`TEXT_RULE`].
     pub fn canonical_generation(&self) -> String {
-        canonical_json(&self.fields(&ACCEPTANCE))
+        let mut fields = self.fields(&ACCEPTANCE);
+        fields["text_rule"] = TEXT_RULE.into();
+        canonical_json(&fields)
     }
 
     /// Rows `[setting, default, paper, source, meaning]` of the documentation's table; values as in TOML.
@@ -304,6 +307,12 @@ impl SamplingConfig {
 fn check(field: &'static str, got: impl ToString, valid: bool, expected: &str) -> Result<()> {
     if valid { Ok(()) } else { Err(Error::argument("sampling config", field, got, expected)) }
 }
+
+/// How tokens became the texts of a store. Where it is absent, rule 1: text after an invalid byte
+/// token was missing, and so was an incomplete character at the end. Rule 2: texts are the
+/// tokenizer's decoding of all drawn tokens; and pictures of a checkpoint in the original LLaVA layout
+/// are not turned by their EXIF orientation.
+pub const TEXT_RULE: u32 = 2;
 
 /// JSON with keys sorted at every level, no blanks, and -0 written as 0.
 fn canonical_json(value: &Value) -> String {

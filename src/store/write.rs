@@ -203,7 +203,7 @@ pub(super) fn add_encoder(
     connection
         .execute(
             "INSERT INTO encoders (fingerprint, name, dim, max_tokens) VALUES (?1, ?2, ?3, ?4) \
-             ON CONFLICT (fingerprint) DO NOTHING",
+             ON CONFLICT (fingerprint) DO UPDATE SET name = excluded.name",
             params![fingerprint, name, dim, max_tokens],
         )
         .map_err(sql(path))?;
@@ -221,8 +221,16 @@ pub(super) fn add_encoder(
             },
         )
         .map_err(sql(path))?;
-    if stored != *encoder {
-        return Err(store_error(path, format!("encoder is stored as {stored:?}, got {encoder:?}")));
+    for (what, stored, got) in
+        [("dim", stored.dim, encoder.dim), ("max_tokens", stored.max_tokens, encoder.max_tokens)]
+    {
+        if stored != got {
+            let message = format!(
+                "the encoder {name} (fingerprint {fingerprint}) is stored with {what} {stored}, and has {got} now though its files \
+                 are the same: use another run folder"
+            );
+            return Err(store_error(path, message));
+        }
     }
     Ok(())
 }

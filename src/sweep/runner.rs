@@ -56,6 +56,7 @@ impl<'a> Runner<'a> {
         let begun = Instant::now();
         let mut dataset = open_dataset(config, progress)?;
         let encoders = load_encoders(&config.grid, &options.device)?;
+        encoders.iter().flat_map(SentenceEncoder::warnings).for_each(|text| progress.warn(text));
         let images = checked(&mut dataset, config, options, progress)?;
         let dtype = &config.model.dtype;
         device::dtype(dtype)?;
@@ -206,6 +207,16 @@ pub fn load_encoders(grid: &Grid, device: &Device) -> Result<Vec<SentenceEncoder
             );
             let field = format!("field grid.encoders[{i}]");
             return Err(Error::invalid("configuration", field, message));
+        }
+        if let Some(twin) = encoders.iter().find(|e| e.fingerprint() == encoder.fingerprint()) {
+            let (first, name) = (twin.name(), encoder.name());
+            return Err(Error::invalid(
+                "configuration",
+                format!("field grid.encoders[{i}]"),
+                format!(
+                    "{name:?} has the same files as {first:?}, so its cells would be the same; leave one out"
+                ),
+            ));
         }
         encoders.push(encoder);
     }

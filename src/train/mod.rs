@@ -23,6 +23,6 @@ pub use loss::{LogProbs, Value};
 pub use pairs::{Pair, Pairs, read_exported, read_pairs, read_some};
 pub use run::{Line, Means, Options, Outcome, run};
 pub use sequence::Sequences;
-pub use settings::{Loss, Online, Settings};
+pub use settings::{Loss, Online, Settings, Tokens};
 pub use source::PairSource;
 pub use trainer::{BatchStats, Example, Trainer};

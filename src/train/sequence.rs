@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 
 use super::pairs::Pair;
-use super::settings::Loss;
+use super::settings::{Loss, Settings, Tokens};
 use crate::engine::{Entry, entries, places};
 use crate::models::{ImageLayout, Model, Place};
 use crate::ops::attend::{AttendPlan, Block, Segment};
@@ -35,27 +35,51 @@ impl Sequences {
     ///
     /// # Errors
     /// A prompt that the template refuses; more places than the model has positions.
-    pub fn new(model: &Model, pair: &Pair, layouts: &[ImageLayout], loss: Loss) -> Result<Self> {
+    pub fn new(
+        model: &Model,
+        pair: &Pair,
+        layouts: &[ImageLayout],
+        settings: &Settings,
+    ) -> Result<Self> {
         let image_tokens: Vec<usize> = layouts.iter().map(|layout| layout.tokens).collect();
+        let image_tokens = image_tokens.as_slice();
         let refuse = |message: String| {
             Error::invalid("", &pair.place, format!("pair {:?} has {message}", pair.id))
         };
         let prompt = model.prompt(&pair.turns)?;
         let end = model.format.eos_ids().first().copied();
-        let answers = match loss {
+        let answers = match settings.loss {
             Loss::Sft => vec![&pair.chosen],
             Loss::Sigmoid | Loss::Ipo => vec![&pair.chosen, &pair.rejected],
         };
         let (mut all, mut firsts) = (Vec::new(), Vec::new());
         for answer in answers {
-            let encoded = model.format.encode_with_offsets(&prompt.with_answer(answer))?;
-            // One offset for each token and each image: places before the first that reaches into the answer's part.
-            let before = encoded.offsets.iter().take_while(|(_, end)| *end <= prompt.text.len());
-            let extra: usize = image_tokens.iter().map(|tokens| tokens.saturating_sub(1)).sum();
-            firsts.push(before.count() + extra);
-            let mut places = entries(&encoded.pieces, &image_tokens).map_err(|images| {
+            let lacking = |images| {
                 refuse(format!("{images} images in its prompt, but {} files", image_tokens.len()))
-            })?;
+            };
+            let mut places = match settings.tokenisation {
+                Tokens::Whole => {
+                    let text = prompt.with_answer(answer);
+                    let encoded = model.format.encode_with_offsets(&text)?;
+                    // One offset for each token and each image: places before the first that reaches into the answer's part.
+                    let offsets = encoded.offsets.iter();
+                    let before = offsets.take_while(|(_, end)| *end <= prompt.text.len()).count();
+                    let extra: usize =
+                        image_tokens.iter().map(|tokens| tokens.saturating_sub(1)).sum();
+                    firsts.push(before + extra);
+                    entries(&encoded.pieces, image_tokens).map_err(lacking)?
+                }
+                Tokens::Trl => {
+                    let format = &model.format;
+                    let pieces = format.encode_bare(&prompt.text)?.pieces;
+                    let mut places = entries(&pieces, image_tokens).map_err(lacking)?;
+                    firsts.push(places.len());
+                    let answer = format!("{}{answer}", prompt.separator);
+                    let pieces = format.encode_bare(&answer)?.pieces;
+                    places.extend(entries(&pieces, &[]).map_err(lacking)?);
+                    places
+                }
+            };
             places.extend(end.map(Entry::Token));
             all.push(places);
         }
@@ -107,7 +131,8 @@ impl Sequences {
 
 /// How the tokens of a pair's images are laid out, from their headers.
 pub(super) fn layouts(model: &Model, pair: &Pair) -> Result<Vec<ImageLayout>> {
-    let sizes = pair.images.iter().map(|picture| picture.dimensions());
+    let turned = model.turns_pictures();
+    let sizes = pair.images.iter().map(|picture| picture.dimensions_as(turned));
     model.layouts(&sizes.collect::<Result<Vec<_>>>()?)
 }
 

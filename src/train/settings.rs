@@ -18,12 +18,26 @@ pub enum Loss {
     Sft,
 }
 
+/// How a prompt and an answer become tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tokens {
+    /// As one text, after the special tokens that the tokenizer puts in front (BOS) unless the template writes them: as in
+    /// sampling, so the model is trained on the sequences that it writes.
+    #[default]
+    Whole,
+    /// Apart, and nothing is put in front of what the template writes, as TRL has it.
+    Trl,
+}
+
 /// How a model is trained on pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// What is minimised.
     pub loss: Loss,
+    /// How a prompt and an answer become tokens.
+    pub tokenisation: Tokens,
     /// Strength of the pull to the reference model.
     pub beta: f64,
     /// Assumed share of pairs that are the wrong way round, in [0, 0.5); of the sigmoid loss.
@@ -77,6 +91,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             loss: Loss::Sigmoid,
+            tokenisation: Tokens::Whole,
             beta: 0.1,
             label_smoothing: 0.0,
             rank: 128,
@@ -103,6 +118,9 @@ impl Default for Settings {
         }
     }
 }
+
+/// Passes over the pairs that are no slip of the keyboard.
+const MOST_EPOCHS: u32 = 100_000;
 
 /// Names of a language model's dense layers.
 const LAYERS: [&str; 7] =
@@ -134,7 +152,12 @@ impl Settings {
                 self.projector_learning_rate,
                 "positive",
             ),
-            ("epochs", self.epochs > 0, f64::from(self.epochs), "at least 1"),
+            (
+                "epochs",
+                (1..=MOST_EPOCHS).contains(&self.epochs),
+                f64::from(self.epochs),
+                "between 1 and 100000",
+            ),
             ("batch", self.batch > 0, self.batch as f64, "at least 1"),
             ("warmup", (0.0..=1.0).contains(&self.warmup), self.warmup, "in [0, 1]"),
             (

@@ -138,7 +138,7 @@ impl Trainer {
     /// As [`Sequences::new`], and an image that cannot be read.
     pub fn example(&self, pair: &Pair) -> Result<Example> {
         let layouts = layouts(&self.model, pair)?;
-        let sequences = Sequences::new(&self.model, pair, &layouts, self.settings.loss)?;
+        let sequences = Sequences::new(&self.model, pair, &layouts, &self.settings)?;
         Ok(Example {
             pair: pair.clone(),
             sequences,
@@ -322,7 +322,11 @@ impl Trainer {
         if let Some(known) = self.images.lock().ok().as_deref().and_then(known) {
             return Ok(known);
         }
-        let pixels = self.model.preprocess_as(&picture.open()?, layout)?;
+        let opened = picture.open_as(self.model.turns_pictures())?;
+        let pixels = self
+            .model
+            .preprocess_as(&opened, layout)
+            .map_err(|error| Error::invalid(picture.name(), "", error.to_string()))?;
         let found = self.model.vision_features(&pixels)?;
         let bytes = found.elem_count() * found.dtype().size_in_bytes();
         if let Ok(mut images) = self.images.lock()

@@ -93,7 +93,7 @@ fn key_of_the_default_configuration_is_pinned() {
         concat!(
             r#"{"cut":"word","law":"bernoulli","max_response_tokens":1024,"max_sentence_tokens":128,"min_p":0.0,"#,
             r#""newlines":"image","noise_steps":0,"positions":"original","repetition_penalty":1.0,"rho":0.99,"#,
-            r#""sentences":"unicode","swap_probability":0.5,"temperature":1.0,"top_k":0,"top_p":1.0,"yes_no":"word"}"#
+            r#""sentences":"unicode","swap_probability":0.5,"temperature":1.0,"text_rule":2,"top_k":0,"top_p":1.0,"yes_no":"word"}"#
         )
     );
     let hex: String = key(&default).hash().iter().map(|byte| format!("{byte:02x}")).collect();

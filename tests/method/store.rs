@@ -234,6 +234,12 @@ fn scores_are_all_or_nothing() {
     store.add_encoder(&encoder("mini")).unwrap();
     let changed = EncoderInfo { dim: 768, ..encoder("mini") };
     assert_says(&message(store.add_encoder(&changed)), &["384", "768", "fp-mini"]);
+    assert!(!message(store.add_encoder(&changed)).contains("EncoderInfo"));
+    // The same files under another name go on. Regression: a folder that was renamed ended the run.
+    let renamed = EncoderInfo { name: "renamed".into(), ..encoder("mini") };
+    store.add_encoder(&renamed).unwrap();
+    assert_eq!(store.encoders().unwrap(), [renamed]);
+    store.add_encoder(&encoder("mini")).unwrap();
     store.add_encoder(&encoder("other")).unwrap();
 
     let unknown = [score(0, 1, true, 0.5), score(42, 1, true, 0.5)];

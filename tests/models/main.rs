@@ -5,9 +5,11 @@ mod answers;
 mod assemble;
 #[path = "../common/mod.rs"]
 mod common;
+mod detokeniser;
 mod encoder;
 mod engine;
 mod families;
+mod limits;
 mod llava;
 mod qwen;
 mod train;

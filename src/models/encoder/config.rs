@@ -1,12 +1,14 @@
 //! `config.json` of the encoders.
 
 use crate::models::files::refuse_quantised;
+use crate::models::settings;
 use crate::ops::act::Activation;
 use crate::{Error, Result};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::path::Path;
 
-/// What the four architectures need to know, under Hugging Face's names.
+/// What the architectures need to know, under Hugging Face's names (for DistilBERT, by its own).
 #[derive(Clone, Debug, Deserialize)]
 #[non_exhaustive]
 pub struct Config {
@@ -15,15 +17,19 @@ pub struct Config {
     /// Rows of the word table.
     pub vocab_size: usize,
     /// H.
+    #[serde(alias = "dim")]
     pub hidden_size: usize,
     /// Layers.
+    #[serde(alias = "n_layers")]
     pub num_hidden_layers: usize,
     /// Heads; divides H.
+    #[serde(alias = "n_heads")]
     pub num_attention_heads: usize,
     /// Width of the feed-forward layer.
+    #[serde(alias = "hidden_dim")]
     pub intermediate_size: usize,
     /// The feed-forward activation.
-    #[serde(default = "gelu")]
+    #[serde(default = "gelu", alias = "activation")]
     pub hidden_act: String,
     /// Rows of the position table.
     pub max_position_embeddings: usize,
@@ -74,8 +80,10 @@ impl Config {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let config: Self =
-            serde_json::from_str(&text).map_err(|e| Error::invalid(&path, "", e.to_string()))?;
+        let wrong = |e: serde_json::Error| Error::invalid(&path, "", e.to_string());
+        let fields: Map<String, Value> = serde_json::from_str(&text).map_err(wrong)?;
+        let config: Self = serde_json::from_str(&text).map_err(wrong)?;
+        settings::ENCODER.check(&fields, &path)?;
         refuse_quantised(config.quantization_config.as_ref(), &path)?;
         let invalid = |field: &str, message: String| {
             Err(Error::invalid(&path, format!("field {field}"), message))

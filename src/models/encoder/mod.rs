@@ -1,4 +1,4 @@
-//! Sentence encoders: BERT, MPNet, RoBERTa and XLM-RoBERTa, from sentence-transformers folders as they are.
+//! Sentence encoders: BERT, DistilBERT, MPNet, RoBERTa, CamemBERT and XLM-RoBERTa, from sentence-transformers folders as they are.
 //!
 //! Batches are ragged from end to end: sequences lie packed one after the other, `[sum T, H]`, beside their offsets
 //! `cu_seqlens`. No padding is ever computed, and a sequence does not see its neighbours.
@@ -8,16 +8,19 @@
 mod bert;
 mod choice;
 mod config;
+mod distilbert;
 mod modules;
 mod mpnet;
 mod roberta;
 mod sentence;
 mod stack;
+mod text;
 mod xlm_roberta;
 
 pub use bert::Bert;
 pub use choice::{Choice, Variant};
 pub use config::Config;
+pub use distilbert::DistilBert;
 pub use mpnet::Mpnet;
 pub use roberta::Roberta;
 pub use sentence::{Embeddings, SentenceEncoder};
@@ -53,13 +56,15 @@ pub fn load_network(dir: &Path, weights: &Weights) -> Result<Box<dyn Encoder>> {
     let config = Config::load(dir)?;
     Ok(match config.model_type.as_str() {
         "bert" => Box::new(Bert::load(&config, weights)?),
+        "distilbert" => Box::new(DistilBert::load(&config, weights)?),
         "mpnet" => Box::new(Mpnet::load(&config, weights)?),
-        "roberta" => Box::new(Roberta::load(&config, weights)?),
+        // CamemBERT is RoBERTa on French.
+        "roberta" | "camembert" => Box::new(Roberta::load(&config, weights)?),
         "xlm-roberta" => Box::new(XlmRoberta::load(&config, weights)?),
         other => {
             return Err(Error::unsupported(
                 format!("model_type {other:?} in {}", dir.join("config.json").display()),
-                "encoders are bert, mpnet, roberta or xlm-roberta",
+                "encoders are bert, distilbert, mpnet, roberta, camembert or xlm-roberta",
             ));
         }
     })

@@ -1,5 +1,7 @@
 //! The JSON files of a sentence-transformers folder.
 
+use super::text;
+use crate::models::settings::Table;
 use crate::ops::act::Activation;
 use crate::ops::pool::Mode;
 use crate::{Error, Result};
@@ -40,10 +42,12 @@ pub(super) struct Dense {
     pub(super) activation: Activation,
 }
 
-/// A module after pooling.
+/// A module after pooling; dropout is left out, since it does nothing but in training.
 #[derive(Debug)]
 pub(super) enum Module {
     Normalize,
+    /// Of vectors of so many components, with the weights in this folder.
+    LayerNorm(PathBuf, usize),
     Dense(Dense),
 }
 
@@ -60,6 +64,8 @@ pub(super) struct Modules {
     pub(super) truncate_dim: Option<usize>,
     pub(super) max_tokens: Option<usize>,
     pub(super) lower_case: bool,
+    /// What a user should know of the folder.
+    pub(super) warnings: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -73,6 +79,13 @@ impl Modules {
     /// `prompt` is the name of one of the prompts, empty for none; the default one where absent.
     pub(super) fn load(dir: &Path, prompt: Option<&str>) -> Result<Self> {
         let path = dir.join("modules.json");
+        if !path.is_file() && dir.join("config.json").is_file() {
+            return Self::of_network(dir, prompt);
+        }
+        let listed: Vec<Map<String, Value>> = read(&path)?;
+        for entry in &listed {
+            ENTRY.check(entry, &path)?;
+        }
         let entries: Vec<ModuleEntry> = read(&path)?;
         let kinds: Vec<&str> =
             entries.iter().map(|e| e.kind.rsplit('.').next().unwrap_or_default()).collect();
@@ -94,10 +107,15 @@ impl Modules {
             head.push(match *kind {
                 "Normalize" => read_normalize(&inside(dir, &entry.path, &path)?)?,
                 "Dense" => Module::Dense(read_dense(inside(dir, &entry.path, &path)?)?),
+                "LayerNorm" => read_layer_norm(inside(dir, &entry.path, &path)?)?,
+                "Dropout" => {
+                    read_dropout(&inside(dir, &entry.path, &path)?)?;
+                    continue;
+                }
                 _ => {
                     return Err(Error::unsupported(
                         format!("module {:?} in {}", entry.kind, path.display()),
-                        "after Pooling there may be Normalize and Dense",
+                        "after Pooling there may be Normalize, Dense, LayerNorm and Dropout",
                     ));
                 }
             });
@@ -112,9 +130,93 @@ impl Modules {
             truncate_dim,
             max_tokens,
             lower_case,
+            warnings: Vec::new(),
+        })
+    }
+
+    /// Of a folder with a network alone: its vectors are means over tokens, as sentence-transformers has it.
+    fn of_network(dir: &Path, prompt: Option<&str>) -> Result<Self> {
+        let pooling = PoolingFile {
+            pooling: Pooling { modes: vec![Mode::Mean], declared: None },
+            include_prompt: true,
+        };
+        let usage = dir.join("config_sentence_transformers.json");
+        let (prompt, truncate_dim) = read_usage(&usage, prompt, &pooling)?;
+        let (max_tokens, lower_case) = read_limits(dir)?;
+        Ok(Self {
+            transformer_dir: dir.to_owned(),
+            pooling: pooling.pooling,
+            pooling_path: dir.join("config.json"),
+            head: Vec::new(),
+            prompt,
+            truncate_dim,
+            max_tokens,
+            lower_case,
+            warnings: vec![format!(
+                "{} has no modules.json: its vectors are the means of its token states, as sentence-transformers makes them of \
+                 such a folder",
+                dir.display()
+            )],
         })
     }
 }
+
+/// An entry of `modules.json`.
+const ENTRY: Table = Table { read: &["path", "type"], free: &["idx", "name"], only: &[] };
+
+/// `config_sentence_transformers.json`.
+const USAGE: Table = Table {
+    read: &["prompts", "default_prompt_name", "truncate_dim"],
+    free: &["__version__", "similarity_fn_name", "model_type"],
+    only: &[],
+};
+
+/// The files of modules after pooling.
+const DENSE: Table = Table {
+    read: &[
+        "in_features",
+        "out_features",
+        "bias",
+        "activation_function",
+        "module_input_name",
+        "module_output_name",
+    ],
+    free: &[],
+    only: &[("use_residual", &[], "a Dense module without a residual is expected")],
+};
+const NORMALIZE: Table =
+    Table { read: &["module_input_name", "module_output_name"], free: &[], only: &[] };
+const LAYER_NORM: Table = Table { read: &["dimension"], free: &[], only: &[] };
+const DROPOUT: Table = Table { read: &[], free: &["dropout"], only: &[] };
+
+/// The file with the length limit.
+const LIMITS: Table = Table {
+    read: &["max_seq_length", "do_lower_case", "transformer_task"],
+    free: &[],
+    only: &[
+        (
+            "model_args",
+            &[],
+            "settings of the model's class are not passed on: put them into config.json",
+        ),
+        (
+            "tokenizer_args",
+            &[],
+            "settings of the tokenizer are not passed on: put them into tokenizer_config.json",
+        ),
+        (
+            "config_args",
+            &[],
+            "settings of the configuration are not passed on: put them into config.json",
+        ),
+        (
+            "modality_config",
+            &[r#"{"text": {"method": "forward", "method_output_name": "last_hidden_state"}}"#],
+            "texts alone are embedded, by the network's last states",
+        ),
+        ("module_output_name", &[r#""token_embeddings""#], "the network's last states are pooled"),
+    ],
+};
 
 /// A module's folder, which must lie in the model's.
 fn inside(dir: &Path, path: &str, file: &Path) -> Result<PathBuf> {
@@ -228,6 +330,9 @@ fn read_usage(
         #[serde(default)]
         truncate_dim: Option<Value>,
     }
+    if path.is_file() {
+        USAGE.check(&read(path)?, path)?;
+    }
     let file: File = if path.is_file() { read(path)? } else { File::default() };
     let truncate_dim = match &file.truncate_dim {
         None => None,
@@ -283,36 +388,51 @@ fn check_names(fields: &Map<String, Value>, path: &Path) -> Result<()> {
 fn read_normalize(dir: &Path) -> Result<Module> {
     let path = dir.join("config.json");
     if path.is_file() {
-        check_names(&read(&path)?, &path)?;
+        let fields = read(&path)?;
+        NORMALIZE.check(&fields, &path)?;
+        check_names(&fields, &path)?;
     }
     Ok(Module::Normalize)
+}
+
+fn read_layer_norm(dir: PathBuf) -> Result<Module> {
+    let path = dir.join("config.json");
+    let fields: Map<String, Value> = read(&path)?;
+    LAYER_NORM.check(&fields, &path)?;
+    Ok(Module::LayerNorm(dir, size(&fields, "dimension", &path)?))
+}
+
+fn read_dropout(dir: &Path) -> Result<()> {
+    let path = dir.join("config.json");
+    if path.is_file() { DROPOUT.check(&read(&path)?, &path) } else { Ok(()) }
+}
+
+/// A positive integer.
+fn size(fields: &Map<String, Value>, name: &str, path: &Path) -> Result<usize> {
+    match fields.get(name).and_then(Value::as_u64) {
+        Some(n) if n > 0 => Ok(n as usize),
+        _ => {
+            let message = format!("{:?}, expected a positive integer", fields.get(name));
+            Err(Error::invalid(path, format!("field {name}"), message))
+        }
+    }
 }
 
 fn read_dense(dir: PathBuf) -> Result<Dense> {
     let path = dir.join("config.json");
     let fields: Map<String, Value> = read(&path)?;
+    DENSE.check(&fields, &path)?;
     check_names(&fields, &path)?;
-    let size = |name: &str| match fields.get(name).and_then(Value::as_u64) {
-        Some(n) if n > 0 => Ok(n as usize),
-        _ => {
-            let message = format!("{:?}, expected a positive integer", fields.get(name));
-            Err(Error::invalid(&path, format!("field {name}"), message))
-        }
-    };
-    let (input, output) = (size("in_features")?, size("out_features")?);
-    let on = |name: &str, default: bool| match fields.get(name) {
-        None | Some(Value::Null) => Ok(default),
-        Some(Value::Bool(value)) => Ok(*value),
+    let input = size(&fields, "in_features", &path)?;
+    let output = size(&fields, "out_features", &path)?;
+    let bias = match fields.get("bias") {
+        None | Some(Value::Null) => true,
+        Some(Value::Bool(value)) => *value,
         Some(value) => {
             let message = format!("{value}, expected a boolean");
-            Err(Error::invalid(&path, format!("field {name}"), message))
+            return Err(Error::invalid(&path, "field bias", message));
         }
     };
-    let bias = on("bias", true)?;
-    if on("use_residual", false)? {
-        let what = format!("use_residual in {}", path.display());
-        return Err(Error::unsupported(what, "a Dense module without a residual is expected"));
-    }
     let name = match fields.get("activation_function") {
         None => "Tanh",
         Some(value) => value.as_str().and_then(|s| s.rsplit('.').next()).unwrap_or_default(),
@@ -341,11 +461,6 @@ fn read_limits(dir: &Path) -> Result<(Option<usize>, bool)> {
         do_lower_case: bool,
         transformer_task: Option<String>,
     }
-    #[derive(Default, Deserialize)]
-    struct TokenizerLimits {
-        // A float: "no limit" is written as 1e30.
-        model_max_length: Option<f64>,
-    }
     const NAMES: [&str; 7] = [
         "sentence_bert_config.json",
         "sentence_roberta_config.json",
@@ -356,6 +471,9 @@ fn read_limits(dir: &Path) -> Result<(Option<usize>, bool)> {
         "sentence_xlnet_config.json",
     ];
     let path = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
+    if let Some(path) = &path {
+        LIMITS.check(&read(path)?, path)?;
+    }
     let limits: Limits = path.as_deref().map(read).transpose()?.unwrap_or_default();
     match limits.transformer_task.as_deref() {
         None | Some("feature-extraction") => {}
@@ -364,10 +482,6 @@ fn read_limits(dir: &Path) -> Result<(Option<usize>, bool)> {
             return Err(Error::unsupported(what, "only \"feature-extraction\" gives vectors"));
         }
     }
-    let tokenizer = dir.join("tokenizer_config.json");
-    let fallback: TokenizerLimits =
-        if tokenizer.is_file() { read(&tokenizer)? } else { TokenizerLimits::default() };
-    // A float beyond the integers becomes the largest one: no limit.
-    let max = limits.max_seq_length.or(fallback.model_max_length.map(|n| n as usize));
-    Ok((max, limits.do_lower_case))
+    let fallback = text::Settings::read(dir)?.max_tokens()?;
+    Ok((limits.max_seq_length.or(fallback), limits.do_lower_case))
 }

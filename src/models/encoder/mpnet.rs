@@ -1,7 +1,9 @@
 //! MPNet (Song et al. 2020): BERT's layers with positions counted from 2, no token types, and a bias by relative
 //! position, shared by all layers, on every attention score.
 
-use super::stack::{Embedding, Names, Stack, check_offsets, padded_positions, without_prefix};
+use super::stack::{
+    BERT_NAMES, Embedding, Names, Stack, check_offsets, padded_positions, without_prefix,
+};
 use super::{Config, Encoder};
 use crate::models::weights::Weights;
 use crate::ops::attend::RelativeBias;
@@ -12,10 +14,13 @@ const NAMES: Names = Names {
     qkv: ["attention.attn.q", "attention.attn.k", "attention.attn.v"],
     attention_out: "attention.attn.o",
     attention_norm: "attention.LayerNorm",
+    ..BERT_NAMES
 };
 
 /// The padding token's number: fixed by the architecture, whatever the config says.
 const PADDING: u32 = 1;
+/// Buckets of the bias.
+const BUCKETS: usize = 32;
 /// Distances from here on share the last bucket.
 const MAX_DISTANCE: f32 = 128.0;
 
@@ -32,15 +37,19 @@ impl Mpnet {
     /// Takes the weights, with or without the prefix `mpnet.`.
     ///
     /// # Errors
-    /// As [`Weights::get`]; [`Error::Unsupported`] for fewer than 4 buckets.
+    /// As [`Weights::get`]; [`Error::Unsupported`] for another number of buckets than transformers computes with.
     pub fn load(config: &Config, weights: &Weights) -> Result<Self> {
         let weights = without_prefix(weights, &["mpnet"]);
         let max_tokens = config.max_position_embeddings.saturating_sub(PADDING as usize + 1).max(1);
         let buckets = config.relative_attention_num_buckets;
-        if buckets < 4 {
+        if buckets != BUCKETS {
             let what = format!("relative_attention_num_buckets {buckets}");
-            return Err(Error::unsupported(what, "MPNet needs at least 4"));
+            let message =
+                format!("transformers computes MPNet with {BUCKETS}, whatever the config says");
+            return Err(Error::unsupported(what, message));
         }
+        // Its shape bounds what follows, which grows with the number of positions.
+        let embedding = Embedding::load(config, &weights, false)?;
         let shape = [buckets, config.num_attention_heads];
         let by_bucket =
             weights.get_as(&shape, "encoder.relative_attention_bias.weight", DType::F32)?;
@@ -49,7 +58,7 @@ impl Mpnet {
         let of_distance = Tensor::new(of_distance, weights.device())?;
         let table = by_bucket.index_select(&of_distance, 0)?.t()?.contiguous()?;
         Ok(Self {
-            embedding: Embedding::load(config, &weights, false)?,
+            embedding,
             stack: Stack::load(config, &weights, &NAMES)?,
             bias: RelativeBias { table, max: max_tokens },
             hidden: config.hidden_size,

@@ -1,16 +1,19 @@
 //! From text to vector: a sentence-transformers folder as one pipeline.
 //!
-//! What is read: `modules.json` (Transformer, Pooling, Normalize, Dense), `config.json`, `tokenizer.json`,
-//! `sentence_bert_config.json` or its older names, `tokenizer_config.json` (the length limit, if no other file has one),
-//! `config_sentence_transformers.json` (prompts, `truncate_dim`), and safetensors weights. Anything else that would change
-//! the vectors is refused, never ignored.
+//! What is read: `modules.json` (Transformer, Pooling, Normalize, Dense, LayerNorm, Dropout), `config.json`, `tokenizer.json` or
+//! `vocab.txt`, `sentence_bert_config.json` or its older names, `tokenizer_config.json` (the length limit, if no other file has
+//! one, and how BERT's tokenizers normalise), `config_sentence_transformers.json` (prompts, `truncate_dim`), and safetensors
+//! weights. A folder without `modules.json` gives means over tokens. Anything else that would change the vectors is refused by
+//! name ([`settings`](crate::models::settings)), never ignored.
 
 use super::choice::Choice;
 use super::modules::{Dense, Module, Modules, Pooling};
+use super::text::Settings;
 use super::{Config, Encoder, load_network};
 use crate::models::tokenizer::{Encoding, Tokenizer};
 use crate::models::weights::Weights;
 use crate::ops::act::bias_act;
+use crate::ops::norm::layer_norm;
 use crate::ops::pool::{Mode, Options, Rows, pool};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -50,10 +53,12 @@ pub struct SentenceEncoder {
     token_budget: usize,
     on_cpu: bool,
     products: usize,
+    warnings: Vec<String>,
 }
 
 enum Head {
     Normalize,
+    LayerNorm { weight: Tensor, bias: Tensor },
     Dense { weight: Tensor, bias: Option<Tensor>, dense: Dense },
 }
 
@@ -71,7 +76,9 @@ impl SentenceEncoder {
         let modules = Modules::load(dir, choice.variant.prompt.as_deref())?;
         let weights = Weights::open(&modules.transformer_dir, device, dtype)?;
         let network = load_network(&modules.transformer_dir, &weights)?;
-        let mut tokenizer = Tokenizer::load(&modules.transformer_dir)?;
+        let config = Config::load(&modules.transformer_dir)?;
+        let settings = Settings::read(&modules.transformer_dir)?;
+        let mut tokenizer = settings.tokenizer(&modules.transformer_dir, &config)?;
         if modules.lower_case {
             tokenizer.lower_case()?;
         }
@@ -86,6 +93,7 @@ impl SentenceEncoder {
             head.push(match module {
                 Module::Normalize => Head::Normalize,
                 Module::Dense(dense) => load_dense(dense, &mut dim, device)?,
+                Module::LayerNorm(dir, declared) => load_layer_norm(&dir, declared, dim, device)?,
             });
         }
         let full_dim = dim;
@@ -95,7 +103,6 @@ impl SentenceEncoder {
             return Err(Error::invalid(dir, "option dim", message));
         }
         let kept = choice.variant.dim.or(modules.truncate_dim);
-        let config = Config::load(&modules.transformer_dir)?;
         let (h, wide) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
             name: choice.name(),
@@ -111,6 +118,7 @@ impl SentenceEncoder {
             token_budget: if device.is_cpu() { TOKEN_BUDGET_ON_CPU } else { TOKEN_BUDGET },
             on_cpu: device.is_cpu(),
             products: config.num_hidden_layers * (4 * h * h + 2 * h * wide),
+            warnings: modules.warnings,
         })
     }
 
@@ -203,6 +211,9 @@ impl SentenceEncoder {
         for head in &self.head {
             x = match head {
                 Head::Normalize => normalize(&x)?,
+                Head::LayerNorm { weight, bias } => {
+                    layer_norm(&x, None, weight, Some(bias), LAYER_NORM_EPS)?
+                }
                 Head::Dense { weight, bias, dense } => {
                     bias_act(&x.matmul(weight)?, bias.as_ref(), dense.activation)?
                 }
@@ -236,6 +247,11 @@ impl SentenceEncoder {
         self.products
     }
 
+    /// What a user should know of the folder, a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// What identifies the files and options: see [`Choice::fingerprint`].
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
@@ -248,6 +264,22 @@ fn normalize(x: &Tensor) -> Result<Tensor> {
     let cu_seqlens: Vec<u32> = (0..=rows).collect();
     let options = Options { normalize: true, ..Options::new(Mode::Cls) };
     pool(x, Rows::Packed { cu_seqlens: &cu_seqlens }, &options, None)
+}
+
+/// torch's default, which a LayerNorm module has.
+const LAYER_NORM_EPS: f64 = 1e-5;
+
+/// Reads a LayerNorm module's weights, for vectors of width `dim`.
+fn load_layer_norm(dir: &Path, declared: usize, dim: usize, device: &Device) -> Result<Head> {
+    if declared != dim {
+        let message = format!("{declared}, expected {dim} from the module before");
+        return Err(Error::invalid(dir.join("config.json"), "field dimension", message));
+    }
+    let weights = Weights::open(dir, device, DType::F32)?.pp("norm");
+    Ok(Head::LayerNorm {
+        weight: weights.get(&[dim], "weight")?,
+        bias: weights.get(&[dim], "bias")?,
+    })
 }
 
 /// Reads a Dense module's weights; `dim` is the width before it and becomes the one after it.

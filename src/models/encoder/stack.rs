@@ -9,21 +9,30 @@ use crate::ops::norm::{Add, layer_norm};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 
-/// Names of a layer's tensors, below `encoder.layer.N`.
+/// Names of a layer's tensors.
 pub(super) struct Names {
+    /// What the layers' numbers stand below.
+    pub(super) layers: &'static str,
     /// Query, key and value projections.
     pub(super) qkv: [&'static str; 3],
     /// The projection after attention.
     pub(super) attention_out: &'static str,
     /// The layer norm after it.
     pub(super) attention_norm: &'static str,
+    /// The two projections of the feed-forward part.
+    pub(super) feed: [&'static str; 2],
+    /// The layer norm after it.
+    pub(super) feed_norm: &'static str,
 }
 
 /// BERT's names, which RoBERTa and XLM-RoBERTa keep.
 pub(super) const BERT_NAMES: Names = Names {
+    layers: "encoder.layer",
     qkv: ["attention.self.query", "attention.self.key", "attention.self.value"],
     attention_out: "attention.output.dense",
     attention_norm: "attention.output.LayerNorm",
+    feed: ["intermediate.dense", "output.dense"],
+    feed_norm: "output.LayerNorm",
 };
 
 /// Checkpoints of a task model keep the encoder below its architecture's name; sentence-transformers' do not.
@@ -124,8 +133,14 @@ struct Norm {
 
 impl Norm {
     fn load(weights: &Weights, name: &str, config: &Config) -> Result<Self> {
-        let get = |part: &str| weights.get(&[config.hidden_size], &format!("{name}.{part}"));
-        Ok(Self { weight: get("weight")?, bias: get("bias")?, eps: config.layer_norm_eps })
+        // Checkpoints that began in TensorFlow have the older names.
+        let get = |part: &str, older: &str| {
+            let name = |part: &str| format!("{name}.{part}");
+            let part = if weights.contains(&name(older)) { older } else { part };
+            weights.get(&[config.hidden_size], &name(part))
+        };
+        let (weight, bias) = (get("weight", "gamma")?, get("bias", "beta")?);
+        Ok(Self { weight, bias, eps: config.layer_norm_eps })
     }
 
     /// `norm(x + residual)`, where x still lacks `bias`.
@@ -197,9 +212,9 @@ impl Layer {
             qkv: Linear::load(w, &names.qkv, h, h)?,
             attention_out: Linear::load(w, &[names.attention_out], h, h)?,
             attention_norm: Norm::load(w, names.attention_norm, config)?,
-            feed_in: Linear::load(w, &["intermediate.dense"], h, wide)?,
-            feed_out: Linear::load(w, &["output.dense"], wide, h)?,
-            feed_norm: Norm::load(w, "output.LayerNorm", config)?,
+            feed_in: Linear::load(w, &[names.feed[0]], h, wide)?,
+            feed_out: Linear::load(w, &[names.feed[1]], wide, h)?,
+            feed_norm: Norm::load(w, names.feed_norm, config)?,
         })
     }
 }
@@ -214,7 +229,7 @@ pub(super) struct Stack {
 impl Stack {
     pub(super) fn load(config: &Config, weights: &Weights, names: &Names) -> Result<Self> {
         let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::load(config, &weights.pp(format!("encoder.layer.{i}")), names))
+            .map(|i| Layer::load(config, &weights.pp(format!("{}.{i}", names.layers)), names))
             .collect::<Result<_>>()?;
         let unknown = || Error::unsupported(config.hidden_act.clone(), "unknown activation");
         let activation = config.activation().ok_or_else(unknown)?;

@@ -169,6 +169,11 @@ impl Config {
         (original.and_then(|original| original.conversation), original.is_some())
     }
 
+    /// See [`Model::turns_pictures`](super::Model::turns_pictures).
+    pub(super) fn turns_pictures(&self) -> bool {
+        self.original().is_none()
+    }
+
     /// The family's name, and that of the layout, for people.
     pub(super) fn names(&self) -> (&'static str, &'static str) {
         let layout = if self.original().is_some() { "original LLaVA" } else { "Hugging Face" };
@@ -185,6 +190,31 @@ impl Config {
             Pictures::Qwen(_) => None,
         }
     }
+}
+
+/// Refuses an adapter that the original LLaVA code trained on a bare language model, where `base` is that language model: the
+/// adapter's own files would make the LLaVA of it.
+///
+/// # Errors
+/// [`Error::Unsupported`], with what to give instead; files that are not JSON.
+pub(super) fn check_base(base: &Path, adapter: &Path) -> Result<()> {
+    let Some(own) = Fields::read_if_present(&adapter.join("config.json"))? else { return Ok(()) };
+    if check(base).is_ok() || !llava::original::is_original(&own) {
+        return Ok(());
+    }
+    let kind =
+        Fields::read(&base.join("config.json"))?.str("model_type")?.unwrap_or_default().to_owned();
+    Err(Error::unsupported(
+        format!("the adapter {} on {}", adapter.display(), base.display()),
+        format!(
+            "that base is a bare language model (model type \"{kind}\"), and the base must be a whole LLaVA. This adapter was trained \
+             by the original LLaVA code, which puts the LLaVA together from the language model, the adapter's config.json and its \
+             non_lora_trainables: merge them with that code (scripts/merge_lora_weights.py --model-path {} --model-base {}), and \
+             give the result as the model, without an adapter",
+            adapter.display(),
+            base.display()
+        ),
+    ))
 }
 
 fn not_built(what: &str, name: &str, path: &Path) -> Error {

@@ -1,5 +1,6 @@
 //! Sentence encoders against vectors of sentence-transformers (made by scripts/golden_encoders.py), and their refusals.
 
+mod folders;
 mod half;
 
 use crate::common::place;

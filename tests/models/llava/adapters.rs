@@ -102,7 +102,7 @@ fn adapters_that_do_not_fit_are_named() {
         ),
         ("llava15", json!({"peft_type": "IA3"}), ["IA3", "expected LORA"]),
         ("llava15", json!({"use_dora": true}), ["DoRA", "expected LORA"]),
-        ("llava15", json!({"alpha_pattern": {"q_proj": 2.0}}), ["alpha_pattern", "not built in"]),
+        ("llava15", json!({"fan_in_fan_out": true}), ["fan_in_fan_out", "not built in"]),
     ] {
         let (_dir, adapter) = changed(base, fields);
         let error =

@@ -7,6 +7,7 @@ mod families;
 mod images;
 mod network;
 mod original;
+mod peft;
 mod precision;
 mod prompts;
 mod sentencepiece;

@@ -1,6 +1,6 @@
 //! The same numbers as TRL and PEFT.
 
-use bdhs::train::Loss;
+use bdhs::train::{Loss, Tokens};
 use serde_json::Value;
 
 use super::*;
@@ -34,6 +34,28 @@ fn log_probs_are_those_of_trl() {
             assert!(difference.abs() < 2e-4, "{}: {name}: {difference}", example.pair.place);
         }
     }
+}
+
+/// With the checkpoint as it is, whose tokenizer would put a BOS in front and whose template does not.
+#[test]
+fn tokens_are_those_of_trl_where_that_is_asked_for() {
+    let trainer = |tokenisation| {
+        let settings = Settings { tokenisation, ..settings() };
+        Trainer::new(&golden("llava/llava15"), &place::device(), DType::F32, &settings).unwrap()
+    };
+    let (trl, whole) = (examples(&trainer(Tokens::Trl)), examples(&trainer(Tokens::Whole)));
+    let mut furthest = 0f64;
+    for (i, pair) in expected()["pairs"].as_array().unwrap().iter().enumerate() {
+        for (side, name) in ["reference_chosen", "reference_rejected"].iter().enumerate() {
+            let wanted = pair[*name].as_f64().unwrap();
+            let difference = trl[i].reference[side] - wanted;
+            assert!(difference.abs() < 2e-4, "line {}: {name}: {difference}", trl[i].pair.line);
+            furthest = furthest.max((whole[i].reference[side] - wanted).abs());
+        }
+        assert_eq!(trl[i].sequences.tokens(), whole[i].sequences.tokens());
+        assert_eq!(trl[i].sequences.rows() + 1, whole[i].sequences.rows());
+    }
+    assert!(furthest > 1e-3, "a BOS changes nothing: {furthest}");
 }
 
 #[test]

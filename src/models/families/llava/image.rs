@@ -18,8 +18,9 @@ use super::config::{Config, Generation, default_pinpoints, many_pinpoints};
 use super::original::Aspect;
 use super::patches::BaseView;
 use crate::models::fields::Fields;
+use crate::models::settings::IMAGES;
 use crate::models::vision::pixels::{self, CLIP_MEAN, CLIP_STD};
-use crate::models::vision::resample::{Filter, resize};
+use crate::models::vision::resample::{Filter, Square, columns_first, resize};
 use crate::models::{ImageLayout, Pixels};
 use crate::{Error, Result};
 
@@ -84,6 +85,7 @@ impl ImageProcessor {
             // The settings are CLIP's; the checkpoint says what goes before them.
             Some(original) => (original.processor()?, Kind::of(original.aspect)),
         };
+        fields.check(&IMAGES)?;
         let defaults = kind.defaults();
         let size = size(&fields, "size")?.unwrap_or(defaults.size);
         let cut = size_exact(&fields, "crop_size")?.or(defaults.crop);
@@ -165,18 +167,15 @@ impl ImageProcessor {
     /// # Errors
     /// As [`ImageProcessor::preprocess`].
     pub fn preprocess_as(&self, image: &RgbImage, layout: &ImageLayout) -> Result<Pixels> {
-        let views = match (&self.anyres, &layout.anyres) {
+        let (views, square) = match (&self.anyres, &layout.anyres) {
             (Some((base, tile)), Some(plan)) => {
-                self.views(image, *base, *tile, (plan.height, plan.width))?
+                (self.views(image, *base, *tile, (plan.height, plan.width))?, None)
             }
-            _ => vec![match self.pad_square {
-                Some(colour) => pad_to_square(image, colour),
-                None => image.clone(),
-            }],
+            _ => (vec![image.clone()], self.pad_square.map(|colour| Square { colour })),
         };
         let mut tiles = Vec::with_capacity(views.len() * 3 * self.side * self.side);
         for view in &views {
-            self.finish(view, &mut tiles)?;
+            self.finish(view, square, &mut tiles)?;
         }
         let shape = (views.len(), 3, self.side, self.side);
         Ok(Pixels { tiles: Tensor::from_vec(tiles, shape, &Device::Cpu)?, layout: layout.clone() })
@@ -192,10 +191,10 @@ impl ImageProcessor {
     ) -> Result<Vec<RgbImage>> {
         let (width, height) = (image.width() as usize, image.height() as usize);
         let (w, h) = anyres::inner_size(width, height, best);
-        let inner = self.resized(image, Size::Exact(h, w))?;
+        let inner = self.resized(image, None, Size::Exact(h, w))?;
         let mut canvas = RgbImage::new(best.1 as u32, best.0 as u32);
         paste(&mut canvas, &inner, (best.1 - w) / 2, (best.0 - h) / 2);
-        let mut views = vec![self.resized(image, base)?];
+        let mut views = vec![self.resized(image, None, base)?];
         for top in (0..best.0).step_by(tile) {
             for left in (0..best.1).step_by(tile) {
                 views.push(crop(&canvas, left, top, tile, tile));
@@ -204,13 +203,20 @@ impl ImageProcessor {
         Ok(views)
     }
 
-    /// Resize, crop, rescale and normalise one view; appended channel by channel.
-    fn finish(&self, view: &RgbImage, out: &mut Vec<f32>) -> Result<()> {
-        let mut view = match self.resize {
-            Some(size) => self.resized(view, size)?,
-            None => view.clone(),
+    /// Pad, resize, crop, rescale and normalise one view; appended channel by channel.
+    fn finish(&self, view: &RgbImage, square: Option<Square>, out: &mut Vec<f32>) -> Result<()> {
+        let (width, height) = (view.width() as usize, view.height() as usize);
+        let mut view = match (self.resize, square) {
+            (Some(size), _) => self.resized(view, square, size)?,
+            (None, Some(_)) => {
+                let side = width.max(height);
+                self.resized(view, square, Size::Exact(side, side))?
+            }
+            (None, None) => view.clone(),
         };
         if let Some((h, w)) = self.crop {
+            let (width, height) = (view.width() as usize, view.height() as usize);
+            too_large("after the crop", (width, height), (h.max(height), w.max(width)))?;
             view = center_crop(&view, w, h);
         }
         let side = self.side as u32;
@@ -229,19 +235,35 @@ impl ImageProcessor {
         Ok(())
     }
 
-    fn resized(&self, image: &RgbImage, size: Size) -> Result<RgbImage> {
+    fn resized(&self, image: &RgbImage, square: Option<Square>, size: Size) -> Result<RgbImage> {
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let (h, w) = size.of(width, height);
-        if h.saturating_mul(w) > MAX_PIXELS {
-            return Err(Error::argument(
-                "ImageProcessor::preprocess",
-                "image size",
-                format!("{width}x{height}, {w}x{h} after the resize"),
-                format!("at most {MAX_PIXELS} pixels after the resize"),
-            ));
-        }
-        Ok(resize(image, w as u32, h as u32, self.filter))
+        let (h, w) = match square {
+            Some(_) => size.of(width.max(height), width.max(height)),
+            None => size.of(width, height),
+        };
+        too_large("after the resize", (width, height), (h, w))?;
+        let full = square.map_or((width, height), |_| (width.max(height), width.max(height)));
+        let between = match columns_first(full, (w, h)) {
+            true => (h, width),
+            false => (height, w),
+        };
+        too_large("within the resize", (width, height), between)?;
+        Ok(resize(image, square, w as u32, h as u32, self.filter))
     }
+}
+
+/// Refuses a picture of `given` (width, height) that would need one of `made` (height, width).
+fn too_large(when: &str, given: (usize, usize), made: (usize, usize)) -> Result<()> {
+    let ((width, height), (h, w)) = (given, made);
+    if h.saturating_mul(w) <= MAX_PIXELS {
+        return Ok(());
+    }
+    Err(Error::argument(
+        "ImageProcessor::preprocess",
+        "image size",
+        format!("{width}x{height}, {w}x{h} {when}"),
+        format!("at most {MAX_PIXELS} pixels {when}; cut the picture"),
+    ))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -373,14 +395,6 @@ fn size_exact(fields: &Fields, name: &str) -> Result<Option<(usize, usize)>> {
         Size::Exact(h, w) => (h, w),
         Size::ShortestEdge(n) => (n, n),
     }))
-}
-
-fn pad_to_square(image: &RgbImage, colour: [u8; 3]) -> RgbImage {
-    let (w, h) = image.dimensions();
-    let side = w.max(h);
-    let mut out = RgbImage::from_pixel(side, side, image::Rgb(colour));
-    paste(&mut out, image, ((side - w) / 2) as usize, ((side - h) / 2) as usize);
-    out
 }
 
 /// The middle `width` x `height`; a smaller image is centred on black.

@@ -217,9 +217,13 @@ impl ImageProcessor {
         let (height, width) = self.settings.size(size.0 as usize, size.1 as usize)?;
         let image = match size == (width as u32, height as u32) {
             true => std::borrow::Cow::Borrowed(image),
-            false => {
-                std::borrow::Cow::Owned(resize(image, width as u32, height as u32, self.filter))
-            }
+            false => std::borrow::Cow::Owned(resize(
+                image,
+                None,
+                width as u32,
+                height as u32,
+                self.filter,
+            )),
         };
         let mut pixels = Vec::with_capacity(3 * height * width);
         for (channel, values) in self.values.iter().enumerate() {
