@@ -4,6 +4,7 @@ mod errors;
 mod images;
 mod masks;
 mod network;
+mod precision;
 mod prompts;
 
 use std::collections::HashMap;
