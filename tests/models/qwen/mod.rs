@@ -4,7 +4,6 @@ mod errors;
 mod images;
 mod masks;
 mod network;
-mod precision;
 mod prompts;
 
 use std::collections::HashMap;
