@@ -13,7 +13,6 @@ const OTHERS: [(&str, &str); 4] = [
         "eval/",
         r"(?i)\bllava\b|\bllavaw\b|\bllava(_bench|_pope|_textvqa|_in_the_wild|_questions)\w*",
     ),
-    ("config/", "folder::LLAVA|demo-llava"),
     ("cli/eval.rs", r"(?i)\bllavaw\b"),
     ("cli/", "folder::LLAVA|demo-llava|llava_steps"),
     ("config/", "folder::LLAVA"),

@@ -252,7 +252,6 @@ fn interpolate(grid: &Tensor, dim: usize, to: usize) -> Result<Tensor> {
     let device = grid.device();
     let shape = if dim == 0 { (to, 1, 1) } else { (1, to, 1) };
     let weights = Tensor::from_vec(weights, shape, device)?;
-    let grid = grid.contiguous()?;
     let rows = |places: Vec<u32>| grid.index_select(&Tensor::new(places, device)?, dim);
     let low = rows(first)?.broadcast_mul(&weights.affine(-1.0, 1.0)?)?;
     Ok((low + rows(second)?.broadcast_mul(&weights)?)?)
