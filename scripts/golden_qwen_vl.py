@@ -3,7 +3,7 @@
 
     python scripts/golden_qwen_vl.py [checkpoint ...]
 
-With names of checkpoints only those are written. Needs torch, torchvision, transformers (made with 5.24), tokenizers and
+With names of checkpoints only those are written, with `half` only half.json. Needs torch, torchvision, transformers (made with 5.24), tokenizers and
 Pillow (made with 13). `cargo test` reads only what it writes:
 
 NAME/                     config, image settings and weights (bf16); the two of COMPLETE also tokenizer and template
@@ -11,6 +11,7 @@ NAME/expected.json        prompts, token counts, positions, greedy answers
 NAME/expected.safetensors image features, logits
 NAME/masks.*              of the two: 200 random masks, logits of the last row and greedy answers
 conversations.json        30 conversations: prompts and ids
+half.json                 how far transformers strays from f32 in f16 and bf16, as golden_half.py measures it
 sizes.json                60 odd picture sizes: grids, checksums of pixels
 
 Masked tokens are masked keys of all queries (an attention mask with zeros), with explicit positions of three components.
@@ -27,9 +28,10 @@ import sys
 import golden_llava as base
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForImageTextToText,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -325,7 +327,7 @@ class Run:
             self.x[self.is_image] = self.features
             self.logits = model(**inputs).logits[0]
             again = self.forward(self.x[None], self.positions[:, None], torch.ones_like(self.ids))[0]
-        assert (again - self.logits).abs().max() < 1e-4
+        assert model.dtype != torch.float32 or (again - self.logits).abs().max() < 1e-4
 
     def forward(self, x, positions, mask):
         out = self.model.model.language_model(inputs_embeds=x, position_ids=positions, attention_mask=mask, use_cache=False)
@@ -496,6 +498,35 @@ def sizes():
     (OUT / "sizes.json").write_text(text + "\n")
 
 
+def halves(tok):
+    """Errors of features and logits, of each checkpoint, dtype and case."""
+    out = {}
+    for kind in KINDS:
+        folder = OUT / kind
+        right = load_file(folder / "expected.safetensors")
+        columns = json.loads((folder / "expected.json").read_text())["columns"]
+        out[kind] = {}
+        for name, dtype in (("f16", torch.float16), ("bf16", torch.bfloat16)):
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+            runs = {case: Run(kind, model, processor(kind, tok), case) for case in ("wide", "three")}
+            pairs = {
+                "features": [(run.features, right[f"{case}.features"]) for case, run in runs.items()],
+                "logits": [(run.logits[:, columns], right[f"{case}.logits"]) for case, run in runs.items()],
+            }
+            out[kind][name] = {what: errors(found) for what, found in pairs.items()}
+    (OUT / "half.json").write_text(json.dumps(out, indent=1) + "\n")
+
+
+def errors(pairs):
+    """Largest difference over the largest value, and the same of root mean squares."""
+    found = torch.cat([f.double().flatten() for f, _ in pairs])
+    right = torch.cat([r.double().flatten() for _, r in pairs])
+    difference = found - right
+    largest = (difference.abs().max() / right.abs().max()).item()
+    rms = (difference.square().mean().sqrt() / right.square().mean().sqrt()).item()
+    return [float(f"{largest:.4g}"), float(f"{rms:.4g}")]
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -508,6 +539,8 @@ def main():
         expected(kind, folder, model, tok)
         if kind in COMPLETE:
             masks(kind, folder, model, tok)
+    if sys.argv[1:] in ([], ["half"]):
+        halves(tok)
     if not sys.argv[1:]:
         conversations(tok)
         sizes()

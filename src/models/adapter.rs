@@ -223,7 +223,12 @@ fn named_base(dir: &Path) -> Result<Option<Base>> {
     let config = Config::read(&path)?;
     let name = config.base_model_name_or_path.unwrap_or_default();
     let candidates = [PathBuf::from(&name), dir.join(&name)];
-    if let Some(folder) = candidates.into_iter().find(|base| !name.is_empty() && base.is_dir()) {
+    // A name such as `..` is a folder from here too, but seldom that of a model.
+    let is_model = |base: &PathBuf| ["config.json", CONFIG].iter().any(|f| base.join(f).is_file());
+    let folder = candidates.iter().find(|base| !name.is_empty() && is_model(base));
+    let folder =
+        folder.or_else(|| candidates.iter().find(|base| !name.is_empty() && base.is_dir()));
+    if let Some(folder) = folder.cloned() {
         return Ok(Some(Base::Folder(folder)));
     }
     let revision = config.revision.map_or_else(String::new, |revision| format!("@{revision}"));

@@ -1,6 +1,6 @@
 //! Whole runs with every family of models: the same commands, the same promises.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -44,26 +44,42 @@ fn shards_and_runs_that_go_on_equal_one_run() {
         assert!(page.contains("image tokens visible"), "{name}");
         // Kept tokens are drawn where they are in the picture.
         assert!(page.contains("<path"), "{name}");
-        assert!(!page.contains("not drawn"), "{name}");
+        assert!(!page.contains("; not drawn"), "{name}");
     }
 }
 
-/// Pairs of a run train an adapter, which samples, merges, and is checked like any model.
+/// Four pairs in TRL's columns.
+fn pairs(dir: &Path) -> PathBuf {
+    let says = |role: &str, text: String| serde_json::json!([{"role": role, "content": [{"type": "text", "text": text}]}]);
+    let row = |i: usize| {
+        let mut prompt = says("user", format!("Describe picture {i}."));
+        prompt[0]["content"] = serde_json::json!([{"type": "image"}, prompt[0]["content"][0]]);
+        let row = serde_json::json!({
+            "images": [format!("images/{i}.png")],
+            "prompt": prompt,
+            "chosen": says("assistant", "A red bus stands at the corner.".to_owned()),
+            "rejected": says("assistant", format!("Two dogs and {i} cats walk on the road.")),
+        });
+        format!("{row}\n")
+    };
+    let file = dir.join("pairs.jsonl");
+    std::fs::write(&file, (0..4).map(row).collect::<String>()).unwrap();
+    file
+}
+
+/// Pairs train an adapter, which samples, merges, and is checked like any model.
 #[test]
 fn every_family_trains_merges_and_is_checked() {
     for name in MODELS {
         let dir = tempfile::tempdir().unwrap();
         let data = dataset(dir.path(), 4);
-        let run = dir.path().join("run");
-        succeed(&mut sweep(name, &data, &run));
-        let pairs = exports(&run).into_iter().map(|(path, _)| path);
-        let pairs = pairs.filter(|path| path.ends_with("pairs.jsonl")).max();
-        let pairs = run.join(pairs.expect("pairs"));
+        let pairs = pairs(dir.path());
         let adapter = dir.path().join("adapter");
         let mut train = bdhs();
         train.arg("train").arg("--model").arg(golden(name)).arg("--pairs").arg(&pairs);
-        train.arg("--out").arg(&adapter).args(["--projector-learning-rate", "1e-3"]);
-        succeed(train.args(["--epochs", "1", "--learning-rate", "1e-2"]));
+        train.arg("--images").arg(dir.path()).arg("--out").arg(&adapter);
+        train.args(["--projector-learning-rate", "1e-3", "--learning-rate", "1e-2"]);
+        succeed(train.args(["--epochs", "1", "--batch", "2"]));
         let adapted = dir.path().join("adapted");
         succeed(sweep(name, &data, &adapted).arg("--adapter").arg(&adapter));
         let merged = dir.path().join("merged");

@@ -378,6 +378,10 @@ fn adapters_of_peft_give_its_logits_and_merge() {
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
             std::fs::copy(dpo.join(file), adapter.join(file)).unwrap();
         }
+        let settings = adapter.join("adapter_config.json");
+        let mut named = json_file(settings.clone());
+        named["base_model_name_or_path"] = golden.copy.path().to_str().unwrap().into();
+        std::fs::write(&settings, named.to_string()).unwrap();
         let merged = golden.copy.path().join("merged");
         bdhs::models::merge::merge(&adapter, &merged).unwrap();
         let turns = [Turn { role: Role::User, text: expected["turn"].as_str().unwrap().into() }];

@@ -8,13 +8,14 @@ use regex::Regex;
 const FREE: [&str; 2] = ["models", "demo"];
 
 /// What else is called LLaVA, by room: its benchmark and its evaluation scripts; the demo's model and an option of its training.
-const OTHERS: [(&str, &str); 3] = [
+const OTHERS: [(&str, &str); 4] = [
     (
         "eval/",
         r"(?i)\bllava\b|\bllavaw\b|\bllava(_bench|_pope|_textvqa|_in_the_wild|_questions)\w*",
     ),
     ("cli/eval.rs", r"(?i)\bllavaw\b"),
     ("cli/", "folder::LLAVA|demo-llava|llava_steps"),
+    ("config/", "folder::LLAVA"),
 ];
 
 fn files(dir: &Path) -> Vec<PathBuf> {

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn bad_settings_are_named() {
     let cases: [(&str, Value, &str); 15] = [
-        ("model_type", json!("qwen2_vl"), "model type \"qwen2_vl\" is not supported"),
+        ("model_type", json!("mllama"), "model type \"mllama\" is not supported"),
         ("model_type", json!("llava_llama"), "field mm_vision_tower: is missing"),
         (
             "quantization_config",

@@ -48,7 +48,9 @@ fn copy(name: &str) -> tempfile::TempDir {
     for from in [COMPLETE[0], name] {
         for entry in std::fs::read_dir(golden(from)).unwrap() {
             let path = entry.unwrap().path();
-            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+            if path.is_file() {
+                std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+            }
         }
     }
     if name == "qwen2" {

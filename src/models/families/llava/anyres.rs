@@ -233,8 +233,8 @@ pub(super) fn pack(
 
 /// Bilinear interpolation of a grid `[.., .., H]` to `rows` x `cols`, corners not aligned, as torch's without antialiasing; in f32.
 fn shrink(grid: &Tensor, rows: usize, cols: usize) -> Result<Tensor> {
-    let across = interpolate(&grid.to_dtype(DType::F32)?, 1, cols)?;
-    Ok(interpolate(&across, 0, rows)?.to_dtype(grid.dtype())?)
+    let across = interpolate(&grid.to_dtype(DType::F32)?.contiguous()?, 1, cols)?;
+    Ok(interpolate(&across.contiguous()?, 0, rows)?.to_dtype(grid.dtype())?)
 }
 
 /// Along one dimension of `[.., .., H]`.
