@@ -132,7 +132,7 @@ impl Train {
         if config.data.skip_bad {
             bars.begin("checking pairs", None);
             let most = config.data.max_skipped;
-            pairs.leave_out(&source, config.train.loss, &pairs_file.file, most)?;
+            pairs.leave_out(&source, &config.train, &pairs_file.file, most)?;
             survey::write(&self.out, &pairs.skipped)?;
         }
         let options = Options {

@@ -210,7 +210,7 @@ fn pixels(engine: &Engine, prepared: &Prepared) -> Result<Vec<Pixels>> {
         let sample = request.sample;
         let opened = picture.open_as(engine.model.turns_pictures())?;
         let mut pixels = engine.model.preprocess_as(&opened, layout).map_err(|error| {
-            let at = format!("picture of sample {:?}, line {}", sample.id, sample.line);
+            let at = format!("picture of sample {:?}, {}", sample.id, sample.place);
             Error::invalid(picture.name(), at, error.to_string())
         })?;
         if engine.config.noise_steps > 0 {

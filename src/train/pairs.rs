@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use rayon::prelude::*;
 
 use super::sequence::{POSITIONS, Sequences, layouts};
-use super::settings::Loss;
+use super::settings::Settings;
 use crate::data::{Dataset, DatasetOptions, Picture, Reason, Skipped};
 use crate::models::{Model, Source, Turn};
 use crate::sampling::Flag;
@@ -64,7 +64,13 @@ impl Pairs {
     ///
     /// # Errors
     /// As [`read_some`] if more than the share `most` of the rows is left out; a model that cannot be loaded.
-    pub fn leave_out(&mut self, source: &Source, loss: Loss, file: &Path, most: f64) -> Result<()> {
+    pub fn leave_out(
+        &mut self,
+        source: &Source,
+        settings: &Settings,
+        file: &Path,
+        most: f64,
+    ) -> Result<()> {
         let weights = source.weights(&Device::Cpu, DType::F32)?.outline();
         let model = Model::with_weights(source.base(), &weights)?;
         let fault = |pair: &Pair| -> Option<(Reason, String)> {
@@ -75,7 +81,7 @@ impl Pairs {
                 return Some((Reason::BrokenPicture, error.to_string()));
             }
             let layouts = layouts(&model, pair);
-            match layouts.and_then(|layouts| Sequences::new(&model, pair, &layouts, loss)) {
+            match layouts.and_then(|layouts| Sequences::new(&model, pair, &layouts, settings)) {
                 Ok(_) => None,
                 Err(Error::Invalid { message, .. }) if message.contains(POSITIONS) => {
                     Some((Reason::TooLong, message))
