@@ -73,7 +73,8 @@ impl Command {
             Self::Sweep(_) | Self::Sample(_) | Self::Train(_) => true,
             Self::Eval(eval) => eval.resumes(),
             Self::Embed(_) | Self::Score(_) | Self::Merge(_) | Self::Demo(_) => false,
-            Self::Report(_) | Self::Doctor(_) | Self::Bench(_) | Self::Prompts(_) => false,
+            Self::Prompts(_) => false,
+            Self::Report(_) | Self::Doctor(_) | Self::Bench(_) => false,
         }
     }
 }

@@ -252,8 +252,11 @@ fn exports_of_every_trainer() {
     // All three are read back, and are the same pairs.
     let reference = |name: &str| {
         let out = dir.path().join(name);
-        succeed(train(cell.join(name), &out).args(["--images", "/"]));
-        lines(&out.join("reference.jsonl").with_extension("jsonl")).len()
+        // Short answers are cut by the token limit, which is a flag.
+        let toml = dir.path().join("all.toml");
+        fs::write(&toml, "train.exclude_flagged = false\n").unwrap();
+        let outcome = json(&succeed(train(cell.join(name), &out).arg(&toml)));
+        outcome["pairs"].as_u64().unwrap()
     };
     assert_eq!(["pairs.jsonl", "llama_factory.jsonl", "swift.jsonl"].map(reference), [3; 3]);
     let mut toml_error = sweep(&data, &out);

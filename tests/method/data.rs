@@ -70,7 +70,8 @@ fn said(role: Role, text: &str) -> (Role, String) {
 
 #[test]
 fn last_answer_is_the_reference_and_earlier_turns_are_context() {
-    let data = Folder::new().open(TWO_TURNS, TurnChoice::Last).unwrap();
+    let folder = Folder::new();
+    let data = folder.open(TWO_TURNS, TurnChoice::Last).unwrap();
     let sample = &all(&data)[0];
     assert_eq!(
         (sample.index, sample.id.as_str(), sample.place.as_str()),
@@ -105,7 +106,8 @@ fn first_answer_or_each_answer_on_demand() {
 fn jsonl_simple_rows_bom_crlf_and_blank_lines() {
     let text = "\u{feff}{\"id\": \"a\", \"image\": \"a.png\", \"prompt\": \"What?\", \"chosen\": \"A cat\"}\r\n\r\n   \n\
                 {\"id\": 2, \"image\": null, \"prompt\": \"Why?\", \"reference\": \"مرحبا 😀\", \"extra\": 1}\r\n";
-    let data = Folder::new().open(text, TurnChoice::Last).unwrap();
+    let folder = Folder::new();
+    let data = folder.open(text, TurnChoice::Last).unwrap();
     let rows: Vec<_> =
         all(&data).into_iter().map(|s| (s.index, s.id, s.reference, s.place)).collect();
     let row = |index, id: &str, text: &str, place: &str| {

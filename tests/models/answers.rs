@@ -131,10 +131,14 @@ fn alone(model: &Model, questions: &[Question]) -> u64 {
             let sample = Sample {
                 index: 0,
                 id: question.id.clone(),
-                images: question.image.iter().cloned().collect(),
+                images: question.image.iter().cloned().map(Into::into).collect(),
                 turns,
                 reference: String::new(),
-                line: 1,
+                rejected: None,
+                source_rejected: None,
+                flags: Vec::new(),
+                row: 1,
+                place: "line 1".into(),
             };
             let request = Request { sample: &sample, attempt: 1, guided: false };
             (engine.prepare(request).unwrap().cost() - limit) as u64

@@ -437,10 +437,9 @@ fn answers_do_not_depend_on_the_waves() {
 #[test]
 fn decode_steps_are_replayed() {
     let config = bdhs::config::demo();
-    let options = DatasetOptions::default();
-    let mut dataset =
-        Dataset::open(&embedded::resolve(&config.data.file).unwrap(), &options).unwrap();
-    dataset.samples.truncate(12);
+    let options = DatasetOptions { limit: Some(12), ..DatasetOptions::default() };
+    let file = embedded::resolve(&config.data.file.0[0]).unwrap();
+    let samples = Dataset::open(&file, &options).unwrap().read(0..12).unwrap();
     let folder = embedded::resolve(&config.model.path).unwrap();
     let model = Model::load(folder, &common::place::device(), DType::F32).unwrap();
     let (mut arena, mut images) = (None, Images::new(1 << 28));
@@ -452,7 +451,7 @@ fn decode_steps_are_replayed() {
             .with_arena(arena.take());
         let request = |sample| Request { sample, attempt: attempt.number, guided: attempt.guided };
         let prepared: Vec<Prepared> =
-            dataset.samples.iter().map(|sample| engine.prepare(request(sample)).unwrap()).collect();
+            samples.iter().map(|sample| engine.prepare(request(sample)).unwrap()).collect();
         let costs: Vec<usize> = prepared.iter().map(Prepared::cost).collect();
         for range in waves(&costs, 600) {
             engine.generate(&prepared[range], &mut images, &()).unwrap();

@@ -141,7 +141,7 @@ fn a_prompt_without_text_is_refused_whatever_is_hidden() {
     {
         let config = SamplingConfig { rho, ..SamplingConfig::default() };
         let engine = Engine::new(&model, config, 1).unwrap();
-        let mut sample = dataset.samples[0].clone();
+        let mut sample = dataset.read(0..1).unwrap().remove(0);
         sample.turns = vec![Turn { role: Role::User, text: text.into() }];
         for guided in [true, false] {
             let request = bdhs::engine::Request { sample: &sample, attempt: 1, guided };

@@ -15,8 +15,9 @@ fn a_mistake_in_the_data_costs_no_request() {
     let world = World::new();
     for (data, say) in [("absent.json", "absent.json"), ("empty.jsonl", "has no rows")] {
         fs::write(world.dir.path().join("empty.jsonl"), "").unwrap();
-        let mut command = world.sweep("tiny/llava", ["tiny/bert", "mpnet"], "out");
-        command.arg("--data").arg(world.dir.path().join(data));
+        let mut command = world.bdhs();
+        command.args(["sweep", "--model", "tiny/llava", "--encoder", "tiny/bert", "--data"]);
+        command.arg(world.dir.path().join(data)).arg("--out").arg(world.dir.path().join("out"));
         let (_, message) = world.refused(&mut command);
         assert!(message.contains(say), "{message}");
     }

@@ -117,7 +117,6 @@ fn bounds_by_option_take_the_place_of_the_checkpoints() {
     };
     let open = |source: &Source| Model::open(source, &place::device(), DType::F32);
     let narrow = open(&source(Some(1152))).unwrap();
-    let whole = Model::load(dir.path(), &place::device(), DType::F32).unwrap();
     let layout = narrow.layout(60, 60).unwrap();
     assert_eq!((layout.tokens, load("qwen2_5").layout(60, 60).unwrap().tokens), (4, 25));
     assert_eq!(narrow.preprocess(&picture(60, 60)).unwrap().tiles.dims(), [1, 3, 24, 24]);

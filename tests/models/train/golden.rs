@@ -49,7 +49,7 @@ fn tokens_are_those_of_trl_where_that_is_asked_for() {
         for (side, name) in ["reference_chosen", "reference_rejected"].iter().enumerate() {
             let wanted = pair[*name].as_f64().unwrap();
             let difference = trl[i].reference[side] - wanted;
-            assert!(difference.abs() < 2e-4, "line {}: {name}: {difference}", trl[i].pair.line);
+            assert!(difference.abs() < 2e-4, "{}: {name}: {difference}", trl[i].pair.place);
             furthest = furthest.max((whole[i].reference[side] - wanted).abs());
         }
         assert_eq!(trl[i].sequences.tokens(), whole[i].sequences.tokens());
