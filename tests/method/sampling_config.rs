@@ -97,7 +97,7 @@ fn key_of_the_default_configuration_is_pinned() {
         )
     );
     let hex: String = key(&default).hash().iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, "4c629f0bdf9c369afcfc5d53ac1e5ba4f5416248b7c976b5e767950888cf4bf3");
+    assert_eq!(hex, "cd067a309bb22a2886356bcae22f74a080703b6c17036297aac080a28595b7c0");
 }
 
 // ---- configuration ----
