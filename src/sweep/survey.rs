@@ -21,6 +21,9 @@ pub(super) const SKIPPED: &str = "skipped.jsonl";
 /// What a person can do about rows that are of no use.
 pub const ADVICE: &str = "--skip-bad (data.skip_bad = true) leaves such rows out, counts them and lists them in skipped.jsonl";
 /// Samples whose pictures are in memory at a time.
+/// Why a sample is of no use, and in words; none for a sample that is.
+type Fault = Option<(Reason, String)>;
+
 const CHUNK: usize = 64;
 
 /// The content hashes of every sample's pictures. With `check`, samples that are of no use are left out of the data set on
@@ -48,7 +51,7 @@ pub(super) fn survey(
     for first in (0..count).step_by(CHUNK) {
         checkpoint(progress)?;
         let samples = dataset.read(first..count.min(first + CHUNK))?;
-        let looked: Vec<(Vec<[u8; 32]>, Option<(Reason, String)>)> = samples
+        let looked: Vec<(Vec<[u8; 32]>, Fault)> = samples
             .par_iter()
             .map(|sample| {
                 let hashes = sample.images.iter().map(|image| image.content_hash());

@@ -101,8 +101,9 @@ fn a_corrected_command_runs_in_the_same_folder() {
     let data = dataset(dir.path(), 2);
     for shard in [None, Some("1/2")] {
         let out = dir.path().join(shard.map_or("whole", |_| "part"));
-        let mut wrong = sweep(&data, &out);
-        wrong.args(["--max-response-tokens", "100000", "--seed", "7"]);
+        let mut wrong = bdhs();
+        let too_many = |arg| if arg == "48" { OsStr::new("100000") } else { arg };
+        wrong.args(sweep(&data, &out).get_args().map(too_many)).args(["--seed", "7"]);
         wrong.args(shard.iter().flat_map(|shard| ["--shard", shard]));
         let text = ends(&mut wrong, 3);
         assert!(text.contains("positions"), "{text}");

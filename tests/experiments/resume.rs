@@ -23,7 +23,7 @@ fn kill_at_twenty_random_moments_changes_no_byte() {
     let begun = Instant::now();
     succeed(&mut small_sweep(&data, &calm));
     let whole = begun.elapsed();
-    assert_eq!(exports(&calm).len(), 20, "two encoders, five thresholds, two formats");
+    assert_eq!(exports(&calm).len(), 30, "two encoders, five thresholds, two formats and a card");
 
     let (mut killed, mut finished, mut state) = (0, 0, 0x2545_f491_4f6c_dd1d_u64);
     let mut out = dir.path().join("run-0");

@@ -42,7 +42,7 @@ fn sweep_prints_the_whole_grid_as_one_json_document() {
     let stored: Value =
         serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap();
     assert_eq!(stored["cells"], summary["cells"]);
-    assert_eq!(exports(&out).len(), 20);
+    assert_eq!(exports(&out).len(), 30);
 }
 
 /// Where memory runs out, a run goes on with less at a time, and says so; its answers stay.

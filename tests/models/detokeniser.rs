@@ -193,7 +193,8 @@ fn by_definition(context: &str, whole: &str) -> String {
     }
     let (mut a, mut b) = (context.chars().peekable(), whole.chars().peekable());
     while a.peek().is_some() && a.peek() == b.peek() {
-        (a.next(), b.next());
+        a.next();
+        b.next();
     }
     let lost: usize = a.map(char::len_utf8).sum();
     let rest: Vec<char> = b.collect();

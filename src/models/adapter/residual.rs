@@ -131,9 +131,9 @@ fn eigenvectors(matrix: &Tensor, count: usize) -> Result<Tensor> {
                 let turn =
                     |x: &mut [f64]| (x[p], x[q]) = (c * x[p] - s * x[q], s * x[p] + c * x[q]);
                 a.iter_mut().for_each(|row| turn(row));
-                for k in 0..n {
-                    let (x, y) = (a[p][k], a[q][k]);
-                    (a[p][k], a[q][k]) = (c * x - s * y, s * x + c * y);
+                let (before, from) = a.split_at_mut(q);
+                for (at_p, at_q) in before[p].iter_mut().zip(&mut from[0]) {
+                    (*at_p, *at_q) = (c * *at_p - s * *at_q, s * *at_p + c * *at_q);
                 }
                 v.iter_mut().for_each(|row| turn(row));
             }

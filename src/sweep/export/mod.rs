@@ -153,14 +153,14 @@ impl<'a> Exporter<'a> {
             done.files.push(file.path().to_owned());
             file.commit()?;
             if let Some((name, text)) = (layout.beside)(cell) {
-                write_file(&folder.join(name), text.as_bytes())?;
+                write_file(folder.join(name), text.as_bytes())?;
                 done.files.push(folder.join(name));
             }
         }
         done.files.push(path);
         parquet.commit()?;
         let card = self.card(cell, options, &done);
-        write_file(&folder.join("README.md"), card.as_bytes())?;
+        write_file(folder.join("README.md"), card.as_bytes())?;
         done.files.push(folder.join("README.md"));
         Ok(done)
     }
