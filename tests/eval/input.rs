@@ -264,7 +264,7 @@ fn judge_replies() {
     let text = [reply(0, "I'm sorry, I cannot."), reply(1, "")].join("\n");
     let path = write(dir.path(), "replies.jsonl", &text);
     for name in ["llava", "lmms-eval", "vlmevalkit", "strict"] {
-        let replies = replies(&[path.clone()]);
+        let replies = replies(std::slice::from_ref(&path));
         let error = run("llavaw", &folder(dir.path()), &protocol(name), &replies).unwrap_err();
         assert!(error.to_string().contains("no reply holds a grade"), "{name}: {error}");
     }

@@ -497,8 +497,8 @@ fn compare<T: Float>(calls: &[T], graph: &[T]) -> Result<()> {
     let largest = calls.iter().map(|&x| x.value().abs()).fold(0.0, f32::max);
     let differs = |(a, b): (&T, &T)| {
         let difference = (a.value() - b.value()).abs();
-        // So that what is no number is a difference.
-        !(difference <= T::BOUND * largest)
+        // What is no number is a difference.
+        difference.is_nan() || difference > T::BOUND * largest
     };
     let different = calls.iter().zip(graph).filter(|&pair| differs(pair)).count();
     if different == 0 {

@@ -15,6 +15,7 @@ macro_rules! layouts {
             $(#[$about])*
             #[repr(C)]
             #[derive(Debug, Clone, Copy, Default, PartialEq)]
+            #[allow(missing_docs, reason = "the kernels' headers say what the fields are")]
             pub struct $name { $(pub $field: $ty,)* }
         )*
 

@@ -70,10 +70,13 @@ fn driver_error(op: &'static str, what: &'static str) -> impl Fn(DriverError) ->
 
 macro_rules! device_repr {
     ($($name:ident),*) => {
-        // SAFETY: `repr(C)` structs of integers and floats, without padding, as the kernels declare them
-        // (tests/ops/cuda_args.rs); all bits zero is a value.
-        $(unsafe impl DeviceRepr for args::$name {}
-        unsafe impl ValidAsZeroBits for args::$name {})*
+        $(
+            // SAFETY: a `repr(C)` struct of integers and floats, without padding, as the kernels declare it
+            // (tests/ops/cuda_args.rs).
+            unsafe impl DeviceRepr for args::$name {}
+            // SAFETY: all bits zero is a value of integers and floats.
+            unsafe impl ValidAsZeroBits for args::$name {}
+        )*
     };
 }
 device_repr!(

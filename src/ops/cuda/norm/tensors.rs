@@ -8,14 +8,14 @@ use super::super::{Queue, Rows, Values};
 use super::{Norm, norm};
 use crate::Result;
 use crate::ops::cuda::pool::Output;
-use crate::ops::norm::Law;
+use crate::ops::norm::NormKind;
 
 /// A tensor's storage with its layout.
 pub(in crate::ops) type Operand<'a> = (&'a CudaStorage, &'a Layout);
 
 /// A call of the candle op.
 pub(in crate::ops) struct Call<'a> {
-    pub(in crate::ops) law: Law,
+    pub(in crate::ops) kind: NormKind,
     pub(in crate::ops) residual: Option<Operand<'a>>,
     pub(in crate::ops) weight: Operand<'a>,
     pub(in crate::ops) bias: Option<Operand<'a>>,
@@ -33,7 +33,7 @@ fn rows<'a>(what: &'static str, (storage, layout): Operand<'a>) -> Result<Rows<'
 pub(in crate::ops) fn forward(x: Operand<'_>, call: &Call<'_>) -> Result<CudaStorage> {
     let maybe = |what, operand: Option<_>| operand.map(|operand| rows(what, operand)).transpose();
     let norm = Norm {
-        law: call.law,
+        kind: call.kind,
         residual: maybe("residual", call.residual)?,
         weight: rows("weight", call.weight)?,
         bias: maybe("bias", call.bias)?,
