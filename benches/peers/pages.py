@@ -244,7 +244,14 @@ def grid_text(summary):
         lines.append("")
     one = summary["candidates_if_independent"]
     made = summary["candidates_generated"]
-    return [*lines, f"{summary['samples']} samples, {made:,} candidates generated; {one:,} if each cell were a run of its own ({one / made:.1f} x)."]
+    flags = ", ".join(f"{name} {count}" for name, count in summary["flags"].items() if count)
+    lines.append(f"{summary['samples']} samples, {made:,} candidates generated; {one:,} if each cell were a run of its own ({one / made:.1f} x).")
+    lines += ["", f"Flags of candidates: {flags or 'none'}."]
+    for encoder in summary["truncation"]:
+        if encoder["candidates"] or encoder["references"]:
+            cut = " and ".join(f"{100 * encoder[of]:.1f} % of {of}" for of in ("candidates", "references"))
+            lines.append(f"{encoder['encoder']} ({encoder['max_tokens']} tokens) cuts {cut}.")
+    return lines
 
 
 def scores_table(with_image, without):
@@ -272,9 +279,9 @@ def readme_speed(results):
         f"- **Sampling**, ten photos of {model['image_tokens']:,} image tokens, f32, 2 CPU cores ({date}): one cell takes {one['seconds']:.1f} s, a grid of {grid['cells']} cells "
         f"{grid['seconds']:.1f} s. The same method written with transformers: {seconds(one, 'dropped')} and {seconds(grid, 'dropped')} where masked tokens are left out "
         f"({size['dropped']} a batch), {seconds(one, 'hidden')} and {seconds(grid, 'hidden')} where they are hidden (`scripts/bench-sample`)."
-        + (" A peer that batches ten attempts was not timed in this run; with masked tokens left out it is 2.6 to 3 times as fast." if max_batch == 1 else ""),
+        + (" A peer that batches ten attempts was not timed in this run; with masked tokens left out it is 2.6 to 3 times as fast (timed by hand)." if max_batch == 1 else ""),
         f"- **Sentence encoders** ({encode['machine']['date']}, a CPU with AVX-512): {span(encode, 'sentence-transformers', 'f32')} the speed of sentence-transformers in f32, "
-        f"{span(encode, 'sentence-transformers', 'bf16')} in bf16 (`scripts/bench-encode`). On a CPU with AVX2 alone the gain is smaller: about 1.05 x for MiniLM in f32.",
+        f"{span(encode, 'sentence-transformers', 'bf16')} in bf16 (`scripts/bench-encode`). On a CPU with AVX2 alone the gain is smaller: about 1.05 x for MiniLM in f32 (timed by hand, no result file).",
         f"- **Slower than a peer**: top 10 takes {1 / max(top):.2f} to {1 / min(top):.2f} times as long as faiss; row-wise cosine on one thread is behind simsimd in f32 and bf16 "
         f"(`scripts/bench-ops`, {features}).",
     ]
@@ -300,13 +307,6 @@ def readme_gpu(results):
     ]
 
 
-def build_cost(results):
-    report = results("benches/results/build-cost.json")
-    lines = ["| command | state | CPU, s | wall, s |", "|---|---|---|---|"]
-    lines += [f"| `{row['command']}` | {row['state']} | {row['cpu_seconds']:,.0f} | {row['wall_seconds']:,.0f} |" for row in report["rows"]]
-    return [*lines, "", report["note"]]
-
-
 BLOCKS = {
     "readme-speed": readme_speed,
     "readme-gpu": readme_gpu,
@@ -321,7 +321,6 @@ BLOCKS = {
     "grid-photos": lambda r: grid_text(r("docs/results/photos.summary.json")),
     "grid-captions": lambda r: grid_text(r("docs/results/captions.summary.json")),
     "demo-scores": lambda r: scores_table(r("docs/results/demo.eval.json"), r("docs/results/demo.eval-masked.json")),
-    "build-cost": build_cost,
 }
 
 
